@@ -1,0 +1,137 @@
+"""The main job in one call: a model becomes a graph, the graph becomes parameters, the parameters go into a copy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.graph.graph import ComputationGraph
+from ghnqat_sdk.graph.trace import trace
+from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
+from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
+from ghnqat_sdk.parameters import PredictionReport, copy_into
+from ghnqat_sdk.quantization.bits import Bits, parse_bits
+from ghnqat_sdk.quantization.calibrate import calibrate
+from ghnqat_sdk.quantization.convert import fake_quantized_layers, to_fake_quantized
+
+Head = Literal["auto", "predict", "keep"]
+
+
+def predict_quantized_params(
+    model: nn.Module,
+    bits: Bits = (4, 4),
+    *,
+    hypernetwork: str | Path | GraphHypernetwork = DEFAULT,
+    revision: str | None = None,
+    example_inputs: Any = None,
+    calibration: Iterable[Any] | None = None,
+    head: Head = "auto",
+    inplace: bool = False,
+) -> nn.Module:
+    """A fake-quantized copy of `model` whose parameters come from a hypernetwork (GHN-QAT, Yun & Wong 2023).
+
+    The copy has the float model's `state_dict` keys, dtypes, devices, `requires_grad` and mode; `model` itself, its
+    buffers and the RNG state are untouched. Evaluate it after `calibrate`, or pass `calibration`.
+
+    Args:
+        model: Any CNN.
+        bits: (weight, activation), each 2 to 8, or 32 for float.
+        hypernetwork: "default" for the weights that ship with the package, a Hub repo id, a local folder, or an
+            object.
+        revision: Branch, tag or commit of a Hub repo.
+        example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments; needed only where shapes
+            cannot be guessed. Only their shapes are used.
+        calibration: Batches for `calibrate`, called on the result.
+        head: What happens to a classifier whose class count differs from the hypernetwork's: "auto" keeps the
+            user's values and reports it, "predict" predicts it all the same. "keep" keeps every classifier.
+        inplace: Change `model` itself and return it.
+
+    Returns:
+        The fake-quantized model; `prediction_report` tells what was predicted.
+
+    Raises:
+        ArgumentError: a wrong argument.
+        TraceError: the model could not be traced.
+        CheckpointError: the hypernetwork could not be loaded.
+
+    Example:
+        >>> import torch, torchvision
+        >>> from ghnqat_sdk import calibrate, predict_quantized_params
+        >>> qmodel = predict_quantized_params(torchvision.models.resnet18(num_classes=10), bits=(4, 4))
+        >>> report = calibrate(qmodel, [torch.randn(64, 3, 32, 32)])
+        >>> qmodel.eval()(torch.randn(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+    bits = parse_bits(bits)
+    _check_arguments(model, head)
+    network = hypernetwork
+    if not isinstance(network, GraphHypernetwork):
+        network = load_pretrained(network, revision=revision)
+    graph = trace(model, example_inputs).with_bits(bits)
+    predicted, kept = _predict(network, graph, head)
+    result = model if inplace else copy.deepcopy(model)
+    kept |= {n: "not floating-point" for n, p in result.named_parameters() if not p.is_floating_point()}
+    report = copy_into(result, predicted, kept)
+    state = to_fake_quantized(result, bits, network.config.ranges)
+    result.ghnqat_report = PredictionReport(report.predicted, report.kept, state.unquantized)  # type: ignore[assignment]
+    if calibration is not None:
+        calibrate(result, calibration)
+    return result
+
+
+def prediction_report(qmodel: nn.Module) -> PredictionReport:
+    """Which parameters of `qmodel` were predicted, and why others were kept; together they are all of them.
+
+    Raises:
+        ArgumentError: the model does not come from `predict_quantized_params`.
+    """
+    report = getattr(qmodel, "ghnqat_report", None)
+    if not isinstance(report, PredictionReport):
+        raise ArgumentError(
+            f"This {type(qmodel).__name__} was not made by predict_quantized_params. Write "
+            f"qmodel = predict_quantized_params(model); prediction_report(qmodel)."
+        )
+    return report
+
+
+def _check_arguments(model: Any, head: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            f"model is a {type(model).__name__}; expected an nn.Module. Write, for example, "
+            f"predict_quantized_params(torchvision.models.resnet18())."
+        )
+    if head not in ("auto", "predict", "keep"):
+        raise ArgumentError(f"head={head!r} is unknown. Write head='auto', head='predict' or head='keep'.")
+    if fake_quantized_layers(model):
+        raise ArgumentError(
+            f"This {type(model).__name__} is fake-quantized already. Write predict_quantized_params(to_float(qmodel)) "
+            f"to predict it again."
+        )
+
+
+@torch.no_grad()
+def _predict(
+    network: GraphHypernetwork, graph: ComputationGraph, head: Head
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Predicted tensors, and the reasons for what is kept."""
+    kept = dict(graph.unreached)
+    kept |= {name: reason for name, reason in _kept_heads(graph, network.config.num_classes, head)}
+    (predicted,) = network([graph])
+    return {name: tensor for name, tensor in predicted.items() if name not in kept}, kept
+
+
+def _kept_heads(graph: ComputationGraph, num_classes: int, head: Head) -> Iterable[tuple[str, str]]:
+    for node in graph.nodes:
+        if node.op != "classifier" or not node.parameters or head == "predict":
+            continue
+        classes = node.parameters[0].shape[0]
+        if head == "auto" and classes == num_classes:
+            continue
+        reason = "head='keep'" if head == "keep" else f"classifier of {classes} classes; the hypernetwork's has {num_classes}"
+        yield from ((p.name, reason) for n in graph.nodes if n.module == node.module for p in n.parameters)

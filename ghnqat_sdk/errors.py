@@ -1,0 +1,27 @@
+"""One family of errors: every message says what came, what was expected, and what to write instead."""
+
+from __future__ import annotations
+
+
+class GhnqatError(Exception):
+    """Base of every error that ghnqat_sdk raises on purpose."""
+
+
+class ArgumentError(GhnqatError, ValueError):
+    """An argument has the wrong type, value or shape."""
+
+
+class TraceError(GhnqatError, RuntimeError):
+    """A model could not be turned into a computation graph."""
+
+
+class CheckpointError(GhnqatError, RuntimeError):
+    """A hypernetwork's files are missing, damaged, or of another version."""
+
+
+class DataError(GhnqatError, RuntimeError):
+    """A data set is missing, empty, or holds something other than images."""
+
+
+class UncalibratedWarning(UserWarning):
+    """An evaluation that depends on its batch, because `calibrate` has not been called."""

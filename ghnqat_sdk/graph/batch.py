@@ -1,0 +1,92 @@
+"""Graphs as padded tensors: what an encoder reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ghnqat_sdk.graph.graph import FLOAT_BITS, ComputationGraph, Node
+
+BIT_ANCHORS = (2, 4, 8, FLOAT_BITS)
+"""Bit-widths with an embedding of their own; those between are interpolated."""
+
+FEATURES = 12
+"""Numbers that describe a node's shape and place."""
+
+
+@dataclass(frozen=True)
+class GraphBatch:
+    """B graphs padded to the same number N of nodes.
+
+    Attributes:
+        ops: (B, N) int64, index of each node's type in the vocabulary.
+        features: (B, N, 12) float32, sizes on a log scale and place in the order.
+        weight_bits, activation_bits: (B, N, 4) float32, each row a point between the anchors 2, 4, 8 and 32.
+        paths: (B, N, N) int64; entry (u, v) is the length of the shortest path from u to v, 0 for none up to s_max.
+        mask: (B, N) bool, true for nodes, false for padding.
+    """
+
+    ops: Tensor
+    features: Tensor
+    weight_bits: Tensor
+    activation_bits: Tensor
+    paths: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device | str) -> GraphBatch:
+        """The same batch on another device."""
+        return GraphBatch(**{name: value.to(device) for name, value in vars(self).items()})
+
+
+def batch_graphs(graphs: Sequence[ComputationGraph], vocabulary: Mapping[str, int], s_max: int) -> GraphBatch:
+    """Pad and stack graphs; `vocabulary` gives each node type's index, "other" standing in for unknown ones."""
+    size = max(len(graph) for graph in graphs)
+    ops = torch.zeros(len(graphs), size, dtype=torch.int64)
+    features = torch.zeros(len(graphs), size, FEATURES)
+    weight_bits, activation_bits = (torch.zeros(len(graphs), size, len(BIT_ANCHORS)) for _ in range(2))
+    paths = torch.zeros(len(graphs), size, size, dtype=torch.int64)
+    mask = torch.zeros(len(graphs), size, dtype=torch.bool)
+    for row, graph in enumerate(graphs):
+        n = len(graph)
+        ops[row, :n] = torch.tensor([vocabulary.get(node.op, vocabulary["other"]) for node in graph.nodes])
+        features[row, :n] = torch.tensor([_features(node, i, n) for i, node in enumerate(graph.nodes)])
+        weight_bits[row, :n] = torch.tensor([_anchored(node.bits[0]) for node in graph.nodes])
+        activation_bits[row, :n] = torch.tensor([_anchored(node.bits[1]) for node in graph.nodes])
+        paths[row, :n, :n] = graph.shortest_paths(s_max)
+        mask[row, :n] = True
+    return GraphBatch(ops, features, weight_bits, activation_bits, paths, mask)
+
+
+def _anchored(bits: int) -> list[float]:
+    """Linear interpolation between the two anchors around `bits`."""
+    weights = [0.0] * len(BIT_ANCHORS)
+    for i, (low, high) in enumerate(zip(BIT_ANCHORS, BIT_ANCHORS[1:], strict=False)):
+        if low <= bits <= high:
+            weights[i], weights[i + 1] = (high - bits) / (high - low), (bits - low) / (high - low)
+            break
+    return weights
+
+
+def _features(node: Node, index: int, size: int) -> list[float]:
+    """Sizes on a log2 scale, divided so that most lie in 0 … 1."""
+    shape = node.parameters[0].shape if node.parameters else ()
+    out_channels = shape[0] if shape else 1
+    in_channels = shape[1] if len(shape) > 1 else 1
+    return [
+        math.log2(max(out_channels, 1)) / 8,
+        math.log2(max(in_channels, 1)) / 8,
+        math.log2(max(in_channels * node.kernel[0] * node.kernel[1], 1)) / 12,
+        node.kernel[0] / 4,
+        node.kernel[1] / 4,
+        math.log2(max(node.stride)),
+        math.log2(max(node.dilation)),
+        math.log2(max(node.groups, 1)) / 8,
+        float(bool(node.parameters)),
+        index / size,
+        (size - index) / 64,
+        math.log2(size) / 8,
+    ]

@@ -1,0 +1,129 @@
+"""A CNN as a frozen graph: nodes with parameter shapes and bit-widths, and the shortest paths between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ghnqat_sdk.graph.ops import BY_NAME, Role
+
+if TYPE_CHECKING:
+    import networkx
+
+FLOAT_BITS = 32
+"""The bit-width that stands for "not quantized"."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One tensor that the hypernetwork predicts: its name in the model, its shape and its role in the node."""
+
+    name: str
+    shape: tuple[int, ...]
+    role: Role
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation of a CNN.
+
+    Attributes:
+        op: A name of `ghnqat_sdk.graph.ops.VOCABULARY`.
+        module: Qualified name of the module that ran it, "" for the model itself.
+        parameters: The parameters that it alone introduces (a shared tensor belongs to the node that used it first).
+        kernel, stride, dilation: (height, width); (1, 1) where they mean nothing.
+        groups: Groups of a convolution.
+        bits: (weight, activation) bit-widths, 32 for float.
+    """
+
+    op: str
+    module: str = ""
+    parameters: tuple[Parameter, ...] = ()
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    bits: tuple[int, int] = (FLOAT_BITS, FLOAT_BITS)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether this kind of node has a fake-quantized weight and input."""
+        return BY_NAME[self.op].quantized
+
+
+@dataclass(frozen=True)
+class ComputationGraph:
+    """A CNN as operations in order of execution and the data flow between them.
+
+    Attributes:
+        nodes: N operations, in a topological order.
+        edges: Pairs (source, target) of node indices, source < target.
+        unreached: Parameters that no node claims, name to reason.
+    """
+
+    nodes: tuple[Node, ...]
+    edges: tuple[tuple[int, int], ...]
+    unreached: Mapping[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    @cached_property
+    def parameters(self) -> dict[str, Parameter]:
+        """Every parameter that a node claims, by name."""
+        return {parameter.name: parameter for node in self.nodes for parameter in node.parameters}
+
+    def with_bits(self, bits: tuple[int, int] | Callable[[Node], tuple[int, int]]) -> ComputationGraph:
+        """The same graph with other bit-widths: one (weight, activation) pair, or a function of the node."""
+        choose = bits if callable(bits) else lambda _: bits
+        other = ComputationGraph(tuple(replace(n, bits=choose(n)) for n in self.nodes), self.edges, self.unreached)
+        other.__dict__.update({k: v for k, v in self.__dict__.items() if k.startswith("_paths_")})
+        return other
+
+    def shortest_paths(self, s_max: int) -> Tensor:
+        """Directed shortest-path lengths up to `s_max`: virtual edges (GHN-2, Knyazev et al. 2021).
+
+        Returns:
+            (N, N) int8; entry (u, v) is the number of edges from u to v, 0 where there is no path of at most `s_max`.
+        """
+        key = f"_paths_{s_max}"
+        if key not in self.__dict__:
+            self.__dict__[key] = _shortest_paths(len(self.nodes), self.edges, s_max)
+        return self.__dict__[key]
+
+    def to_networkx(self) -> networkx.DiGraph:
+        """The graph for networkx: node attributes are the fields of `Node`, indices are the keys."""
+        import networkx
+
+        graph = networkx.DiGraph()
+        for index, node in enumerate(self.nodes):
+            graph.add_node(index, **{name: getattr(node, name) for name in Node.__dataclass_fields__})
+        graph.add_edges_from(self.edges)
+        return graph
+
+
+def _shortest_paths(size: int, edges: tuple[tuple[int, int], ...], s_max: int) -> Tensor:
+    """Breadth-first search from every node, `s_max` steps: linear in the number of nodes for CNNs."""
+    successors: list[list[int]] = [[] for _ in range(size)]
+    for source, target in edges:
+        successors[source].append(target)
+    sources, targets, lengths = [], [], []
+    for start in range(size):
+        seen, frontier = {start}, [start]
+        for length in range(1, s_max + 1):
+            frontier = [t for t in dict.fromkeys(t for s in frontier for t in successors[s]) if t not in seen]
+            if not frontier:
+                break
+            seen.update(frontier)
+            sources += [start] * len(frontier)
+            targets += frontier
+            lengths += [length] * len(frontier)
+    paths = torch.zeros(size, size, dtype=torch.int8)
+    if sources:
+        paths[torch.tensor(sources), torch.tensor(targets)] = torch.tensor(lengths, dtype=torch.int8)
+    return paths

@@ -1,0 +1,161 @@
+"""Graph encoders: a batch of computation graphs to one embedding for each node.
+
+Each encoder is a config and a module side by side; `EncoderConfig` is their union. To add one, write both here and
+add the config to the union.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from ghnqat_sdk.graph.batch import BIT_ANCHORS, FEATURES, GraphBatch
+
+
+class NodeEmbedding(nn.Module):
+    """Type, sizes and bit-widths of every node as one vector: (B, N, d)."""
+
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.op = nn.Embedding(vocabulary, width)
+        self.features = nn.Sequential(nn.Linear(FEATURES, width), nn.GELU(), nn.Linear(width, width))
+        self.weight_bits = nn.Linear(len(BIT_ANCHORS), width, bias=False)
+        self.activation_bits = nn.Linear(len(BIT_ANCHORS), width, bias=False)
+
+    def forward(self, batch: GraphBatch) -> Tensor:
+        bits = self.weight_bits(batch.weight_bits) + self.activation_bits(batch.activation_bits)
+        return self.op(batch.ops) + self.features(batch.features) + bits
+
+
+class GatedGraphConfig(BaseModel):
+    """GHN-2's encoder: a gated graph network with virtual edges (Knyazev et al. 2021)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    type: Literal["gated-graph"] = "gated-graph"
+    width: int = Field(32, ge=4, le=1024)
+    """Size d of a node's embedding."""
+    rounds: int = Field(1, ge=1, le=16)
+    """Forward-and-backward passes over the graph."""
+
+    def build(self, vocabulary: int, s_max: int) -> nn.Module:
+        """The encoder for a vocabulary of node types."""
+        return GatedGraphEncoder(self, vocabulary)
+
+
+class GatedGraphEncoder(nn.Module):
+    """One pass along the data flow and one against it; each node hears all nodes up to s_max steps behind it.
+
+    m_v = Σ_u MLP(h_u) over direct neighbours + Σ_u MLP_vp(h_u) / s_uv over virtual edges; h_v = GRU(h_v, m_v).
+    Nodes whose longest path from the input has the same length never hear each other, so a level is updated at once:
+    the same result as node by node, in as many steps as the graph is deep.
+    """
+
+    def __init__(self, config: GatedGraphConfig, vocabulary: int) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = NodeEmbedding(vocabulary, config.width)
+        self.neighbour, self.virtual = (
+            nn.Sequential(nn.Linear(config.width, config.width // 2), nn.ReLU(), nn.Linear(config.width // 2, config.width))
+            for _ in range(2)
+        )
+        self.cell = nn.GRUCell(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(self, batch: GraphBatch) -> Tensor:
+        hidden = self.embedding(batch)
+        direct = (batch.paths == 1).to(hidden.dtype)
+        virtual = torch.where(batch.paths > 1, 1.0 / batch.paths.clamp(min=1), 0.0).to(hidden.dtype)
+        for _ in range(self.config.rounds):
+            for edges, far in ((direct.mT, virtual.mT), (direct, virtual)):
+                hidden = self._sweep(hidden, edges, far, _levels(edges))
+        return self.norm(hidden)
+
+    def _sweep(self, hidden: Tensor, edges: Tensor, far: Tensor, levels: Tensor) -> Tensor:
+        """`edges` and `far` (B, N, N): row v holds the weights of the nodes that v hears."""
+        for level in range(int(levels.max()) + 1):
+            at = (levels == level).nonzero(as_tuple=True)
+            heard = edges[at].unsqueeze(1) @ self.neighbour(hidden)[at[0]]
+            heard = heard + far[at].unsqueeze(1) @ self.virtual(hidden)[at[0]]
+            hidden = hidden.index_put(at, self.cell(heard.squeeze(1), hidden[at]))
+        return hidden
+
+
+def _levels(edges: Tensor) -> Tensor:
+    """(B, N): length of the longest path of direct edges into each node."""
+    levels = torch.zeros(edges.shape[:2], dtype=torch.int64, device=edges.device)
+    while True:
+        deeper = (edges * (levels + 1).unsqueeze(1)).amax(dim=2).long()
+        if torch.equal(deeper, levels):
+            return levels
+        levels = deeper
+
+
+class TransformerConfig(BaseModel):
+    """Graph transformer: attention among nodes at most s_max apart, biased by their directed distance (after GHN-3)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    type: Literal["transformer"] = "transformer"
+    width: int = Field(64, ge=8, le=2048)
+    """Size d of a node's embedding."""
+    layers: int = Field(3, ge=1, le=48)
+    heads: int = Field(4, ge=1, le=64)
+
+    def build(self, vocabulary: int, s_max: int) -> nn.Module:
+        """The encoder for a vocabulary of node types and virtual edges up to `s_max`."""
+        return TransformerEncoder(self, vocabulary, s_max)
+
+
+class TransformerEncoder(nn.Module):
+    """Pre-norm transformer over the nodes and one summary token that hears and is heard by every node."""
+
+    def __init__(self, config: TransformerConfig, vocabulary: int, s_max: int) -> None:
+        super().__init__()
+        self.config, self.s_max = config, s_max
+        self.embedding = NodeEmbedding(vocabulary, config.width)
+        self.summary = nn.Parameter(torch.zeros(config.width))
+        # Buckets: 0 itself, 1 … s_max ahead, s_max + 1 … 2 s_max behind, then to and from the summary token.
+        self.distance = nn.Embedding(2 * s_max + 3, config.layers * config.heads)
+        nn.init.normal_(self.distance.weight, std=0.02)
+        self.layers = nn.ModuleList(_Block(config.width, config.heads) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(self, batch: GraphBatch) -> Tensor:
+        size, count = batch.ops.shape
+        hidden = torch.cat([self.summary.expand(size, 1, -1), self.embedding(batch)], dim=1)
+        for layer, bias in zip(self.layers, self._biases(batch), strict=True):
+            hidden = layer(hidden, bias)
+        return self.norm(hidden[:, 1:])
+
+    def _biases(self, batch: GraphBatch) -> Tensor:
+        """(layers, B, heads, N + 1, N + 1), -inf between nodes that are more than s_max apart."""
+        ahead, behind = batch.paths, batch.paths.mT
+        size, count = batch.ops.shape
+        buckets = torch.full((size, count + 1, count + 1), 2 * self.s_max + 1, device=ahead.device)
+        buckets[:, :, 0] = 2 * self.s_max + 2
+        buckets[:, 1:, 1:] = torch.where(ahead > 0, ahead, torch.where(behind > 0, behind + self.s_max, 0))
+        itself = torch.eye(count, dtype=torch.bool, device=ahead.device)
+        apart = F.pad((ahead + behind == 0) & ~itself, (1, 0, 1, 0)) | F.pad(~batch.mask, (1, 0)).unsqueeze(1)
+        biases = self.distance(buckets).masked_fill(apart.unsqueeze(-1), float("-inf"))
+        return biases.permute(3, 0, 1, 2).unflatten(0, (self.config.layers, self.config.heads)).transpose(1, 2)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm1(hidden)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        hidden = hidden + self.out(attended.transpose(1, 2).flatten(2))
+        return hidden + self.mlp(self.norm2(hidden))
+
+
+EncoderConfig = Annotated[GatedGraphConfig | TransformerConfig, Field(discriminator="type")]

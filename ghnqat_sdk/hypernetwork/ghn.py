@@ -1,0 +1,79 @@
+"""The graph hypernetwork: computation graphs in, one dictionary of parameters for each graph out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from ghnqat_sdk.graph.batch import batch_graphs
+from ghnqat_sdk.graph.graph import ComputationGraph, Node, Parameter
+from ghnqat_sdk.graph.ops import VOCABULARY
+from ghnqat_sdk.hypernetwork.decoder import Decoder, DecoderConfig
+from ghnqat_sdk.hypernetwork.encoders import EncoderConfig, TransformerConfig
+from ghnqat_sdk.parameters import normalise
+from ghnqat_sdk.quantization.quantizers import ClippedRanges, Ranges
+
+
+class HypernetworkConfig(BaseModel):
+    """Everything that rebuilds a hypernetwork around its weights; saved as config.json beside them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    format: Literal[1] = 1
+    """Version of this file's layout."""
+    encoder: EncoderConfig = TransformerConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    num_classes: int = Field(10, ge=2, le=100_000)
+    """Classes of the data set it was trained on."""
+    s_max: int = Field(10, ge=1, le=100)
+    """Longest shortest path that becomes a virtual edge."""
+    ranges: Ranges = ClippedRanges()
+    """How the networks it was trained on find their quantization ranges."""
+    vocabulary: tuple[str, ...] = VOCABULARY
+    """Node types in the order of their embeddings."""
+
+
+class GraphHypernetwork(nn.Module):
+    """Predicts all parameters of unseen CNNs from their graphs, in one pass (GHN-QAT, Yun & Wong 2023).
+
+    Conditioned on every node's bit-widths, so that one hypernetwork serves all of them.
+
+    Example:
+        >>> import ghnqat_sdk as gq
+        >>> from torch import nn
+        >>> graph = gq.trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())).with_bits((4, 4))
+        >>> gq.GraphHypernetwork()([graph])[0]["0.weight"].shape
+        torch.Size([8, 3, 3, 3])
+    """
+
+    def __init__(self, config: HypernetworkConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or HypernetworkConfig()
+        self.encoder = config.encoder.build(len(config.vocabulary), config.s_max)
+        self.decoder = Decoder(config.decoder, config.encoder.width, config.num_classes)
+        self._index = {name: i for i, name in enumerate(config.vocabulary)}
+
+    def forward(self, graphs: Sequence[ComputationGraph]) -> list[dict[str, Tensor]]:
+        """A dictionary of parameter name to tensor for each graph, in the graphs' order.
+
+        Tensors of one shape and kind are decoded together, across graphs.
+        """
+        device = next(self.parameters()).device
+        hidden = self.encoder(batch_graphs(graphs, self._index, self.config.s_max).to(device))  # (B, N, d)
+        groups: dict[tuple[object, ...], list[tuple[int, int, Node, Parameter]]] = defaultdict(list)
+        for row, graph in enumerate(graphs):
+            for column, node in enumerate(graph.nodes):
+                for parameter in node.parameters:
+                    key = (node.op, parameter.role, parameter.shape)
+                    groups[key].append((row, column, node, parameter))
+        predicted: list[dict[str, Tensor]] = [{} for _ in graphs]
+        for members in groups.values():
+            _, _, node, parameter = members[0]
+            chosen = hidden[[m[0] for m in members], [m[1] for m in members]]  # (M, d)
+            tensors = normalise(self.decoder(chosen, node, parameter), node, parameter).unbind(0)
+            for (row, _, _, member), tensor in zip(members, tensors, strict=True):
+                predicted[row][member.name] = tensor
+        return predicted

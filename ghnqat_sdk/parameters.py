@@ -1,0 +1,99 @@
+"""Predicted tensors on their way into a model: scaling by role, functional use in training, checked copy in the SDK."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ghnqat_sdk.errors import GhnqatError
+from ghnqat_sdk.graph.graph import Node, Parameter
+
+
+def normalise(raw: Tensor, node: Node, parameter: Parameter) -> Tensor:
+    """Scale a decoded tensor of about unit variance for its role (GHN-2, Knyazev et al. 2021).
+
+    Weights: raw · sqrt(β / fan_in), β = 2, or 1 for depthwise convolutions and classifiers. Gains: 2·sigmoid(raw / 2),
+    around 1. Biases: tanh(0.2 · raw). Slopes of PReLU: around 0.25. Tables (tokens, positions): 0.02 · raw.
+
+    Args:
+        raw: (..., *parameter.shape), unit variance.
+        node: The node that the parameter belongs to.
+        parameter: Its shape and role.
+    """
+    if parameter.role == "weight":
+        fan_in = math.prod(parameter.shape[1:]) or 1
+        beta = 1.0 if node.op in ("depthwise_conv", "classifier") else 2.0
+        return raw * math.sqrt(beta / fan_in)
+    if parameter.role == "scale":
+        return 2 * torch.sigmoid(raw / 2)
+    if parameter.role == "slope":
+        return 0.5 * torch.sigmoid(raw / 2)
+    return 0.02 * raw if parameter.role == "table" else torch.tanh(0.2 * raw)
+
+
+def apply_functionally(
+    model: nn.Module, parameters: Mapping[str, Tensor], inputs: Sequence[Tensor] | Tensor
+) -> Tensor:
+    """Run `model` with `parameters` in place of its own; gradients reach whatever computed them."""
+    inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    return torch.func.functional_call(model, dict(parameters), inputs)
+
+
+@dataclass(frozen=True)
+class PredictionReport:
+    """Which parameters of a model were predicted; `predicted` and `kept` together are all of them.
+
+    Attributes:
+        predicted: Names, in the model's order.
+        kept: Name to the reason why the user's value stayed.
+        unquantized: Layers left in float, name to reason.
+    """
+
+    predicted: tuple[str, ...]
+    kept: dict[str, str] = field(default_factory=dict)
+    unquantized: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.predicted)} parameters predicted, {len(self.kept)} kept"]
+        lines += [f"  kept {name}: {reason}" for name, reason in self.kept.items()]
+        lines += [f"  not quantized {name or 'model'}: {reason}" for name, reason in self.unquantized.items()]
+        return "\n".join(lines)
+
+
+def copy_into(model: nn.Module, predicted: Mapping[str, Tensor], kept: Mapping[str, str]) -> PredictionReport:
+    """Copy predicted tensors into the parameters of `model`, in place, and account for every parameter.
+
+    Args:
+        model: The model to change; dtype, device and requires_grad of its parameters stay.
+        predicted: Tensors by parameter name.
+        kept: Reasons for parameters that are not predicted.
+
+    Raises:
+        GhnqatError: a tensor has another shape than its parameter, holds NaN or infinity, or a parameter is
+            neither predicted nor kept with a reason.
+    """
+    parameters = dict(model.named_parameters())
+    _check(parameters, predicted, kept)
+    with torch.no_grad():
+        for name, value in predicted.items():
+            parameters[name].copy_(value)
+    return PredictionReport(
+        tuple(name for name in parameters if name in predicted),
+        {name: kept[name] for name in parameters if name not in predicted},
+    )
+
+
+def _check(parameters: Mapping[str, Tensor], predicted: Mapping[str, Tensor], kept: Mapping[str, str]) -> None:
+    for name, value in predicted.items():
+        if name not in parameters or parameters[name].shape != value.shape:
+            wanted = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+            raise GhnqatError(f"Predicted {name!r} has shape {tuple(value.shape)}; the model has {wanted}.")
+        if not torch.isfinite(value).all():
+            raise GhnqatError(f"Predicted {name!r} holds NaN or infinity; the hypernetwork's weights are damaged.")
+    missing = [name for name in parameters if name not in predicted and name not in kept]
+    if missing:
+        raise GhnqatError(f"Neither predicted nor kept with a reason: {missing}. This is a bug; please report it.")

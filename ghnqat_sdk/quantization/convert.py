@@ -1,0 +1,232 @@
+"""Model to fake-quantized model and back, in place, with the `state_dict` keys of the float model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from ghnqat_sdk.errors import ArgumentError, UncalibratedWarning
+from ghnqat_sdk.graph.graph import FLOAT_BITS
+from ghnqat_sdk.quantization.bits import Bits
+from ghnqat_sdk.quantization.quantizers import ClippedRanges, FakeQuantizer, MinMaxRanges
+
+
+@dataclass
+class QuantizationState:
+    """What the layers of one fake-quantized model know in common.
+
+    Attributes:
+        bits: Resolved (weight, activation) bits by module name.
+        unquantized: Layers with a weight that are left in float, name to reason.
+        calibrated: Whether evaluation uses stored statistics and ranges instead of those of the batch.
+        warn: Whether an uncalibrated evaluation still has to be pointed out.
+    """
+
+    bits: dict[str, Bits] = field(default_factory=dict)
+    unquantized: dict[str, str] = field(default_factory=dict)
+    calibrated: bool = False
+    warn: bool = True
+
+    def check_calibrated(self) -> bool:
+        """Whether to use stored statistics; says once that they are missing."""
+        if not self.calibrated and self.warn:
+            self.warn = False
+            warnings.warn(
+                "This fake-quantized model is evaluated before calibration: batch norm uses the statistics of each "
+                "batch, and activation ranges follow each batch, so a result depends on what is batched together. "
+                "Call ghnqat_sdk.calibrate(model, batches) to make it deployable.",
+                UncalibratedWarning,
+                stacklevel=3,
+            )
+        return self.calibrated
+
+
+class _FakeQuantizedLayer:
+    """What the fake-quantized layers share: their two quantizers and the model's state."""
+
+    weight: Tensor
+    bias: Tensor | None
+    training: bool
+    input_quantizer: FakeQuantizer
+    weight_quantizer: FakeQuantizer
+    quantization: QuantizationState
+
+    def quantized(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The input and the weight, both fake-quantized."""
+        if not self.training and self.input_quantizer.bits != FLOAT_BITS:
+            self.quantization.check_calibrated()
+        return self.input_quantizer(x), self.weight_quantizer(self.weight)
+
+
+class _FakeQuantizedConv(_FakeQuantizedLayer):
+    _conv_forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+    def forward(self, input: Tensor) -> Tensor:
+        x, weight = self.quantized(input)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class FakeQuantizedConv1d(_FakeQuantizedConv, nn.Conv1d):
+    """`nn.Conv1d` whose weight and input are fake-quantized."""
+
+
+class FakeQuantizedConv2d(_FakeQuantizedConv, nn.Conv2d):
+    """`nn.Conv2d` whose weight and input are fake-quantized."""
+
+
+class FakeQuantizedConv3d(_FakeQuantizedConv, nn.Conv3d):
+    """`nn.Conv3d` whose weight and input are fake-quantized."""
+
+
+class FakeQuantizedLinear(_FakeQuantizedLayer, nn.Linear):
+    """`nn.Linear` whose weight and input are fake-quantized."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        x, weight = self.quantized(input)
+        return F.linear(x, weight, self.bias)
+
+
+class _FakeQuantizedConvTranspose(_FakeQuantizedLayer):
+    functional: Callable[..., Tensor]
+    spatial_dims: int
+
+    def forward(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        x, weight = self.quantized(input)
+        padding = self._output_padding(
+            x, output_size, self.stride, self.padding, self.kernel_size, self.spatial_dims, self.dilation
+        )
+        return type(self).functional(
+            x, weight, self.bias, self.stride, self.padding, padding, self.groups, self.dilation
+        )
+
+
+class FakeQuantizedConvTranspose1d(_FakeQuantizedConvTranspose, nn.ConvTranspose1d):
+    """`nn.ConvTranspose1d` whose weight and input are fake-quantized."""
+
+    functional, spatial_dims = staticmethod(F.conv_transpose1d), 1
+
+
+class FakeQuantizedConvTranspose2d(_FakeQuantizedConvTranspose, nn.ConvTranspose2d):
+    """`nn.ConvTranspose2d` whose weight and input are fake-quantized."""
+
+    functional, spatial_dims = staticmethod(F.conv_transpose2d), 2
+
+
+class FakeQuantizedConvTranspose3d(_FakeQuantizedConvTranspose, nn.ConvTranspose3d):
+    """`nn.ConvTranspose3d` whose weight and input are fake-quantized."""
+
+    functional, spatial_dims = staticmethod(F.conv_transpose3d), 3
+
+
+class _CalibratedBatchNorm:
+    """Batch norm that evaluates with the statistics of the batch until the model is calibrated.
+
+    Predicted weights come without running statistics; the buffers of the user's model belong to other weights.
+    """
+
+    quantization: QuantizationState
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        if self.training or self.quantization.check_calibrated():
+            return super().forward(input)
+        self._check_input_dim(input)
+        if input.numel() // input.shape[1] < 2:
+            raise ArgumentError(
+                f"Batch norm got an input of shape {tuple(input.shape)}, one value per channel, before calibration, "
+                f"when it needs the statistics of a batch. Call ghnqat_sdk.calibrate(model, batches) first, or pass "
+                f"two or more images."
+            )
+        return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
+
+
+class CalibratedBatchNorm1d(_CalibratedBatchNorm, nn.BatchNorm1d):
+    """`nn.BatchNorm1d` that uses batch statistics until calibration."""
+
+
+class CalibratedBatchNorm2d(_CalibratedBatchNorm, nn.BatchNorm2d):
+    """`nn.BatchNorm2d` that uses batch statistics until calibration."""
+
+
+class CalibratedBatchNorm3d(_CalibratedBatchNorm, nn.BatchNorm3d):
+    """`nn.BatchNorm3d` that uses batch statistics until calibration."""
+
+
+LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: FakeQuantizedConv1d,
+    nn.Conv2d: FakeQuantizedConv2d,
+    nn.Conv3d: FakeQuantizedConv3d,
+    nn.ConvTranspose1d: FakeQuantizedConvTranspose1d,
+    nn.ConvTranspose2d: FakeQuantizedConvTranspose2d,
+    nn.ConvTranspose3d: FakeQuantizedConvTranspose3d,
+    nn.Linear: FakeQuantizedLinear,
+}
+NORMS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: CalibratedBatchNorm1d,
+    nn.BatchNorm2d: CalibratedBatchNorm2d,
+    nn.BatchNorm3d: CalibratedBatchNorm3d,
+}
+_FLOAT = {quantized: original for original, quantized in (LAYERS | NORMS).items()}
+
+
+def quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The convolutions and linear layers of a float model that `to_fake_quantized` would change, by name."""
+    return {name: module for name, module in model.named_modules() if type(module) in LAYERS}
+
+
+def fake_quantized_layers(model: nn.Module) -> dict[str, Any]:
+    """The fake-quantized convolutions and linear layers of a model, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, _FakeQuantizedLayer)}
+
+
+def to_fake_quantized(
+    model: nn.Module,
+    bits: Bits,
+    ranges: MinMaxRanges | ClippedRanges,
+    *,
+    noise: bool = False,
+    warn: bool = True,
+) -> QuantizationState:
+    """Make every convolution and linear layer of `model` fake-quantized, in place, the first and the last included.
+
+    Layers change class and keep everything else (parameters, hooks, names, identity), so `state_dict` keys stay.
+
+    Args:
+        model: Any model; modules of other types are left alone.
+        bits: (weight, activation).
+        ranges: Rule that gives a tensor's range.
+        noise: NoiseQuant instead of SimQuant.
+        warn: Whether an evaluation before calibration is pointed out.
+
+    Returns:
+        The state that all the layers share.
+    """
+    state = QuantizationState(warn=warn)
+    for name, module in list(model.named_modules()):
+        if type(module) in LAYERS:
+            module.__class__ = LAYERS[type(module)]
+            module.input_quantizer = FakeQuantizer(bits[1], "activation", ranges, noise)
+            module.weight_quantizer = FakeQuantizer(bits[0], "weight", ranges, noise)
+            module.quantization = state
+            state.bits[name] = bits
+        elif type(module) in NORMS:
+            module.__class__ = NORMS[type(module)]
+            module.quantization = state
+        elif isinstance(module, tuple(LAYERS)) or hasattr(module, "in_proj_weight"):
+            state.unquantized[name] = f"{type(module).__qualname__} computes with its weight in a way of its own"
+    return state
+
+
+def to_float(model: nn.Module) -> nn.Module:
+    """Undo `to_fake_quantized` in place: the layers are torch's own again, parameters and buffers as they stand."""
+    for module in model.modules():
+        if type(module) in _FLOAT:
+            module.__class__ = _FLOAT[type(module)]
+            for name in ("input_quantizer", "weight_quantizer"):
+                module._modules.pop(name, None)
+            del module.quantization
+    return model

@@ -1,0 +1,127 @@
+"""Accuracy of predicted networks on images, graph by graph, with the paper's protocol or a calibrated one."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
+from ghnqat_sdk.parameters import apply_functionally
+from ghnqat_sdk.quantization.bits import Bits
+from ghnqat_sdk.quantization.calibrate import calibrate
+from ghnqat_sdk.training.datasets import ImageSet
+from ghnqat_sdk.training.objective import prepare_network
+from ghnqat_sdk.training.spaces import Architecture
+
+Protocol = Literal["paper", "calibrated"]
+PAPER_BATCH = 64
+"""Images in a batch, and so in its statistics, under the paper's protocol."""
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """Accuracies in percent over graphs: mean, standard error of the mean, maximum, and each graph's own."""
+
+    mean: float
+    sem: float
+    max: float
+    graphs: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Statistic:
+        """Summary of one figure for each graph."""
+        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+        return cls(statistics.fmean(values), deviation / math.sqrt(len(values)), max(values), tuple(values))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ± {self.sem:.1f}; {self.max:.1f}"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Top-1 and top-5 over a set of graphs."""
+
+    top1: Statistic
+    top5: Statistic
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def evaluate_graphs(
+    hypernetwork: GraphHypernetwork,
+    architectures: Iterable[Architecture],
+    images: ImageSet,
+    bits: Bits,
+    *,
+    protocol: Protocol = "paper",
+    calibration: Sequence[Tensor] | None = None,
+    device: torch.device | str = "cpu",
+    progress: Callable[[Iterable[Architecture]], Iterable[Architecture]] = iter,
+) -> Evaluation:
+    """Predict the parameters of every architecture and classify `images` with them.
+
+    Args:
+        hypernetwork: Predicts all parameters, the classifier's included.
+        architectures: Networks of the space.
+        images: What to classify.
+        bits: (weight, activation).
+        protocol: "paper": batch statistics and dynamic activation ranges in batches of 64; "calibrated": statistics
+            and ranges fixed from `calibration` beforehand.
+        calibration: Batches (N, 3, H, W) for the calibrated protocol.
+        device: Where the networks run.
+        progress: Wraps the architectures, as tqdm does.
+
+    Raises:
+        ArgumentError: an unknown protocol, no architectures, or the calibrated protocol without batches.
+    """
+    if protocol not in ("paper", "calibrated"):
+        raise ArgumentError(f"protocol={protocol!r} is unknown. Write 'paper' or 'calibrated'.")
+    if protocol == "calibrated" and not calibration:
+        raise ArgumentError("protocol='calibrated' needs images. Pass calibration=[batch, ...], each (N, 3, H, W).")
+    top1, top5 = [], []
+    for architecture in progress(architectures):
+        model = _predicted_model(hypernetwork, architecture, bits, device)
+        if protocol == "calibrated":
+            calibrate(model, [batch.to(device) for batch in calibration or ()])
+        first, fifth = _accuracies(model, images, device)
+        top1.append(first)
+        top5.append(fifth)
+    if not top1:
+        raise ArgumentError("There are no architectures to evaluate. Pass at least one.")
+    return Evaluation(Statistic.of(top1), Statistic.of(top5))
+
+
+@torch.no_grad()
+def _predicted_model(
+    hypernetwork: GraphHypernetwork, architecture: Architecture, bits: Bits, device: torch.device | str
+) -> nn.Module:
+    config = hypernetwork.config
+    network = prepare_network(architecture, bits, config.ranges, config.num_classes)
+    (predicted,) = hypernetwork([network.graph])
+    model = network.model.to_empty(device=device)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+    model.load_state_dict(predicted, strict=False)
+    return model.to(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def _accuracies(model: nn.Module, images: ImageSet, device: torch.device | str) -> tuple[float, float]:
+    """Top-1 and top-5 in percent."""
+    first = fifth = 0
+    for batch, labels in images.batches(PAPER_BATCH):
+        best = model(batch.to(device)).topk(min(5, len(images.classes)), dim=1).indices.cpu()
+        hits = best == labels[:, None]
+        first += int(hits[:, :1].sum())
+        fifth += int(hits.sum())
+    return 100 * first / len(images), 100 * fifth / len(images)

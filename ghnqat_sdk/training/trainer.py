@@ -1,0 +1,351 @@
+"""The training loop: hypernetwork → parameters of a meta-batch of networks → their losses → one step.
+
+Everything random in step t of process r is drawn from generators seeded by (seed, t, r), so that a resumed run sees
+the same architectures, images and bit-widths as an uninterrupted one, and gives the same weights on a CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ghnqat_sdk.errors import ArgumentError, CheckpointError
+from ghnqat_sdk.graph.graph import FLOAT_BITS
+from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
+from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, save_pretrained
+from ghnqat_sdk.quantization.bits import Bits
+from ghnqat_sdk.training.checkpoint import load_training_state, save_training_state, write_atomically
+from ghnqat_sdk.training.config import RunConfig
+from ghnqat_sdk.training.datasets import ImageSet, augment, normalise_images
+from ghnqat_sdk.training.distributed import Processes
+from ghnqat_sdk.training.evaluate import evaluate_graphs
+from ghnqat_sdk.training.objective import NetworkLoss, network_loss, prepare_network
+from ghnqat_sdk.training.spaces import Architecture, ArchitectureSpace
+
+RUN_FILE = "run.json"
+BEST_FOLDER = "best"
+LAST_FOLDER = "last"
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with its state.
+
+    Attributes:
+        step: Optimizer steps done.
+        skipped_networks: Networks left out because their loss or gradient was not finite.
+        skipped_steps: Steps without an update, because nothing finite was left.
+        best: Best validation figure so far, mean top-1 in percent over the trained bit-widths.
+        seconds: Training time, interruptions left out.
+    """
+
+    step: int = 0
+    skipped_networks: int = 0
+    skipped_steps: int = 0
+    best: float = -1.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step of this process measured.
+
+    Attributes:
+        loss: Mean over the networks with a finite loss.
+        gradient_norm: Before clipping.
+        learning_rate: Of this step.
+        networks: (bits such as "W4/A4", loss, batch accuracy) of each network.
+    """
+
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    networks: tuple[tuple[str, float, float], ...]
+
+
+class Trainer:
+    """Trains one hypernetwork in one folder.
+
+    The folder holds `run.json` (the config), `checkpoint.safetensors` (the state, to resume from), `log.jsonl`, and
+    `last/` and `best/`: the averaged weights as `load_pretrained` reads them.
+
+    Args:
+        config: The run.
+        folder: Where it lives; a folder that holds another run is refused.
+        train, validation: Image sets; only rank 0 validates.
+        processes: This process's place among all; a single process by default.
+        device: Where the networks run.
+        initial: Weights to start from: anything that `load_pretrained` takes; only used for a new run.
+        tensorboard: Log losses and validation figures to the folder's `tensorboard/` (needs tensorboard).
+
+    Raises:
+        ArgumentError: the folder holds a run with another config, or `initial` has another architecture.
+        CheckpointError: the saved state is damaged.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: str | Path,
+        train: ImageSet,
+        validation: ImageSet,
+        *,
+        processes: Processes | None = None,
+        device: str | torch.device = "cpu",
+        initial: str | Path | None = None,
+        tensorboard: bool = False,
+    ) -> None:
+        self.config, self.folder = config, Path(folder)
+        self.train_images, self.validation_images = train, validation
+        self.processes = processes or Processes()
+        self.device = torch.device(device)
+        self.space = ArchitectureSpace("train")
+        torch.manual_seed(config.seed)
+        self.model = GraphHypernetwork(config.hypernetwork).to(self.device)
+        if initial is not None:
+            _copy_weights(self.model, load_pretrained(initial))
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+        self.optimizer = torch.optim.AdamW(_parameter_groups(self.model, config.weight_decay), lr=config.learning_rate)
+        self.progress = Progress()
+        self._recent: list[StepReport] = []
+        self.writer = _tensorboard_writer(self.folder) if tensorboard and self.processes.rank == 0 else None
+
+    def resume(self) -> bool:
+        """Continue from the folder's state, if there is one; says whether there was."""
+        saved = self.folder / RUN_FILE
+        if saved.exists() and RunConfig.model_validate_json(saved.read_text()) != self.config:
+            raise ArgumentError(
+                f"{str(saved)!r} holds another run. Resume with that config (--config {saved}), or choose another "
+                f"--output folder."
+            )
+        state = load_training_state(self.folder)
+        if state is None:
+            return False
+        self._restore(*state)
+        return True
+
+    def run(self) -> Iterator[StepReport]:
+        """Train to the end, yielding after every step; checkpoints and validates as the config says."""
+        self._start_folder()
+        started = time.monotonic() - self.progress.seconds
+        while self.progress.step < self.config.steps:
+            report = self._step(self.progress.step)
+            self.progress.step += 1
+            self.progress.seconds = time.monotonic() - started
+            self._write_scalars(report)
+            last = self.progress.step == self.config.steps
+            if last or self.progress.step % self.config.validate_every == 0:
+                self._validate()
+            if last or self.progress.step % self.config.checkpoint_every == 0:
+                self._save()
+            yield report
+
+    # One step
+
+    def _step(self, step: int) -> StepReport:
+        config = self.config
+        self._set_learning_rate(step)
+        draw = random.Random(f"{config.seed}/{step}/{self.processes.rank}")
+        torch.manual_seed(draw.getrandbits(62))
+        chosen = [(self._draw_architecture(draw), self._draw_bits(draw, step)) for _ in range(config.meta_batch)]
+        networks = [
+            prepare_network(a, bits, config.hypernetwork.ranges, config.hypernetwork.num_classes, config.noise)
+            for a, bits in chosen
+        ]
+        predicted = self.model([network.graph for network in networks])
+        results = []
+        for network, parameters in zip(networks, predicted, strict=True):
+            images, labels = self._draw_images(draw)
+            results.append(network_loss(network, parameters, images, labels, config.label_smoothing))
+        self.optimizer.zero_grad()
+        self._backward(predicted, results)
+        norm = self._update()
+        by_bits = tuple(
+            ("W{}/A{}".format(*bits), r.loss, r.accuracy) for (_, bits), r in zip(chosen, results, strict=True)
+        )
+        finite = [r.loss for r in results if math.isfinite(r.loss)]
+        return StepReport(sum(finite) / max(len(finite), 1), norm, self.optimizer.param_groups[0]["lr"], by_bits)
+
+    def _backward(self, predicted: list[dict[str, Tensor]], results: list[NetworkLoss]) -> None:
+        """One backward pass of the hypernetwork for all networks with finite gradients."""
+        tensors, gradients = [], []
+        for parameters, result in zip(predicted, results, strict=True):
+            if not math.isfinite(result.loss) or not all(g.isfinite().all() for g in result.gradients.values()):
+                self.progress.skipped_networks += 1
+                continue
+            share = self._network_share(result) / len(results)
+            for name, gradient in result.gradients.items():
+                tensors.append(parameters[name])
+                gradients.append(gradient * share)
+        if self.config.penalty:
+            squares = [t.square().mean() for parameters in predicted for t in parameters.values()]
+            tensors.append(self.config.penalty * torch.stack(squares).sum() / len(predicted))
+            gradients.append(torch.ones((), device=self.device))
+        if tensors:
+            torch.autograd.backward(tensors, gradients)
+
+    def _network_share(self, result: NetworkLoss) -> float:
+        """Factor that keeps one network, an exploding one without norm above all, from outweighing the others."""
+        norm = torch.stack([g.norm() for g in result.gradients.values()]).norm().item()
+        return min(1.0, self.config.network_clip_norm / max(norm, 1e-12))
+
+    def _update(self) -> float:
+        """Average gradients over processes, clip, step; returns the gradient's norm before clipping."""
+        parameters = list(self.model.parameters())
+        self.processes.average_gradients(parameters)
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip_norm).item()
+        if not math.isfinite(norm) or norm == 0.0:
+            self.progress.skipped_steps += 1
+            return norm
+        self.optimizer.step()
+        self.average.update_parameters(self.model)
+        return norm
+
+    def _draw_architecture(self, draw: random.Random) -> Architecture:
+        while True:
+            architecture = self.space[draw.randrange(len(self.space))]
+            if architecture.macs <= self.config.max_macs:
+                return architecture
+
+    def _draw_bits(self, draw: random.Random, step: int) -> Bits:
+        if step < self.config.float_phase * self.config.steps:
+            return FLOAT_BITS, FLOAT_BITS
+        return draw.choices([b.bits for b in self.config.bits], [b.share for b in self.config.bits])[0]
+
+    def _draw_images(self, draw: random.Random) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(draw.getrandbits(62))
+        chosen = torch.randint(len(self.train_images), (self.config.image_batch,), generator=generator)
+        batch = self.train_images.take(chosen)
+        images = augment(normalise_images(batch.images), generator)
+        return images.to(self.device), batch.labels.to(self.device)
+
+    def _set_learning_rate(self, step: int) -> None:
+        config = self.config
+        warmup = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+        done = max(0.0, (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1))
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+    # Validation and state
+
+    def averaged(self) -> GraphHypernetwork:
+        """The hypernetwork with averaged weights, in evaluation mode."""
+        return self.average.module.eval()
+
+    def _validate(self) -> None:
+        """Mean top-1 of unseen validation networks on validation images; the best weights so far go to `best/`."""
+        if self.processes.rank == 0:
+            images = self.validation_images.sample(self.config.validation_images, self.config.seed)
+            space = ArchitectureSpace("val")
+            affordable = (a for a in space if a.macs <= self.config.max_macs)
+            chosen = [a for a, _ in zip(affordable, range(self.config.validation_graphs), strict=False)]
+            figures = {}
+            for share in self.config.bits:
+                result = evaluate_graphs(self.averaged(), chosen, images, share.bits, device=self.device)
+                figures["W{}/A{}".format(*share.bits)] = result.top1.mean
+            mean = sum(figures.values()) / len(figures)
+            self._log({"validation": figures, "mean": mean, **_averages(self._recent)})
+            self._recent.clear()
+            if self.writer:
+                self.writer.add_scalars("validation", figures, self.progress.step)
+            if mean > self.progress.best:
+                self.progress.best = mean
+                save_pretrained(self.averaged(), self.folder / BEST_FOLDER)
+            save_pretrained(self.averaged(), self.folder / LAST_FOLDER)
+        self.processes.wait()
+
+    def _log(self, entry: dict[str, object]) -> None:
+        where = {"step": self.progress.step, "seconds": round(self.progress.seconds, 1)}
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(where | entry) + "\n")
+
+    def _write_scalars(self, report: StepReport) -> None:
+        self._recent.append(report)
+        if self.writer:
+            self.writer.add_scalar("loss", report.loss, self.progress.step)
+            self.writer.add_scalar("gradient norm", report.gradient_norm, self.progress.step)
+            self.writer.add_scalar("learning rate", report.learning_rate, self.progress.step)
+            self.writer.add_scalar("skipped networks", self.progress.skipped_networks, self.progress.step)
+
+    def _start_folder(self) -> None:
+        if self.processes.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / RUN_FILE, self.config.model_dump_json(indent=2).encode())
+        self.processes.wait()
+
+    def _save(self) -> None:
+        if self.processes.rank == 0:
+            tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
+            tensors |= {f"average.{name}": t for name, t in self.average.state_dict().items()}
+            names = {id(p): name for name, p in self.model.named_parameters()}
+            for parameter, state in self.optimizer.state.items():
+                tensors |= {f"optimizer.{names[id(parameter)]}.{key}": value for key, value in state.items()}
+            save_training_state(self.folder, tensors, vars(self.progress) | {"processes": self.processes.size})
+        self.processes.wait()
+
+    def _restore(self, tensors: dict[str, Tensor], facts: dict[str, object]) -> None:
+        if facts.pop("processes", 1) != self.processes.size:
+            raise ArgumentError(
+                f"The run in {str(self.folder)!r} was made with another number of processes than "
+                f"{self.processes.size}; a resumed run needs the same number to stay the same run."
+            )
+        try:
+            self.model.load_state_dict(_with_prefix(tensors, "model."))
+            self.average.load_state_dict(_with_prefix(tensors, "average."))
+            for name, parameter in self.model.named_parameters():
+                self.optimizer.state[parameter] = _with_prefix(tensors, f"optimizer.{name}.")
+            self.progress = Progress(**facts)  # type: ignore[arg-type]
+        except (RuntimeError, TypeError) as error:
+            raise CheckpointError(f"The state in {str(self.folder)!r} does not fit its config: {error}") from error
+
+
+def _averages(reports: list[StepReport]) -> dict[str, object]:
+    """Mean training loss and accuracy by bits over some steps, networks with a non-finite loss left out."""
+    seen: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for report in reports:
+        for bits, loss, accuracy in report.networks:
+            if math.isfinite(loss):
+                seen[bits].append((loss, 100 * accuracy))
+    means = {bits: [round(sum(column) / len(pairs), 3) for column in zip(*pairs, strict=True)] for bits, pairs in seen.items()}
+    return {"training": means}
+
+
+def _tensorboard_writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ArgumentError('TensorBoard is not installed. Write pip install "ghnqat-sdk[train]".') from error
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Matrices decay; biases, gains and embeddings, which have few or rare gradients, do not."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    decayed = [p for p in model.parameters() if p.ndim > 1 and id(p) not in embeddings]
+    kept = [p for p in model.parameters() if p.ndim <= 1 or id(p) in embeddings]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+def _copy_weights(model: GraphHypernetwork, initial: GraphHypernetwork) -> None:
+    try:
+        model.load_state_dict(initial.state_dict())
+    except RuntimeError as error:
+        raise ArgumentError(
+            f"The initial weights belong to another architecture ({error}). Use a config whose 'hypernetwork' equals "
+            f"that of the initial weights."
+        ) from error
