@@ -24,8 +24,9 @@ from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, push_to_hub, sav
 from ghnqat_sdk.parameters import PredictionReport
 from ghnqat_sdk.quantization.calibrate import CalibrationReport, calibrate
 from ghnqat_sdk.quantization.convert import to_float
+from ghnqat_sdk.version import __version__
 
-__version__ = "0.1.0"
+
 
 __all__ = [
     "ArgumentError",
@@ -41,6 +42,7 @@ __all__ = [
     "PredictionReport",
     "TraceError",
     "UncalibratedWarning",
+    "__version__",
     "calibrate",
     "load_pretrained",
     "predict_quantized_params",

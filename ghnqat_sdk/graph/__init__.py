@@ -1,0 +1,1 @@
+"""Computation graphs of CNNs: vocabulary, values, tracing."""

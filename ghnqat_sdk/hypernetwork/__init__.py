@@ -1,0 +1,1 @@
+"""Graph hypernetworks: encoders, decoder, files."""

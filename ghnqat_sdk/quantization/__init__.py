@@ -1,0 +1,1 @@
+"""Fake quantization: numerics, modules, conversion, calibration."""

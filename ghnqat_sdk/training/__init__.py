@@ -1,0 +1,1 @@
+"""Training of hypernetworks: architecture space, data, loop, evaluation. Nothing in the core imports it."""
