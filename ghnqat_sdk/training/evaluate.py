@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,7 @@ from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.parameters import apply_functionally
 from ghnqat_sdk.quantization.bits import Bits
 from ghnqat_sdk.quantization.calibrate import calibrate
-from ghnqat_sdk.training.datasets import ImageSet
+from ghnqat_sdk.training.datasets import ImageSet, load_images
 from ghnqat_sdk.training.objective import prepare_network
 from ghnqat_sdk.training.spaces import Architecture
 
@@ -54,6 +55,12 @@ class Evaluation:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+def calibration_batches(root: str | Path, seed: int, count: int = 512) -> list[Tensor]:
+    """Training images of a data folder for the calibrated protocol, in batches of 64."""
+    images = load_images(root, "train").sample(count, seed)
+    return [batch for batch, _ in images.batches(PAPER_BATCH)]
 
 
 def evaluate_graphs(

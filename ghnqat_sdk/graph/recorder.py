@@ -1,0 +1,260 @@
+"""Records the torch calls of one run as nodes and edges."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ghnqat_sdk.errors import TraceError
+from ghnqat_sdk.graph.graph import ComputationGraph, Node, Parameter
+from ghnqat_sdk.graph.ops import BY_FUNCTION, Op, Role
+
+_SHAPE_PRESERVING = frozenset(
+    "batch_norm group_norm layer_norm instance_norm relu relu6 hardswish silu gelu leaky_relu sigmoid tanh".split()
+)
+"""Node types whose output has its input's shape: torch's meta kernels for them take up to a millisecond each."""
+
+_NEEDS_TWO = frozenset(("sum", "product", "concat"))
+"""Node types that mean nothing with a single source of data and no parameter."""
+
+_EXTRA_ROLE: dict[str, Role] = {"sum": "shift", "product": "scale", "matmul": "weight", "multi_head_attention": "weight"}
+"""Role of a parameter that enters a node outside its slots; a table elsewhere."""
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor inside nested tuples, lists, dicts and dataclasses."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from tensors_in(getattr(value, field.name))
+
+
+class Recorder(TorchFunctionMode):
+    """Sees every torch call as the model wrote it (a convolution, an addition), nested calls left out.
+
+    Args:
+        parameters: The tensors that stand for the model's parameters in this run, by name.
+        shapes_only: Whether the run is on meta tensors, where shapes are all that matters.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], shapes_only: bool) -> None:
+        super().__init__()
+        self.nodes: list[Node] = []
+        self.edges: set[tuple[int, int]] = set()
+        self.shapes_only = shapes_only
+        self.parameters = parameters
+        self._data: dict[int, tuple[int, ...]] = {}  # tensor id → nodes whose output it holds
+        self._origin: dict[int, tuple[str, ...]] = {}  # tensor id → parameters it is made of
+        self._claimed: set[str] = set()
+        self._used: set[str] = set()
+        self._alive: list[Any] = list(parameters.values())  # ids stay unique while their tensors live
+        self._modules: list[str] = [""]
+        for name, tensor in parameters.items():
+            if tensor.is_floating_point():
+                self._origin[id(tensor)] = (name,)
+
+    # What the tracer calls
+
+    def enter(self, module: str | None) -> None:
+        """A module starts to run; None for one outside the model."""
+        self._modules.append(self._modules[-1] if module is None else module)
+
+    def leave(self) -> None:
+        """The innermost module is done."""
+        self._modules.pop()
+
+    def add_input(self, tensor: Tensor) -> None:
+        """Make `tensor` an input of the graph."""
+        self._alive.append(tensor)
+        self._data[id(tensor)] = (self._add(Node("input"), ()),)
+
+    def finish(self, outputs: Sequence[Tensor]) -> ComputationGraph:
+        """The graph that ends in `outputs`."""
+        sources = self._sources(outputs)
+        if not sources:
+            raise TraceError("The model's output does not depend on its input, or holds no tensor.")
+        self._add(Node("output"), sources)
+        self._mark_classifiers()
+        unreached = {
+            name: "feeds other parameters of the same layer" if name in self._used else "not used by the forward pass"
+            for name, tensor in self.parameters.items()
+            if tensor.is_floating_point() and name not in self._claimed
+        }
+        return ComputationGraph(tuple(self.nodes), tuple(sorted(self.edges)), unreached)
+
+    # Recording
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one call and record it."""
+        kwargs = kwargs or {}
+        op = BY_FUNCTION.get(function)
+        if op is not None and self.shapes_only and op.name in _SHAPE_PRESERVING and args and isinstance(args[0], Tensor):
+            output = args[0] if _in_place(function, kwargs) else torch.empty_like(args[0])
+        else:
+            output = function(*args, **kwargs)
+        if isinstance(output, (Tensor, tuple, list)):
+            produced = list(tensors_in(output))
+            if produced:
+                self._note(function, op, args, kwargs, produced)
+        return output
+
+    def _note(self, function: Any, op: Op | None, args: Any, kwargs: Any, produced: list[Tensor]) -> None:
+        received = [*tensors_in(args), *tensors_in(kwargs)]
+        sources, origin = self._sources(received), self._origins(received)
+        if sources:
+            data = {id(t) for t in received if id(t) in self._data}
+            name = _refine(op, function, args, kwargs, produced[0])
+            if name in _NEEDS_TWO and len(data) < 2:
+                name = None
+            if name is not None or origin:
+                node = self._build(name or _by_mixing(op), op, args, kwargs, received)
+                sources = (self._with_bias(node, sources),)
+        for tensor in produced:
+            self._alive.append(tensor)
+            if sources:
+                self._data[id(tensor)] = sources
+                self._origin.pop(id(tensor), None)
+            elif origin:
+                self._origin[id(tensor)] = origin
+
+    def _build(self, name: str, op: Op | None, args: Any, kwargs: Any, received: Sequence[Tensor]) -> Node:
+        """The node of one call, with every parameter that enters it."""
+        claims: list[Parameter] = []
+        seen: set[int] = set()
+        for slot in op.slots if op else ():
+            tensor = args[slot.position] if len(args) > slot.position else kwargs.get(slot.keyword)
+            if isinstance(tensor, Tensor) and id(tensor) in self._origin:
+                seen.add(id(tensor))
+                claims += self._claim(tensor, slot.role)
+        for tensor in received:
+            if id(tensor) in self._origin and id(tensor) not in seen:
+                seen.add(id(tensor))
+                claims += self._claim(tensor, _extra_role(name, tensor))
+        module = claims[0].name.rpartition(".")[0] if claims else self._modules[-1]
+        return replace(_geometry(name, args, kwargs), module=module, parameters=tuple(claims))
+
+    def _claim(self, tensor: Tensor, role: Role) -> list[Parameter]:
+        """The parameters behind `tensor` that no node has yet: those of its size, or all where none has."""
+        names = self._origin[id(tensor)]
+        self._used.update(names)
+        same = [n for n in names if self.parameters[n].numel() == tensor.numel()] or list(names)
+        new = [n for n in same if n not in self._claimed]
+        self._claimed.update(new)
+        return [Parameter(n, tuple(self.parameters[n].shape), role) for n in new]
+
+    def _with_bias(self, node: Node, sources: Sequence[int]) -> int:
+        """Add a node, and one of its own for the bias of a weight; returns the last."""
+        biases = tuple(p for p in node.parameters if p.role == "bias")
+        others = tuple(p for p in node.parameters if p.role != "bias")
+        if not biases or node.op in ("multi_head_attention", "other"):
+            return self._add(node, sources)
+        weight = self._add(replace(node, parameters=others), sources)
+        return self._add(Node("bias", node.module, biases), (weight,))
+
+    def _add(self, node: Node, sources: Sequence[int]) -> int:
+        self.nodes.append(node)
+        index = len(self.nodes) - 1
+        self.edges.update((source, index) for source in sources)
+        return index
+
+    def _sources(self, tensors: Sequence[Tensor]) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(s for t in tensors for s in self._data.get(id(t), ())))
+
+    def _origins(self, tensors: Sequence[Tensor]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(n for t in tensors for n in self._origin.get(id(t), ())))
+
+    def _mark_classifiers(self) -> None:
+        """The last weighted nodes before the output: linear layers and 1 × 1 convolutions."""
+        before: dict[int, list[int]] = {}
+        for source, target in self.edges:
+            before.setdefault(target, []).append(source)
+        waiting, seen = [len(self.nodes) - 1], set()
+        while waiting:
+            for index in before.get(waiting.pop(), ()):
+                node = self.nodes[index]
+                if index in seen:
+                    continue
+                seen.add(index)
+                if node.parameters and node.op in ("linear", "conv") and node.kernel == (1, 1):
+                    self.nodes[index] = replace(node, op="classifier")
+                elif node.op == "bias" or not (node.parameters or node.quantized):
+                    waiting.append(index)
+
+
+def _refine(op: Op | None, function: Any, args: Any, kwargs: Any, output: Tensor) -> str | None:
+    """The node type of a call on data, None for a transparent one."""
+    first = args[0] if args and isinstance(args[0], Tensor) else None
+    if op is None:
+        means = function in (torch.mean, Tensor.mean) and first is not None and first.ndim == 4
+        return "global_pool" if means and output.numel() == first.shape[0] * first.shape[1] else None
+    if op.name == "conv":
+        weight, groups = _argument(args, kwargs, 1, "weight"), _argument(args, kwargs, 6, "groups", 1)
+        if groups == 1:
+            return "conv"
+        return "depthwise_conv" if weight.shape[1] == 1 and groups == _channels(first, weight) else "grouped_conv"
+    pooled = op.name in ("adaptive_pool", "avg_pool")
+    if pooled and first is not None and output.shape[2:].numel() == 1 and first.shape[2:].numel() > 1:
+        return "global_pool"
+    return op.name
+
+
+def _channels(data: Tensor | None, weight: Tensor) -> int:
+    """Input channels of a convolution, of a batch or of a single image."""
+    return 0 if data is None else data.shape[-(weight.ndim - 1)]
+
+
+def _by_mixing(op: Op | None) -> str:
+    """Node type of a call that is transparent but for a parameter that enters it."""
+    return op.name if op is not None else "other"
+
+
+def _extra_role(name: str, tensor: Tensor) -> Role:
+    flat = sum(size > 1 for size in tensor.shape) <= 1
+    if name in ("matmul", "multi_head_attention") and flat:
+        return "bias"
+    if name == "sum" and not flat:
+        return "table"
+    return _EXTRA_ROLE.get(name, "table")
+
+
+def _in_place(function: Any, kwargs: Any) -> bool:
+    return bool(kwargs.get("inplace")) or getattr(function, "__name__", "").endswith("_")
+
+
+def _argument(args: Any, kwargs: Any, position: int, keyword: str, default: Any = None) -> Any:
+    return args[position] if len(args) > position else kwargs.get(keyword, default)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    """(height, width) of what torch takes for a size: a number, or one number for each dimension."""
+    if isinstance(value, int):
+        return value, value
+    values = tuple(value)[-2:]
+    return (1, int(values[0])) if len(values) == 1 else (int(values[0]), int(values[1]))
+
+
+def _geometry(name: str, args: Any, kwargs: Any) -> Node:
+    """A node with the kernel, stride, dilation and groups of a convolution or a pooling."""
+    if name in ("conv", "depthwise_conv", "grouped_conv", "transposed_conv"):
+        transposed = name == "transposed_conv"
+        kernel = _pair(tuple(_argument(args, kwargs, 1, "weight").shape[2:]))
+        stride = _pair(_argument(args, kwargs, 3, "stride", 1))
+        dilation = _pair(_argument(args, kwargs, 7 if transposed else 5, "dilation", 1))
+        return Node(name, "", (), kernel, stride, dilation, _argument(args, kwargs, 6, "groups", 1))
+    if name in ("max_pool", "avg_pool"):
+        kernel = _pair(_argument(args, kwargs, 1, "kernel_size", 1))
+        return Node(name, kernel=kernel, stride=_pair(_argument(args, kwargs, 2, "stride") or kernel))
+    return Node(name)

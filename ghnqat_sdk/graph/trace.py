@@ -1,0 +1,173 @@
+"""`nn.Module` to `ComputationGraph`: one run on meta tensors, without side effects."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghnqat_sdk.errors import ArgumentError, TraceError
+from ghnqat_sdk.graph.graph import ComputationGraph
+from ghnqat_sdk.graph.recorder import Recorder, tensors_in
+
+_SIZES = (224, 32, 28, 299, 64, 96, 128, 256, 384, 512, 16, 8)
+"""Image sizes that are tried where no example inputs are given."""
+
+_SPATIAL_DIMS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+
+
+def trace(model: nn.Module, example_inputs: Any = None) -> ComputationGraph:
+    """The computation graph of `model`, recorded in one run on meta tensors.
+
+    Nothing is computed and nothing changes: parameters, buffers, modes, gradients and the RNG state stay as they are.
+    The run is in training mode, so that auxiliary heads are seen. A model whose control flow reads values is run once
+    more on a copy with random numbers.
+
+    Args:
+        model: Any CNN.
+        example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments; only shapes and types are
+            used. By default an image of a usual size with the channels of the first convolution.
+
+    Raises:
+        ArgumentError: `model` is no nn.Module.
+        TraceError: the model cannot be run this way; the message says what to pass.
+
+    Example:
+        >>> from torch import nn
+        >>> [node.op for node in trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())).nodes]
+        ['input', 'conv', 'bias', 'relu', 'output']
+    """
+    _refuse(model)
+    candidates = [_as_call(example_inputs)] if example_inputs is not None else list(_guesses(model))
+    failure: Exception | None = None
+    for args, kwargs in candidates:
+        try:
+            return _record(model, args, kwargs)
+        except TraceError:
+            raise
+        except Exception as error:  # whatever the user's forward raises
+            failure = failure or error
+    raise _explain(model, example_inputs, failure) from failure
+
+
+def _refuse(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            f"model is a {type(model).__name__}; expected an nn.Module. Write, for example, trace(torchvision.models."
+            f"resnet18())."
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError("torch.jit modules hide their operations. Pass the nn.Module that was scripted or traced.")
+    if hasattr(model, "_orig_mod"):
+        raise TraceError("This is a compiled module. Pass the module that was compiled: model._orig_mod")
+    lazy = [n for n, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
+    if lazy:
+        raise TraceError(
+            f"{lazy[0]!r} of a lazy module has no shape yet. Run the model once on a batch before: model(images)"
+        )
+
+
+def _as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example_inputs, dict):
+        return (), example_inputs
+    return (tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)), {}
+
+
+def _guesses(model: nn.Module) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Calls with one image, or one feature vector where the first layer is linear; batches of two for batch norm."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    first = next((m for m in model.modules() if isinstance(m, (*_SPATIAL_DIMS, nn.Linear))), None)
+    if isinstance(first, nn.Linear):
+        yield (torch.empty(2, first.in_features, dtype=dtype, device="meta"),), {}
+    dims = next((d for kind, d in _SPATIAL_DIMS.items() if isinstance(first, kind)), 2)
+    channels = getattr(first, "in_channels", 3)
+    for size in _SIZES:
+        yield (torch.empty(2, channels, *(size,) * dims, dtype=dtype, device="meta"),), {}
+
+
+def _record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ComputationGraph:
+    """On meta tensors in training mode, then in evaluation mode, then on a copy with numbers."""
+    failure: Exception | None = None
+    for training in (True, False):
+        try:
+            return _run(model, *_map_tensors((args, kwargs), _to_meta), training=training, meta=True)
+        except Exception as error:
+            failure = failure or error
+    if not _reads_values(failure):
+        raise failure  # type: ignore[misc]
+    return _run(copy.deepcopy(model).cpu(), *_map_tensors((args, kwargs), _to_numbers), training=True, meta=False)
+
+
+def _reads_values(error: Exception | None) -> bool:
+    """Whether a run failed for asking a meta tensor for its values."""
+    return isinstance(error, NotImplementedError) or "meta" in str(error).lower() or "item()" in str(error)
+
+
+def _run(model: nn.Module, args: Any, kwargs: Any, *, training: bool, meta: bool) -> ComputationGraph:
+    stand_ins = {n: _to_meta(t) for n, t in (*model.named_parameters(), *model.named_buffers())} if meta else {}
+    named = {n: stand_ins.get(n, p) for n, p in model.named_parameters()}
+    recorder = Recorder(named, shapes_only=meta)
+    with _unchanged(model, training, recorder), torch.no_grad():
+        for tensor in tensors_in((args, kwargs)):
+            recorder.add_input(tensor)
+        with recorder:
+            outputs = torch.func.functional_call(model, stand_ins, args, kwargs) if meta else model(*args, **kwargs)
+        return recorder.finish(list(tensors_in(outputs)))
+
+
+@contextmanager
+def _unchanged(model: nn.Module, training: bool, recorder: Recorder) -> Iterator[None]:
+    """Modes and RNG state as before afterwards; the recorder hears which module runs."""
+    modes = [(module, module.training) for module in model.modules()]
+    names = {id(module): name for name, module in model.named_modules()}
+    before = nn.modules.module.register_module_forward_pre_hook(lambda m, _: recorder.enter(names.get(id(m))))
+    after = nn.modules.module.register_module_forward_hook(lambda m, _, __: recorder.leave(), always_call=True)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model.train(training)
+            yield
+    finally:
+        before.remove()
+        after.remove()
+        for module, mode in modes:
+            module.training = mode
+
+
+def _to_meta(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.is_meta else torch.empty_like(tensor, device="meta")
+
+
+def _to_numbers(tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return torch.zeros_like(tensor, device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+
+
+def _map_tensors(value: Any, function: Any) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: _map_tensors(item, function) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_map_tensors(item, function) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(
+            value, **{f.name: _map_tensors(getattr(value, f.name), function) for f in dataclasses.fields(value)}
+        )
+    return value
+
+
+def _explain(model: nn.Module, example_inputs: Any, failure: Exception | None) -> TraceError:
+    name, reason = type(model).__name__, f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
+    if example_inputs is not None:
+        return TraceError(f"{name} could not be run on the example inputs given: {reason}")
+    return TraceError(
+        f"{name} could not be run on one image of any of the sizes {_SIZES} ({reason}). Pass inputs that it takes: "
+        f"example_inputs=torch.empty(2, 3, 32, 32), a tuple of arguments, or a dict of keyword arguments."
+    )
