@@ -1,7 +1,7 @@
 """Trace a CNN to its computation graph and look at it with networkx.
 
-    python examples/inspect_graph.py
-    python examples/inspect_graph.py densenet121
+python examples/inspect_graph.py
+python examples/inspect_graph.py densenet121
 """
 
 from __future__ import annotations

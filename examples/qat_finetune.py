@@ -22,11 +22,12 @@ from ghnqat_sdk.training.datasets import augment, load_images, normalise_images
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=SAMPLE_IMAGES, help="image folder, or torchvision's CIFAR-10")
+    parser.add_argument("--images", type=int, default=10_000, help="test images (default: 10000, or all there are)")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=0.01)
     options = parser.parse_args(arguments)
-    train, test = load_images(options.data, "train"), load_images(options.data, "test")
+    train, test = load_images(options.data, "train"), load_images(options.data, "test").sample(options.images, seed=0)
     calibration = [images for images, _ in train.sample(512, seed=0).batches(64)]
 
     torch.manual_seed(0)

@@ -1,7 +1,7 @@
 """Predict the parameters of torchvision's classifiers and say how many were predicted, and how fast.
 
-    python examples/torchvision_models.py
-    python examples/torchvision_models.py resnet50 densenet121 vit_b_16
+python examples/torchvision_models.py
+python examples/torchvision_models.py resnet50 densenet121 vit_b_16
 """
 
 from __future__ import annotations

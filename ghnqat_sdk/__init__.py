@@ -26,8 +26,6 @@ from ghnqat_sdk.quantization.calibrate import CalibrationReport, calibrate
 from ghnqat_sdk.quantization.convert import to_float
 from ghnqat_sdk.version import __version__
 
-
-
 __all__ = [
     "ArgumentError",
     "CalibrationReport",

@@ -121,17 +121,21 @@ def _predict(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Predicted tensors, and the reasons for what is kept."""
     kept = dict(graph.unreached)
-    kept |= {name: reason for name, reason in _kept_heads(graph, network.config.num_classes, head)}
+    kept |= _kept_heads(graph, network.config.num_classes, head)
     (predicted,) = network([graph])
     return {name: tensor for name, tensor in predicted.items() if name not in kept}, kept
 
 
-def _kept_heads(graph: ComputationGraph, num_classes: int, head: Head) -> Iterable[tuple[str, str]]:
-    for node in graph.nodes:
-        if node.op != "classifier" or not node.parameters or head == "predict":
+def _kept_heads(graph: ComputationGraph, num_classes: int, head: Head) -> dict[str, str]:
+    """Parameters of classifiers, with their biases, that keep the user's values, and why."""
+    kept: dict[str, str] = {}
+    for index, node in enumerate(graph.nodes):
+        if node.op != "classifier" or head == "predict":
             continue
         classes = node.parameters[0].shape[0]
         if head == "auto" and classes == num_classes:
             continue
-        reason = "head='keep'" if head == "keep" else f"classifier of {classes} classes; the hypernetwork's has {num_classes}"
-        yield from ((p.name, reason) for n in graph.nodes if n.module == node.module for p in n.parameters)
+        why = f"its classifier has {classes} classes, the hypernetwork's {num_classes}; head='predict' predicts it"
+        biases = [graph.nodes[t] for s, t in graph.edges if s == index and graph.nodes[t].op == "bias"]
+        kept |= {p.name: "head='keep'" if head == "keep" else why for n in (node, *biases) for p in n.parameters}
+    return kept

@@ -54,7 +54,9 @@ def _add_predict(commands: Any) -> None:
     predict = commands.add_parser("predict", help="predict a model's parameters and save them")
     _add_model(predict)
     _add_hypernetwork(predict)
-    predict.add_argument("--head", choices=("auto", "predict", "keep"), default="auto", help="what happens to classifiers")
+    predict.add_argument(
+        "--head", choices=("auto", "predict", "keep"), default="auto", help="what happens to classifiers"
+    )
     predict.add_argument("--output", help="write the predicted state_dict to this safetensors file")
     add_json_flag(predict)
     predict.set_defaults(handler=_predict)
@@ -149,7 +151,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         return
     if options.json:
         _write(Path(options.json), text + "\n")
-    print(f"{options.split}, W{bits[0]}/A{bits[1]}, {options.graphs} graphs, {len(images)} images, {options.protocol} protocol")
+    print(
+        f"{options.split}, W{bits[0]}/A{bits[1]}, {options.graphs} graphs, {len(images)} images, {options.protocol} protocol"
+    )
     print(f"top-1 {result.top1}\ntop-5 {result.top5}   (mean ± standard error; max, percent)")
 
 
@@ -233,7 +237,9 @@ def _example(options: argparse.Namespace) -> Any:
         shape = [int(part) for part in options.input.split(",")]
         return torch.empty(shape, device="meta")
     except (ValueError, RuntimeError) as error:
-        raise ArgumentError(f"--input {options.input!r} is not a shape. Write, for example, --input 2,3,32,32") from error
+        raise ArgumentError(
+            f"--input {options.input!r} is not a shape. Write, for example, --input 2,3,32,32"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -35,9 +35,7 @@ def normalise(raw: Tensor, node: Node, parameter: Parameter) -> Tensor:
     return 0.02 * raw if parameter.role == "table" else torch.tanh(0.2 * raw)
 
 
-def apply_functionally(
-    model: nn.Module, parameters: Mapping[str, Tensor], inputs: Sequence[Tensor] | Tensor
-) -> Tensor:
+def apply_functionally(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Sequence[Tensor] | Tensor) -> Tensor:
     """Run `model` with `parameters` in place of its own; gradients reach whatever computed them."""
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     return torch.func.functional_call(model, dict(parameters), inputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -14,7 +15,10 @@ from ghnqat_sdk.graph.graph import FLOAT_BITS, ComputationGraph, Node
 BIT_ANCHORS = (2, 4, 8, FLOAT_BITS)
 """Bit-widths with an embedding of their own; those between are interpolated."""
 
-FEATURES = 12
+_PERIODS = (4, 8, 16, 32, 64, 128)
+"""Periods, in nodes, of the sines and cosines that tell a node's place from the input and from the output."""
+
+FEATURES = 12 + 4 * len(_PERIODS)
 """Numbers that describe a node's shape and place."""
 
 
@@ -24,7 +28,7 @@ class GraphBatch:
 
     Attributes:
         ops: (B, N) int64, index of each node's type in the vocabulary.
-        features: (B, N, 12) float32, sizes on a log scale and place in the order.
+        features: (B, N, FEATURES) float32, sizes on a log scale and place in the order.
         weight_bits, activation_bits: (B, N, 4) float32, each row a point between the anchors 2, 4, 8 and 32.
         paths: (B, N, N) int64; entry (u, v) is the length of the shortest path from u to v, 0 for none up to s_max.
         mask: (B, N) bool, true for nodes, false for padding.
@@ -64,7 +68,7 @@ def batch_graphs(graphs: Sequence[ComputationGraph], vocabulary: Mapping[str, in
 def _anchored(bits: int) -> list[float]:
     """Linear interpolation between the two anchors around `bits`."""
     weights = [0.0] * len(BIT_ANCHORS)
-    for i, (low, high) in enumerate(zip(BIT_ANCHORS, BIT_ANCHORS[1:], strict=False)):
+    for i, (low, high) in enumerate(pairwise(BIT_ANCHORS)):
         if low <= bits <= high:
             weights[i], weights[i + 1] = (high - bits) / (high - low), (bits - low) / (high - low)
             break
@@ -72,7 +76,11 @@ def _anchored(bits: int) -> list[float]:
 
 
 def _features(node: Node, index: int, size: int) -> list[float]:
-    """Sizes on a log2 scale, divided so that most lie in 0 … 1."""
+    """Sizes on a log2 scale, divided so that most lie in 0 … 1, and the node's place as waves.
+
+    The waves keep layers of one type and shape apart: without them an untrained hypernetwork gives all of them nearly
+    the same weights, which takes it long to unlearn.
+    """
     shape = node.parameters[0].shape if node.parameters else ()
     out_channels = shape[0] if shape else 1
     in_channels = shape[1] if len(shape) > 1 else 1
@@ -89,4 +97,11 @@ def _features(node: Node, index: int, size: int) -> list[float]:
         index / size,
         (size - index) / 64,
         math.log2(size) / 8,
+        *_waves(index),
+        *_waves(size - index),
     ]
+
+
+def _waves(place: int) -> list[float]:
+    angles = [2 * math.pi * place / period for period in _PERIODS]
+    return [math.sin(a) for a in angles] + [math.cos(a) for a in angles]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 Role = Literal["weight", "bias", "scale", "shift", "table", "slope"]
 
@@ -87,7 +87,9 @@ OPS: tuple[Op, ...] = (
     Op("adaptive_pool", (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.adaptive_avg_pool3d)),
     Op("interpolate", (F.interpolate, F.pixel_shuffle, F.pixel_unshuffle)),
     Op("sum", (torch.add, _T.add, _T.add_, _T.__add__, _T.__radd__, _T.__iadd__, torch.sub, _T.sub, _T.__sub__)),
-    Op("product", (torch.mul, _T.mul, _T.mul_, _T.__mul__, _T.__rmul__, _T.__imul__, torch.div, _T.div, _T.__truediv__)),
+    Op(
+        "product", (torch.mul, _T.mul, _T.mul_, _T.__mul__, _T.__rmul__, _T.__imul__, torch.div, _T.div, _T.__truediv__)
+    ),
     Op("concat", (torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack)),
     Op("matmul", (torch.matmul, _T.matmul, _T.__matmul__, torch.bmm, _T.bmm, torch.einsum, torch.baddbmm)),
     Op("attention", (F.scaled_dot_product_attention,)),

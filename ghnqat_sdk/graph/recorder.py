@@ -16,14 +16,20 @@ from ghnqat_sdk.graph.graph import ComputationGraph, Node, Parameter
 from ghnqat_sdk.graph.ops import BY_FUNCTION, Op, Role
 
 _SHAPE_PRESERVING = frozenset(
-    "batch_norm group_norm layer_norm instance_norm relu relu6 hardswish silu gelu leaky_relu sigmoid tanh".split()
+    ("batch_norm", "group_norm", "layer_norm", "instance_norm", "relu", "relu6", "hardswish", "silu", "gelu")
+    + ("leaky_relu", "sigmoid", "tanh")
 )
 """Node types whose output has its input's shape: torch's meta kernels for them take up to a millisecond each."""
 
 _NEEDS_TWO = frozenset(("sum", "product", "concat"))
 """Node types that mean nothing with a single source of data and no parameter."""
 
-_EXTRA_ROLE: dict[str, Role] = {"sum": "shift", "product": "scale", "matmul": "weight", "multi_head_attention": "weight"}
+_EXTRA_ROLE: dict[str, Role] = {
+    "sum": "shift",
+    "product": "scale",
+    "matmul": "weight",
+    "multi_head_attention": "weight",
+}
 """Role of a parameter that enters a node outside its slots; a table elsewhere."""
 
 
@@ -101,7 +107,13 @@ class Recorder(TorchFunctionMode):
         """Run one call and record it."""
         kwargs = kwargs or {}
         op = BY_FUNCTION.get(function)
-        if op is not None and self.shapes_only and op.name in _SHAPE_PRESERVING and args and isinstance(args[0], Tensor):
+        if (
+            op is not None
+            and self.shapes_only
+            and op.name in _SHAPE_PRESERVING
+            and args
+            and isinstance(args[0], Tensor)
+        ):
             output = args[0] if _in_place(function, kwargs) else torch.empty_like(args[0])
         else:
             output = function(*args, **kwargs)

@@ -44,15 +44,20 @@ def trace(model: nn.Module, example_inputs: Any = None) -> ComputationGraph:
     """
     _refuse(model)
     candidates = [_as_call(example_inputs)] if example_inputs is not None else list(_guesses(model))
-    failure: Exception | None = None
-    for args, kwargs in candidates:
+    failures: list[Exception] = []
+    for training in (True, False):  # in evaluation mode only what cannot run in training mode
+        for args, kwargs in candidates:
+            try:
+                return _run(model, *_map_tensors((args, kwargs), _to_meta), training=training, meta=True)
+            except Exception as error:  # whatever the user's forward raises
+                failures.append(error)
+    if _reads_values(failures[0]):
+        args, kwargs = _map_tensors(candidates[0], _to_numbers)
         try:
-            return _record(model, args, kwargs)
-        except TraceError:
-            raise
-        except Exception as error:  # whatever the user's forward raises
-            failure = failure or error
-    raise _explain(model, example_inputs, failure) from failure
+            return _run(copy.deepcopy(model).cpu(), args, kwargs, training=True, meta=False)
+        except Exception as error:
+            failures.insert(0, error)
+    raise _explain(model, example_inputs, failures[0]) from failures[0]
 
 
 def _refuse(model: Any) -> None:
@@ -90,20 +95,7 @@ def _guesses(model: nn.Module) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]
         yield (torch.empty(2, channels, *(size,) * dims, dtype=dtype, device="meta"),), {}
 
 
-def _record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ComputationGraph:
-    """On meta tensors in training mode, then in evaluation mode, then on a copy with numbers."""
-    failure: Exception | None = None
-    for training in (True, False):
-        try:
-            return _run(model, *_map_tensors((args, kwargs), _to_meta), training=training, meta=True)
-        except Exception as error:
-            failure = failure or error
-    if not _reads_values(failure):
-        raise failure  # type: ignore[misc]
-    return _run(copy.deepcopy(model).cpu(), *_map_tensors((args, kwargs), _to_numbers), training=True, meta=False)
-
-
-def _reads_values(error: Exception | None) -> bool:
+def _reads_values(error: Exception) -> bool:
     """Whether a run failed for asking a meta tensor for its values."""
     return isinstance(error, NotImplementedError) or "meta" in str(error).lower() or "item()" in str(error)
 
@@ -163,8 +155,9 @@ def _map_tensors(value: Any, function: Any) -> Any:
     return value
 
 
-def _explain(model: nn.Module, example_inputs: Any, failure: Exception | None) -> TraceError:
-    name, reason = type(model).__name__, f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
+def _explain(model: nn.Module, example_inputs: Any, failure: Exception) -> TraceError:
+    name, text = type(model).__name__, str(failure).partition("\n")[0]
+    reason = f"{type(failure).__name__}: {text}"
     if example_inputs is not None:
         return TraceError(f"{name} could not be run on the example inputs given: {reason}")
     return TraceError(

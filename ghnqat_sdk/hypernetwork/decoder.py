@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -32,8 +34,17 @@ class DecoderConfig(BaseModel):
     """Kernel positions with weights of their own; smaller kernels use the centre, larger ones the nearest position."""
 
 
+class Request(NamedTuple):
+    """Decode one parameter of M nodes that are alike."""
+
+    nodes: Tensor
+    """(M, d) embeddings."""
+    node: Node
+    parameter: Parameter
+
+
 class Decoder(nn.Module):
-    """Decodes tensors of one kind and shape for M nodes: (M, d) to (M, *shape), about unit variance.
+    """Node embeddings to raw tensors of about unit variance.
 
     Letters: M nodes, d embedding, h hidden, t tile, (A, B) tiles along output and input channels, k = Kh · Kw
     positions, (O, I) output and input channels.
@@ -47,84 +58,130 @@ class Decoder(nn.Module):
         self.position = nn.Parameter(_kaiming(config.kernel**2, hidden, width) / math.sqrt(2))
         self.place_out = nn.Linear(_PLACE_FEATURES, hidden)
         self.place_in = nn.Linear(_PLACE_FEATURES, hidden)
-        self.mix = nn.Linear(hidden, hidden)
         self.dense = _Table((tile, tile), hidden)
         self.depthwise = _Table((tile,), hidden)
         self.classes = _Table((num_classes, tile), hidden)
         self.vector_in = nn.Linear(width, hidden)
         self.vectors = _Table((len(_VECTOR_ROLES), tile), hidden)
-        for layer in (self.mix, self.vector_in):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+        nn.init.kaiming_normal_(self.vector_in.weight, nonlinearity="linear")
+        nn.init.zeros_(self.vector_in.bias)
 
-    def forward(self, nodes: Tensor, node: Node, parameter: Parameter) -> Tensor:
-        """(M, d) to (M, *parameter.shape) for nodes that are like `node`."""
-        shape = parameter.shape
-        if node.op == "classifier" and shape[0] == self.num_classes and parameter.role == "weight":
-            return self._classes(nodes, math.prod(shape[1:])).reshape(-1, *shape)
+    def forward(self, requests: Sequence[Request]) -> list[Tensor]:
+        """(M, *parameter.shape) for each request."""
+        plans = [self._plan(request.node, request.parameter) for request in requests]
+        corners: dict[tuple[str, _Corner], tuple[Tensor, Tensor]] = {}
+        for name in dict.fromkeys(table for table, _ in plans):
+            wanted = list(dict.fromkeys(corner for table, corner in plans if table == name))
+            found = self.get_submodule(name).corners(wanted)  # type: ignore[operator]
+            corners |= {(name, corner): pair for corner, pair in zip(wanted, found, strict=True)}
+        kernels = dict.fromkeys(_kernel(request.parameter.shape) for request in requests)
+        positions = {kernel: self.position[_centre_positions(kernel, self.config.kernel)] for kernel in kernels}
+        decoded = []
+        for request, plan in zip(requests, plans, strict=True):
+            shape = request.parameter.shape
+            decode = getattr(self, f"_{plan[0]}")
+            decoded.append(decode(request.nodes, shape, positions[_kernel(shape)], corners[plan]))
+        return decoded
+
+    def _plan(self, node: Node, parameter: Parameter) -> tuple[str, _Corner]:
+        """The table that a parameter is read from, and the corner of it."""
+        shape, tile = parameter.shape, self.config.tile
         if parameter.role in _VECTOR_ROLES:
-            flat = self._vector(nodes, math.prod(shape), _VECTOR_ROLES.index(parameter.role))
-            return flat.reshape(-1, *shape)
+            role = _VECTOR_ROLES.index(parameter.role)
+            return "vectors", ((role, role + 1), (0, min(math.prod(shape), tile)))
+        if node.op == "classifier" and shape[0] == self.num_classes and parameter.role == "weight":
+            return "classes", ((0, self.num_classes), (0, min(math.prod(shape[1:]), tile)))
         if node.op == "depthwise_conv":
-            return self._depthwise(nodes, shape)
-        return self._dense(nodes, shape)
+            return "depthwise", ((0, min(shape[0], tile)),)
+        rows, columns = _matrix(shape)
+        return "dense", ((0, min(rows, tile)), (0, min(columns, tile)))
 
-    def _hidden(self, nodes: Tensor, kernel: tuple[int, int], tiles_out: int, tiles_in: int) -> Tensor:
-        """(M, d) to (M, A, B, k, h)."""
-        at = _centre_positions(kernel, self.config.kernel).to(nodes.device)
-        hidden = torch.einsum("md,khd->mkh", nodes, self.position[at])[:, None, None]
+    def _hidden(self, nodes: Tensor, position: Tensor, tiles_out: int, tiles_in: int) -> Tensor:
+        """(M, d) and (k, h, d) to (M, A, B, k, h)."""
+        hidden = torch.einsum("md,khd->mkh", nodes, position)[:, None, None]
         place_out = self.place_out(_places(tiles_out, nodes))[None, :, None, None]
         place_in = self.place_in(_places(tiles_in, nodes))[None, None, :, None]
-        return torch.relu(self.mix(torch.relu(hidden + place_out + place_in)))
+        return torch.relu(hidden + place_out + place_in)
 
-    def _dense(self, nodes: Tensor, shape: Sequence[int]) -> Tensor:
+    def _dense(self, nodes: Tensor, shape: Sequence[int], position: Tensor, corner: _Pair) -> Tensor:
         """(M, d) to (M, O, I, …) in channels_last order, which convolutions read without a copy."""
-        rows, columns = shape[0], shape[1] if len(shape) > 1 else 1
+        rows, columns = _matrix(shape)
         tile = self.config.tile
-        kernel = _kernel(shape)
-        tiles_out, tiles_in = math.ceil(rows / tile), math.ceil(columns / tile)
-        hidden = self._hidden(nodes, kernel, tiles_out, tiles_in)
-        raw = self.dense(hidden, min(rows, tile), min(columns, tile))  # (M, A, B, k, o, i)
+        hidden = self._hidden(nodes, position, math.ceil(rows / tile), math.ceil(columns / tile))
+        raw = _linear(hidden, corner)  # (M, A, B, k, o, i)
         raw = raw.permute(0, 1, 4, 3, 2, 5).flatten(4, 5).flatten(1, 2)[:, :rows, :, :columns]  # (M, O, k, I)
         if len(shape) <= 2:
             return raw[:, :, 0].reshape(-1, *shape)
-        raw = raw.unflatten(2, kernel).permute(0, 1, 4, 2, 3)
+        return _spatial(raw.unflatten(2, _kernel(shape)).permute(0, 1, 4, 2, 3), shape)
+
+    def _depthwise(self, nodes: Tensor, shape: Sequence[int], position: Tensor, corner: _Pair) -> Tensor:
+        hidden = self._hidden(nodes, position, math.ceil(shape[0] / self.config.tile), 1)[:, :, 0]
+        raw = _linear(hidden, corner)  # (M, A, k, o)
+        raw = raw.permute(0, 1, 3, 2).flatten(1, 2)[:, : shape[0]].unflatten(2, (1, *_kernel(shape)))
         return _spatial(raw, shape)
 
-    def _depthwise(self, nodes: Tensor, shape: Sequence[int]) -> Tensor:
-        tile, kernel = self.config.tile, _kernel(shape)
-        hidden = self._hidden(nodes, kernel, math.ceil(shape[0] / tile), 1)[:, :, 0]
-        raw = self.depthwise(hidden, min(shape[0], tile))  # (M, A, k, o)
-        raw = raw.permute(0, 1, 3, 2).flatten(1, 2)[:, : shape[0]].unflatten(2, (1, *kernel))
-        return _spatial(raw, shape)
+    def _classes(self, nodes: Tensor, shape: Sequence[int], position: Tensor, corner: _Pair) -> Tensor:
+        columns = math.prod(shape[1:])
+        hidden = self._hidden(nodes, position, 1, math.ceil(columns / self.config.tile))[:, 0, :, 0]
+        raw = _linear(hidden, corner)  # (M, B, classes, i)
+        return raw.transpose(1, 2).flatten(2)[..., :columns].reshape(-1, *shape)
 
-    def _classes(self, nodes: Tensor, columns: int) -> Tensor:
-        tile = self.config.tile
-        hidden = self._hidden(nodes, (1, 1), 1, math.ceil(columns / tile))[:, 0, :, 0]
-        raw = self.classes(hidden, self.num_classes, min(columns, tile))  # (M, B, classes, i)
-        return raw.transpose(1, 2).flatten(2)[..., :columns]
-
-    def _vector(self, nodes: Tensor, length: int, role: int) -> Tensor:
-        tile = self.config.tile
-        places = self.place_out(_places(math.ceil(length / tile), nodes))
+    def _vectors(self, nodes: Tensor, shape: Sequence[int], _: Tensor, corner: _Pair) -> Tensor:
+        length = math.prod(shape)
+        places = self.place_out(_places(math.ceil(length / self.config.tile), nodes))
         hidden = torch.relu(self.vector_in(nodes).unsqueeze(1) + places)
-        return self.vectors(hidden, slice(role, role + 1), min(length, tile)).flatten(1)[:, :length]
+        return _linear(hidden, corner).flatten(1)[:, :length].reshape(-1, *shape)
+
+
+_Corner = tuple[tuple[int, int], ...]
+"""(start, stop) along each dimension of a table."""
+_Pair = tuple[Tensor, Tensor]
+"""Weight (*corner, h) and bias (*corner) of a corner."""
 
 
 class _Table(nn.Module):
-    """A linear layer from h to a table of outputs, of which a corner can be computed alone."""
+    """A linear layer from h to a table of outputs, of which corners are computed alone."""
 
     def __init__(self, shape: tuple[int, ...], hidden: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(_kaiming(*shape, hidden))
         self.bias = nn.Parameter(torch.zeros(shape))
 
-    def forward(self, hidden: Tensor, *corner: int | slice) -> Tensor:
-        """(…, h) to (…, *corner); an integer n in the corner stands for the first n entries."""
-        at = tuple(c if isinstance(c, slice) else slice(c) for c in corner)
-        weight, bias = self.weight[at], self.bias[at]
-        out = torch.nn.functional.linear(hidden, weight.flatten(0, -2), bias.flatten())
-        return out.unflatten(-1, bias.shape)
+    def corners(self, corners: Sequence[_Corner]) -> list[_Pair]:
+        """Weight and bias of each corner."""
+        weights, biases = _Corners.apply(self.weight, *corners), _Corners.apply(self.bias, *corners)
+        return list(zip(weights, biases, strict=True))
+
+
+class _Corners(torch.autograd.Function):
+    """Corners of one tensor; their gradients are added into one buffer instead of a table of zeros for each."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, *corners: _Corner) -> tuple[Tensor, ...]:
+        ctx.corners, ctx.shape = corners, table.shape
+        return tuple(table[_slices(corner)].contiguous().clone() for corner in corners)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        total = gradients[0].new_zeros(ctx.shape)
+        for corner, gradient in zip(ctx.corners, gradients, strict=True):
+            total[_slices(corner)] += gradient
+        return (total, *(None for _ in ctx.corners))
+
+
+def _slices(corner: _Corner) -> tuple[slice, ...]:
+    return tuple(slice(start, stop) for start, stop in corner)
+
+
+def _linear(hidden: Tensor, corner: _Pair) -> Tensor:
+    """(…, h) to (…, *corner)."""
+    weight, bias = corner
+    return F.linear(hidden, weight.flatten(0, -2), bias.flatten()).unflatten(-1, bias.shape)
+
+
+def _matrix(shape: Sequence[int]) -> tuple[int, int]:
+    """(O, I) of a weight; a vector is a column."""
+    return shape[0], shape[1] if len(shape) > 1 else 1
 
 
 def _kaiming(*shape: int) -> Tensor:

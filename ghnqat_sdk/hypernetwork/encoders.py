@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -25,6 +25,10 @@ class NodeEmbedding(nn.Module):
         self.features = nn.Sequential(nn.Linear(FEATURES, width), nn.GELU(), nn.Linear(width, width))
         self.weight_bits = nn.Linear(len(BIT_ANCHORS), width, bias=False)
         self.activation_bits = nn.Linear(len(BIT_ANCHORS), width, bias=False)
+        # A node's sizes and place start as strong as its type, so that layers of one type differ from the start.
+        nn.init.normal_(self.op.weight, std=0.5)
+        for layer in (self.features[0], self.features[2]):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def forward(self, batch: GraphBatch) -> Tensor:
         bits = self.weight_bits(batch.weight_bits) + self.activation_bits(batch.activation_bits)
@@ -57,9 +61,12 @@ class GatedGraphEncoder(nn.Module):
     def __init__(self, config: GatedGraphConfig, vocabulary: int) -> None:
         super().__init__()
         self.config = config
-        self.embedding = NodeEmbedding(vocabulary, config.width)
+        width = config.width
+        self.embedding = NodeEmbedding(vocabulary, width)
         self.neighbour, self.virtual = (
-            nn.Sequential(nn.Linear(config.width, config.width // 2), nn.ReLU(), nn.Linear(config.width // 2, config.width))
+            nn.Sequential(
+                nn.Linear(config.width, config.width // 2), nn.ReLU(), nn.Linear(config.width // 2, config.width)
+            )
             for _ in range(2)
         )
         self.cell = nn.GRUCell(config.width, config.width)
@@ -124,8 +131,7 @@ class TransformerEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, batch: GraphBatch) -> Tensor:
-        size, count = batch.ops.shape
-        hidden = torch.cat([self.summary.expand(size, 1, -1), self.embedding(batch)], dim=1)
+        hidden = torch.cat([self.summary.expand(len(batch.ops), 1, -1), self.embedding(batch)], dim=1)
         for layer, bias in zip(self.layers, self._biases(batch), strict=True):
             hidden = layer(hidden, bias)
         return self.norm(hidden[:, 1:])

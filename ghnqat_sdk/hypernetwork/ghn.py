@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ghnqat_sdk.graph.batch import batch_graphs
 from ghnqat_sdk.graph.graph import ComputationGraph, Node, Parameter
 from ghnqat_sdk.graph.ops import VOCABULARY
-from ghnqat_sdk.hypernetwork.decoder import Decoder, DecoderConfig
+from ghnqat_sdk.hypernetwork.decoder import Decoder, DecoderConfig, Request
 from ghnqat_sdk.hypernetwork.encoders import EncoderConfig, TransformerConfig
 from ghnqat_sdk.parameters import normalise
 from ghnqat_sdk.quantization.quantizers import ClippedRanges, Ranges
@@ -67,13 +67,14 @@ class GraphHypernetwork(nn.Module):
         for row, graph in enumerate(graphs):
             for column, node in enumerate(graph.nodes):
                 for parameter in node.parameters:
-                    key = (node.op, parameter.role, parameter.shape)
-                    groups[key].append((row, column, node, parameter))
+                    groups[node.op, parameter.role, parameter.shape].append((row, column, node, parameter))
+        requests = [
+            Request(hidden[[m[0] for m in members], [m[1] for m in members]], members[0][2], members[0][3])
+            for members in groups.values()
+        ]
         predicted: list[dict[str, Tensor]] = [{} for _ in graphs]
-        for members in groups.values():
-            _, _, node, parameter = members[0]
-            chosen = hidden[[m[0] for m in members], [m[1] for m in members]]  # (M, d)
-            tensors = normalise(self.decoder(chosen, node, parameter), node, parameter).unbind(0)
-            for (row, _, _, member), tensor in zip(members, tensors, strict=True):
-                predicted[row][member.name] = tensor
+        for members, request, raw in zip(groups.values(), requests, self.decoder(requests), strict=True):
+            tensors = normalise(raw, request.node, request.parameter).unbind(0)
+            for (row, _, _, parameter), tensor in zip(members, tensors, strict=True):
+                predicted[row][parameter.name] = tensor
         return predicted

@@ -82,7 +82,9 @@ def calibrate(qmodel: nn.Module, batches: Iterable[Any]) -> CalibrationReport:
             qmodel(chunk)
             images += len(chunk)
     if images == 0:
-        raise ArgumentError("calibrate got no batches. Pass at least one tensor (N, C, H, W), better several hundred images.")
+        raise ArgumentError(
+            "calibrate got no batches. Pass at least one tensor (N, C, H, W), better several hundred images."
+        )
     _write_statistics(qmodel, observed.moments)
     ranges = _freeze_ranges(qmodel, observed.ranges)
     state.calibrated = True

@@ -44,6 +44,8 @@ class RunConfig(BaseModel):
     """Images for each architecture."""
     max_macs: float = Field(12e6, gt=0)
     """Architectures that cost more multiply-accumulates for one image are passed over."""
+    pool: int = Field(250_000, ge=1, le=250_000)
+    """Training architectures that are used: indices 0 … pool - 1."""
     bits: tuple[BitsShare, ...] = (BitsShare(bits=(4, 4)),)
     """Settings drawn for each network, once the float phase is over."""
     float_phase: float = Field(0.0, ge=0, le=1)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
-from ghnqat_sdk.parameters import apply_functionally
 from ghnqat_sdk.quantization.bits import Bits
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.training.datasets import ImageSet, load_images

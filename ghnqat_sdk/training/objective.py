@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.parameters import apply_functionally
 from ghnqat_sdk.quantization.bits import Bits
-from ghnqat_sdk.quantization.convert import to_fake_quantized
+from ghnqat_sdk.quantization.convert import fake_quantized_layers, to_fake_quantized
 from ghnqat_sdk.quantization.quantizers import ClippedRanges, MinMaxRanges
 from ghnqat_sdk.training.spaces import Architecture
 
@@ -29,6 +29,12 @@ class Network:
 
     model: nn.Module
     graph: ComputationGraph
+
+    def at(self, bits: Bits) -> Network:
+        """The same network, its module included, at other bit-widths; what was made before runs at these as well."""
+        for layer in fake_quantized_layers(self.model).values():
+            layer.weight_quantizer.bits, layer.input_quantizer.bits = bits
+        return Network(self.model, self.graph.with_bits(bits))
 
 
 def prepare_network(

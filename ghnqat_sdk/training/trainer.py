@@ -30,12 +30,15 @@ from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.datasets import ImageSet, augment, normalise_images
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.evaluate import evaluate_graphs
-from ghnqat_sdk.training.objective import NetworkLoss, network_loss, prepare_network
+from ghnqat_sdk.training.objective import Network, NetworkLoss, network_loss, prepare_network
 from ghnqat_sdk.training.spaces import Architecture, ArchitectureSpace
 
 RUN_FILE = "run.json"
 BEST_FOLDER = "best"
 LAST_FOLDER = "last"
+
+_FLOAT = (FLOAT_BITS, FLOAT_BITS)
+_KEPT_NETWORKS = 4096  # about half a megabyte each
 
 
 @dataclass
@@ -119,6 +122,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.model, config.weight_decay), lr=config.learning_rate)
         self.progress = Progress()
         self._recent: list[StepReport] = []
+        self._networks: dict[Architecture, Network] = {}
         self.writer = _tensorboard_writer(self.folder) if tensorboard and self.processes.rank == 0 else None
 
     def resume(self) -> bool:
@@ -159,15 +163,12 @@ class Trainer:
         draw = random.Random(f"{config.seed}/{step}/{self.processes.rank}")
         torch.manual_seed(draw.getrandbits(62))
         chosen = [(self._draw_architecture(draw), self._draw_bits(draw, step)) for _ in range(config.meta_batch)]
-        networks = [
-            prepare_network(a, bits, config.hypernetwork.ranges, config.hypernetwork.num_classes, config.noise)
-            for a, bits in chosen
-        ]
-        predicted = self.model([network.graph for network in networks])
+        networks = [self._network(architecture) for architecture, _ in chosen]
+        predicted = self.model([n.graph.with_bits(bits) for n, (_, bits) in zip(networks, chosen, strict=True)])
         results = []
-        for network, parameters in zip(networks, predicted, strict=True):
+        for network, (_, bits), parameters in zip(networks, chosen, predicted, strict=True):
             images, labels = self._draw_images(draw)
-            results.append(network_loss(network, parameters, images, labels, config.label_smoothing))
+            results.append(network_loss(network.at(bits), parameters, images, labels, config.label_smoothing))
         self.optimizer.zero_grad()
         self._backward(predicted, results)
         norm = self._update()
@@ -212,15 +213,25 @@ class Trainer:
         self.average.update_parameters(self.model)
         return norm
 
+    def _network(self, architecture: Architecture) -> Network:
+        """Built and traced once for each architecture, as long as there is room."""
+        if architecture not in self._networks:
+            settings = self.config.hypernetwork
+            network = prepare_network(architecture, _FLOAT, settings.ranges, settings.num_classes, self.config.noise)
+            if len(self._networks) >= _KEPT_NETWORKS:
+                return network
+            self._networks[architecture] = network
+        return self._networks[architecture]
+
     def _draw_architecture(self, draw: random.Random) -> Architecture:
         while True:
-            architecture = self.space[draw.randrange(len(self.space))]
+            architecture = self.space[draw.randrange(self.config.pool)]
             if architecture.macs <= self.config.max_macs:
                 return architecture
 
     def _draw_bits(self, draw: random.Random, step: int) -> Bits:
         if step < self.config.float_phase * self.config.steps:
-            return FLOAT_BITS, FLOAT_BITS
+            return _FLOAT
         return draw.choices([b.bits for b in self.config.bits], [b.share for b in self.config.bits])[0]
 
     def _draw_images(self, draw: random.Random) -> tuple[Tensor, Tensor]:
@@ -317,7 +328,10 @@ def _averages(reports: list[StepReport]) -> dict[str, object]:
         for bits, loss, accuracy in report.networks:
             if math.isfinite(loss):
                 seen[bits].append((loss, 100 * accuracy))
-    means = {bits: [round(sum(column) / len(pairs), 3) for column in zip(*pairs, strict=True)] for bits, pairs in seen.items()}
+    means = {
+        bits: [round(sum(column) / len(pairs), 3) for column in zip(*pairs, strict=True)]
+        for bits, pairs in seen.items()
+    }
     return {"training": means}
 
 

@@ -1,0 +1,48 @@
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+from ghnqat_sdk.graph.graph import ComputationGraph, Node, Parameter
+from ghnqat_sdk.hypernetwork.decoder import DecoderConfig
+from ghnqat_sdk.hypernetwork.encoders import TransformerConfig
+from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
+
+torch.set_num_threads(1)
+
+DATA = Path(__file__).parent / "data" / "cifar10"
+SMALL = HypernetworkConfig(
+    encoder=TransformerConfig(width=16, layers=1, heads=2), decoder=DecoderConfig(hidden=16, tile=8, kernel=3)
+)
+
+
+@pytest.fixture
+def data() -> Path:
+    """500 real images: 20 for training and 30 for testing of each class."""
+    return DATA
+
+
+@pytest.fixture
+def small() -> GraphHypernetwork:
+    """A small untrained hypernetwork, the same in every test."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return GraphHypernetwork(SMALL).eval()
+
+
+@pytest.fixture
+def diamond() -> ComputationGraph:
+    """input → conv → (relu, conv) → sum → classifier → output."""
+    nodes = (
+        Node("input"),
+        Node("conv", "a", (Parameter("a.weight", (12, 3, 3, 3), "weight"),), kernel=(3, 3)),
+        Node("relu"),
+        Node("conv", "b", (Parameter("b.weight", (12, 12, 1, 1), "weight"),)),
+        Node("sum"),
+        Node("classifier", "c", (Parameter("c.weight", (10, 12), "weight"),)),
+        Node("output"),
+    )
+    return ComputationGraph(nodes, ((0, 1), (1, 2), (1, 3), (2, 4), (3, 4), (4, 5), (5, 6)))

@@ -1,0 +1,117 @@
+"""A Hugging Face Hub on localhost, as far as downloads and commits of small files need it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+REFUSALS = {
+    "me/gated": (403, "GatedRepo"),
+    "me/private": (401, ""),
+    "me/forbidden": (403, ""),
+    "me/broken": (500, ""),
+}
+
+
+class FakeHub(ThreadingHTTPServer):
+    """`repos` maps a repo id to its commits, oldest first, each a dictionary of file name to content."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.repos: dict[str, list[dict[str, bytes]]] = {}
+        self.log: list[str] = []
+        self.created: list[dict[str, object]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+def commit_id(number: int) -> str:
+    """The 40-digit name of a repo's commit."""
+    return f"{number:040x}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: FakeHub
+
+    def do_HEAD(self) -> None:
+        """Answer /{owner}/{name}/resolve/{revision}/{file}."""
+        self.server.log.append(f"{self.command} {self.path}")
+        owner, name, _, revision, file = self.path[1:].split("/")
+        repo = f"{owner}/{name}"
+        commits = self.server.repos.get(repo, [])
+        known = {commit_id(i): files for i, files in enumerate(commits)} | {"main": (commits or [{}])[-1]}
+        if repo in REFUSALS:
+            self._answer(*REFUSALS[repo])
+        elif repo not in self.server.repos:
+            self._answer(404, "RepoNotFound")
+        elif revision not in known:
+            self._answer(404, "RevisionNotFound")
+        elif file not in known[revision]:
+            self._answer(404, "EntryNotFound")
+        else:
+            commit = commit_id(len(commits) - 1) if revision == "main" else revision
+            self._answer(200, "", known[revision][file], {"X-Repo-Commit": commit})
+
+    do_GET = do_HEAD  # noqa: N815
+
+    def do_POST(self) -> None:
+        """Answer the endpoints that a commit calls."""
+        self.server.log.append(f"{self.command} {self.path}")
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        parts = self.path[1:].split("/")
+        if parts[1] == "validate-yaml":
+            reply: dict[str, object] = {}
+        elif parts[1:] == ["repos", "create"]:
+            request = json.loads(body)
+            self.server.created.append(request)
+            repo = f"{request['organization']}/{request['name']}"
+            if repo in REFUSALS:
+                return self._answer(*REFUSALS[repo])
+            self.server.repos.setdefault(repo, [])
+            reply = {"url": f"{self.server.url}/{repo}"}
+        elif parts[4] == "preupload":
+            files = json.loads(body)["files"]
+            reply = {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
+        else:
+            repo, commits = f"{parts[2]}/{parts[3]}", self.server.repos[f"{parts[2]}/{parts[3]}"]
+            values = [line["value"] for line in map(json.loads, body.splitlines()) if line["key"] == "file"]
+            new = {value["path"]: base64.b64decode(value["content"]) for value in values}
+            commits.append((commits[-1] if commits else {}) | new)
+            oid = commit_id(len(commits) - 1)
+            reply = {"commitUrl": f"{self.server.url}/{repo}/commit/{oid}", "commitOid": oid}
+        return self._answer(200, "", json.dumps(reply).encode())
+
+    def _answer(self, status: int, code: str, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        etag = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"'} if status == 200 else {}
+        given = {"X-Error-Code": code} if code else {}
+        for name, value in {"Content-Length": str(len(body)), **etag, **given, **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Stay silent."""
+
+
+@contextmanager
+def running_hub() -> Iterator[FakeHub]:
+    """A hub that answers until the block ends."""
+    with FakeHub() as hub:
+        thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        try:
+            yield hub
+        finally:
+            hub.shutdown()
+            thread.join()

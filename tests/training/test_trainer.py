@@ -1,0 +1,219 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ghnqat_sdk.errors import ArgumentError, CheckpointError
+from ghnqat_sdk.hypernetwork.decoder import DecoderConfig
+from ghnqat_sdk.hypernetwork.encoders import TransformerConfig
+from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
+from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, save_pretrained
+from ghnqat_sdk.training import trainer as trainer_module
+from ghnqat_sdk.training.checkpoint import CHECKPOINT_FILE, load_training_state
+from ghnqat_sdk.training.config import RECIPES, BitsShare, RunConfig, make_recipe
+from ghnqat_sdk.training.datasets import load_images
+from ghnqat_sdk.training.objective import NetworkLoss
+from ghnqat_sdk.training.trainer import Trainer
+
+TINY = RunConfig(
+    hypernetwork=HypernetworkConfig(
+        encoder=TransformerConfig(width=16, layers=1, heads=2), decoder=DecoderConfig(hidden=16, tile=16, kernel=3)
+    ),
+    steps=6,
+    meta_batch=2,
+    image_batch=8,
+    max_macs=1.5e6,
+    pool=200,
+    bits=(BitsShare(bits=(4, 4)), BitsShare(bits=(2, 2)), BitsShare(bits=(32, 32))),
+    float_phase=0.3,
+    warmup_steps=2,
+    checkpoint_every=2,
+    validate_every=4,
+    validation_graphs=1,
+    validation_images=20,
+)
+
+
+@pytest.fixture
+def make(data, tmp_path):
+    train, validation = load_images(data, "train"), load_images(data, "val")
+
+    def build(name: str = "run", config: RunConfig = TINY, **options) -> Trainer:
+        return Trainer(config, tmp_path / name, train, validation, **options)
+
+    return build
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return load_file(trainer.folder / CHECKPOINT_FILE)
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_leaves_config_state_log_and_loadable_weights(make):
+    trainer = make()
+    reports = list(trainer.run())
+    assert [report.loss > 0 for report in reports] == [True] * 6
+    assert RunConfig.model_validate_json((trainer.folder / "run.json").read_text()) == TINY
+    log = [json.loads(line) for line in (trainer.folder / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [4, 6]
+    assert set(log[0]["validation"]) == {"W4/A4", "W2/A2", "W32/A32"}
+    for folder in ("best", "last"):
+        assert load_pretrained(trainer.folder / folder).config == TINY.hypernetwork
+
+
+def test_training_changes_weights_and_average_apart(make):
+    trainer = make()
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    list(trainer.run())
+    changed = [name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])]
+    assert len(changed) > len(before) // 2
+    assert not same(dict(trainer.model.named_parameters()), dict(trainer.averaged().named_parameters()))
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits(make):
+    whole = make("whole")
+    list(whole.run())
+    interrupted = make("parts")
+    steps = interrupted.run()
+    for _ in range(3):  # one step beyond the checkpoint of step 2
+        next(steps)
+    resumed = make("parts")
+    assert resumed.resume()
+    assert resumed.progress.step == 2
+    list(resumed.run())
+    assert same(weights(whole), weights(resumed))
+
+
+def test_a_killed_process_resumes_to_the_same_bits(data, tmp_path):
+    """kill -9 in the middle of a run of the console script, then --resume."""
+    config = tmp_path / "config.json"
+    config.write_text(TINY.model_copy(update={"steps": 12, "checkpoint_every": 1, "validate_every": 12}).model_dump_json())
+
+    def command(name: str, *more: str) -> list[str]:
+        run = [sys.executable, "-m", "ghnqat_sdk.training.cli", "run", "--data", str(data), "--config", str(config)]
+        return [*run, "--output", str(tmp_path / name), *more]
+
+    whole = subprocess.Popen(command("whole"))
+    killed = subprocess.Popen(command("killed"))
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "killed" / CHECKPOINT_FILE).exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(killed.pid, signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    _, facts = load_training_state(tmp_path / "killed")
+    assert 1 <= facts["step"] < 12
+    subprocess.run(command("killed", "--resume"), check=True)
+    assert whole.wait() == 0
+    assert same(load_file(tmp_path / "whole" / CHECKPOINT_FILE), load_file(tmp_path / "killed" / CHECKPOINT_FILE))
+
+
+def test_two_processes_train_on_different_architectures_and_agree(data, tmp_path):
+    """torchrun with two gloo processes: both end with the same averaged weights, not those of one process."""
+    config = tmp_path / "config.json"
+    config.write_text(TINY.model_copy(update={"steps": 2, "validate_every": 2}).model_dump_json())
+    run = ["-m", "ghnqat_sdk.training.cli", "run", "--data", str(data), "--config", str(config)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29733"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*torchrun, *run, "--output", str(tmp_path / "two")], check=True, env=environment, capture_output=True)
+    subprocess.run([sys.executable, *run, "--output", str(tmp_path / "one")], check=True)
+    two, facts = load_training_state(tmp_path / "two")
+    one, _ = load_training_state(tmp_path / "one")
+    assert facts["processes"] == 2
+    assert not same(one, two)
+
+
+def test_a_folder_with_another_run_is_refused(make):
+    list(make().run())
+    with pytest.raises(ArgumentError, match="holds another run"):
+        make(config=TINY.model_copy(update={"seed": 1})).resume()
+
+
+def test_a_damaged_state_is_refused(make):
+    trainer = make()
+    list(trainer.run())
+    state = trainer.folder / CHECKPOINT_FILE
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="damaged"):
+        make().resume()
+
+
+def test_nothing_to_resume_is_said(make):
+    assert make().resume() is False
+
+
+def test_networks_with_a_non_finite_loss_are_left_out_and_counted(make, monkeypatch):
+    real, calls = trainer_module.network_loss, []
+
+    def sometimes_nan(*args, **options):
+        result = real(*args, **options)
+        calls.append(result)
+        return NetworkLoss(float("nan"), 0.0, result.gradients) if len(calls) % 2 else result
+
+    monkeypatch.setattr(trainer_module, "network_loss", sometimes_nan)
+    trainer = make()
+    list(trainer.run())
+    assert trainer.progress.skipped_networks == 6
+    assert trainer.progress.skipped_steps == 0
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_a_step_with_nothing_finite_changes_nothing(make, monkeypatch):
+    monkeypatch.setattr(trainer_module, "network_loss", lambda *a, **k: NetworkLoss(float("inf"), 0.0, {}))
+    trainer = make(config=TINY.model_copy(update={"steps": 1}))
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    list(trainer.run())
+    assert trainer.progress.skipped_steps == 1
+    assert same(before, dict(trainer.model.named_parameters()))
+
+
+def test_learning_rate_warms_up_and_falls_to_zero(make):
+    rates = [report.learning_rate for report in make().run()]
+    assert rates[0] == pytest.approx(TINY.learning_rate / 2)
+    assert max(rates) == pytest.approx(TINY.learning_rate)
+    assert rates[-1] < 0.2 * TINY.learning_rate
+
+
+def test_initial_weights_are_taken_over(make, small, tmp_path):
+    save_pretrained(small, tmp_path / "start")
+    config = TINY.model_copy(update={"hypernetwork": small.config})
+    trainer = make(config=config, initial=tmp_path / "start")
+    assert same(small.state_dict(), trainer.model.state_dict())
+    with pytest.raises(ArgumentError, match="another architecture"):
+        make("other", initial=tmp_path / "start")
+
+
+def test_float_phase_comes_first(make):
+    reports = list(make().run())
+    assert {bits for report in reports[:2] for bits, _, _ in report.networks} == {"W32/A32"}
+    assert {bits for report in reports[2:] for bits, _, _ in report.networks} > {"W4/A4"}
+
+
+def test_noise_training_runs(make):
+    list(make(config=TINY.model_copy(update={"noise": True, "steps": 1, "float_phase": 0.0})).run())
+
+
+def test_tensorboard_log_is_written(make):
+    trainer = make(config=TINY.model_copy(update={"steps": 1}), tensorboard=True)
+    list(trainer.run())
+    assert list((trainer.folder / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_a_config_that_survives_json(name):
+    recipe = make_recipe(name)
+    assert recipe.recipe == name
+    assert RunConfig.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_unknown_recipe_lists_the_known_ones():
+    with pytest.raises(ArgumentError, match="all-bits"):
+        make_recipe("w1a1")
