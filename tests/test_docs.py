@@ -15,7 +15,6 @@ from ghnqat_sdk.training import cli as training_cli
 from ghnqat_sdk.training.config import RECIPES, RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-IMAGES = ROOT / "tests" / "data" / "cifar10"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"]
 PARSERS = {"ghnqat": cli._parser, "ghnqat-train": training_cli._parser}
@@ -40,10 +39,10 @@ def blocks(page: Path, language: str) -> list[tuple[int, str]]:
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder but for the images that the pages read."""
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "cifar10").symlink_to(IMAGES)
+    (tmp_path / "data" / "cifar10").symlink_to(data)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     return tmp_path

@@ -71,8 +71,10 @@ def test_every_module_imports_without_a_warning() -> None:
 
 def test_type_annotations_and_weights_are_shipped() -> None:
     package = resources.files("ghnqat_sdk")
-    shipped = ("py.typed", "hypernetwork/weights/config.json", "hypernetwork/weights/model.safetensors")
-    assert [name for name in shipped if not package.joinpath(name).is_file()] == []
+    weights = [
+        f"hypernetwork/weights/{name}" for name in ("config.json", "model.safetensors", "model.safetensors.sha256")
+    ]
+    assert [name for name in ("py.typed", *weights) if not package.joinpath(name).is_file()] == []
 
 
 def test_public_names_are_sorted_and_exist() -> None:

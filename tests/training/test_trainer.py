@@ -96,7 +96,9 @@ def test_an_interrupted_run_resumes_to_the_same_bits(make):
 def test_a_killed_process_resumes_to_the_same_bits(data, tmp_path):
     """kill -9 in the middle of a run of the console script, then --resume."""
     config = tmp_path / "config.json"
-    config.write_text(TINY.model_copy(update={"steps": 12, "checkpoint_every": 1, "validate_every": 12}).model_dump_json())
+    config.write_text(
+        TINY.model_copy(update={"steps": 12, "checkpoint_every": 1, "validate_every": 12}).model_dump_json()
+    )
 
     def command(name: str, *more: str) -> list[str]:
         run = [sys.executable, "-m", "ghnqat_sdk.training.cli", "run", "--data", str(data), "--config", str(config)]
@@ -123,7 +125,9 @@ def test_two_processes_train_on_different_architectures_and_agree(data, tmp_path
     run = ["-m", "ghnqat_sdk.training.cli", "run", "--data", str(data), "--config", str(config)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29733"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*torchrun, *run, "--output", str(tmp_path / "two")], check=True, env=environment, capture_output=True)
+    subprocess.run(
+        [*torchrun, *run, "--output", str(tmp_path / "two")], check=True, env=environment, capture_output=True
+    )
     subprocess.run([sys.executable, *run, "--output", str(tmp_path / "one")], check=True)
     two, facts = load_training_state(tmp_path / "two")
     one, _ = load_training_state(tmp_path / "one")

@@ -1,0 +1,249 @@
+import copy
+import pickle
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import ghnqat_sdk as gq
+from ghnqat_sdk.quantization.convert import fake_quantized_layers
+from ghnqat_sdk.training.datasets import load_images
+
+
+def cnn(classes: int = 10) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1, bias=False),
+        nn.BatchNorm2d(12),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(12, 12, 3, groups=12),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(12, classes),
+    )
+
+
+def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_every_parameter_is_predicted_and_every_layer_quantized(small):
+    qmodel = gq.predict_quantized_params(cnn(), hypernetwork=small)
+    report = gq.prediction_report(qmodel)
+    assert set(report.predicted) == {name for name, _ in qmodel.named_parameters()}
+    assert report.kept == {}
+    assert set(fake_quantized_layers(qmodel)) == {"0", "3", "6"}
+
+
+def test_the_users_model_its_mode_and_the_rng_stay_as_they_were(small):
+    model = cnn()
+    model[1].eval()
+    before, rng, modes = snapshot(model), torch.get_rng_state(), [m.training for m in model.modules()]
+    qmodel = gq.predict_quantized_params(model, hypernetwork=small)
+    assert equal(before, snapshot(model))
+    assert torch.equal(rng, torch.get_rng_state())
+    assert modes == [m.training for m in model.modules()]
+    assert [module.training for module in qmodel] == [module.training for module in model]
+    assert type(model[0]) is nn.Conv2d
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_state_dict_keys_are_those_of_the_float_model(small):
+    model = cnn()
+    qmodel = gq.predict_quantized_params(model, hypernetwork=small)
+    assert list(qmodel.state_dict()) == list(model.state_dict())
+    model.load_state_dict(qmodel.state_dict())
+    qmodel.load_state_dict(cnn().state_dict())
+
+
+def test_prediction_is_the_same_on_every_call(small):
+    first, second = (gq.predict_quantized_params(cnn(), hypernetwork=small) for _ in range(2))
+    for name, parameter in first.named_parameters():
+        assert torch.equal(parameter, dict(second.named_parameters())[name])
+
+
+def test_bits_change_what_is_predicted_and_how_it_is_quantized(small):
+    at4, at2 = (gq.predict_quantized_params(cnn(), bits, hypernetwork=small) for bits in ((4, 4), (2, 8)))
+    assert not torch.allclose(at4[0].weight, at2[0].weight)
+    assert (at2[0].weight_quantizer.bits, at2[0].input_quantizer.bits) == (2, 8)
+    assert at2[0].weight_quantizer(at2[0].weight).unique().numel() <= 4
+
+
+def test_float_bits_leave_values_alone(small):
+    qmodel = gq.predict_quantized_params(cnn(), (32, 32), hypernetwork=small).eval()
+    images = torch.randn(8, 3, 16, 16)
+    with pytest.warns(gq.UncalibratedWarning):
+        quantized = qmodel(images)
+    model = gq.to_float(copy.deepcopy(qmodel)).train()
+    torch.testing.assert_close(model(images), quantized)
+
+
+@pytest.mark.parametrize("classes", [7, 100])
+def test_a_head_with_other_classes_is_kept_and_reported(small, classes):
+    model = cnn(classes)
+    qmodel = gq.predict_quantized_params(model, hypernetwork=small)
+    report = gq.prediction_report(qmodel)
+    assert set(report.kept) == {"6.weight", "6.bias"}
+    assert str(classes) in report.kept["6.weight"]
+    assert torch.equal(qmodel[6].weight, model[6].weight)
+    assert set(report.predicted) | set(report.kept) == {name for name, _ in model.named_parameters()}
+
+
+def test_a_head_is_predicted_or_kept_on_request(small):
+    model = cnn(7)
+    predicted = gq.predict_quantized_params(model, hypernetwork=small, head="predict")
+    assert not torch.equal(predicted[6].weight, model[6].weight)
+    assert torch.unique(predicted[6].weight, dim=0).shape[0] == 7
+    kept = gq.predict_quantized_params(cnn(), hypernetwork=small, head="keep")
+    assert set(gq.prediction_report(kept).kept) == {"6.weight", "6.bias"}
+
+
+def test_inplace_changes_the_model_itself(small):
+    model = cnn()
+    before = snapshot(model)
+    assert gq.predict_quantized_params(model, hypernetwork=small, inplace=True) is model
+    assert not equal(before, snapshot(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_dtypes_are_kept(small, dtype):
+    qmodel = gq.predict_quantized_params(cnn().to(dtype), hypernetwork=small)
+    assert {p.dtype for p in qmodel.parameters()} == {dtype}
+    assert qmodel(torch.randn(4, 3, 16, 16).to(dtype)).isfinite().all()
+
+
+def test_frozen_models_stay_frozen_and_are_predicted(small):
+    model = cnn().requires_grad_(False)
+    qmodel = gq.predict_quantized_params(model, hypernetwork=small)
+    assert not any(p.requires_grad for p in qmodel.parameters())
+    assert not torch.equal(qmodel[0].weight, model[0].weight)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_works_under_no_grad_in_both_modes(small, training):
+    with torch.no_grad():
+        qmodel = gq.predict_quantized_params(cnn().train(training), hypernetwork=small)
+    assert qmodel.training is training
+    assert all(p.requires_grad for p in qmodel.parameters())
+
+
+def test_a_step_of_training_reaches_every_parameter(small):
+    qmodel = gq.predict_quantized_params(cnn(), hypernetwork=small).train()
+    torch.nn.functional.cross_entropy(qmodel(torch.randn(8, 3, 16, 16)), torch.arange(8)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in qmodel.parameters())
+
+
+def test_copies_and_pickles_predict_the_same(small):
+    qmodel = gq.predict_quantized_params(cnn(), hypernetwork=small, calibration=[torch.randn(64, 3, 16, 16)]).eval()
+    images = torch.randn(4, 3, 16, 16)
+    for other in (copy.deepcopy(qmodel), pickle.loads(pickle.dumps(qmodel))):
+        assert torch.equal(other(images), qmodel(images))
+        assert gq.prediction_report(other) == gq.prediction_report(qmodel)
+
+
+def test_calibration_makes_evaluation_independent_of_the_batch(small, data):
+    images = torch.cat([batch for batch, _ in load_images(data, "train").batches(64)])
+    qmodel = gq.predict_quantized_params(cnn(), hypernetwork=small, calibration=[images]).eval()
+    alone = torch.cat([qmodel(image[None]) for image in images[:8]])
+    torch.testing.assert_close(qmodel(images[:8]), alone, rtol=1e-4, atol=1e-4)
+
+
+def test_shared_modules_are_predicted_once(small):
+    conv = nn.Conv2d(8, 8, 3, padding=1)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), conv, nn.ReLU(), conv)
+    qmodel = gq.predict_quantized_params(model, hypernetwork=small)
+    assert qmodel[1] is qmodel[3]
+    assert len(gq.prediction_report(qmodel).predicted) == 4
+
+
+def test_unused_parameters_are_kept_with_a_reason(small):
+    class Partly(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Conv2d(3, 4, 3), nn.Linear(5, 5)
+
+        def forward(self, x):
+            return self.used(x)
+
+    report = gq.prediction_report(gq.predict_quantized_params(Partly(), hypernetwork=small))
+    assert report.kept == dict.fromkeys(("unused.weight", "unused.bias"), "not used by the forward pass")
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v2", "densenet121", "efficientnet_b0", "vgg11_bn", "googlenet", "convnext_tiny"]
+)
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
+def test_torchvision_models_are_predicted_in_full(small, name):
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name, weights=None, num_classes=10)
+    graph = gq.trace(model)
+    names = {n for n, _ in model.named_parameters()}
+    assert graph.unreached == {}
+    assert set(graph.parameters) == names
+    (predicted,) = small([graph.with_bits((4, 4))])
+    assert {n: t.shape for n, t in predicted.items()} == {n: p.shape for n, p in model.named_parameters()}
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
+def test_googlenet_with_auxiliary_heads_runs_in_training(small):
+    model = torchvision.models.googlenet(num_classes=10, init_weights=False)
+    qmodel = gq.predict_quantized_params(model, hypernetwork=small)
+    assert gq.prediction_report(qmodel).kept == {}
+    outputs = qmodel.train()(torch.randn(2, 3, 96, 96))
+    assert all(logits.isfinite().all() for logits in outputs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": "resnet18"}, "expected an nn.Module"),
+        ({"bits": 4}, r"bits=\(4, 4\)"),
+        ({"bits": (1, 4)}, "from 2 to 8"),
+        ({"bits": (4, 4, 4)}, "pair"),
+        ({"head": "replace"}, "head='auto'"),
+    ],
+)
+def test_wrong_arguments_say_what_to_write(small, arguments, message):
+    with pytest.raises(gq.ArgumentError, match=message):
+        gq.predict_quantized_params(**({"model": cnn(), "hypernetwork": small} | arguments))
+
+
+def test_a_model_that_cannot_be_run_says_what_to_pass(small):
+    class Needs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x, scale):
+            return self.conv(x) * scale
+
+    with pytest.raises(gq.TraceError, match="example_inputs="):
+        gq.predict_quantized_params(Needs(), hypernetwork=small)
+    pair = (torch.empty(2, 3, 8, 8), torch.empty(2, 1, 1, 1))
+    qmodel = gq.predict_quantized_params(Needs(), hypernetwork=small, example_inputs=pair)
+    assert len(gq.prediction_report(qmodel).predicted) == 2
+
+
+def test_a_quantized_model_is_not_quantized_again(small):
+    qmodel = gq.predict_quantized_params(cnn(), hypernetwork=small)
+    with pytest.raises(gq.ArgumentError, match="to_float"):
+        gq.predict_quantized_params(qmodel, hypernetwork=small)
+
+
+def test_a_report_of_any_other_model_is_refused():
+    with pytest.raises(gq.ArgumentError, match="predict_quantized_params"):
+        gq.prediction_report(cnn())
+
+
+def test_damaged_weights_do_not_reach_the_model(small):
+    with torch.no_grad():
+        next(iter(small.decoder.parameters())).fill_(float("nan"))
+    model = cnn()
+    before = snapshot(model)
+    with pytest.raises(gq.GhnqatError, match="NaN"):
+        gq.predict_quantized_params(model, hypernetwork=small, inplace=True)
+    assert equal(before, snapshot(model))
