@@ -250,12 +250,18 @@ def test_missing_file_is_named(saved, name):
         load_pretrained(saved)
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"[]", b"null", b"[" * 100_000, b" " * 2_000_000, b"{} {}"])
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"[]", b"null", b"[" * 100_000, b"{} {}"])
 def test_config_that_is_no_json_object_is_refused(saved, text):
     (saved / "config.json").write_bytes(text)
     with pytest.raises(CheckpointError, match=r"config\.json.*Restore the file") as caught:
         load_pretrained(saved)
     assert len(str(caught.value)) < 600
+
+
+def test_config_of_many_megabytes_is_refused_unread(saved):
+    (saved / "config.json").write_bytes((saved / "config.json").read_bytes() + b" " * 1_000_000)
+    with pytest.raises(CheckpointError, match="larger than 1 MB"):
+        load_pretrained(saved)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +296,7 @@ def test_config_that_this_version_cannot_read_is_refused(saved, changes, message
         lambda raw: bytes([*raw[:7], 255, *raw[8:]]),
         lambda raw: raw.replace(b'"F32"', b'"F33"', 1),
         lambda raw: raw.replace(b'"F32"', b'"I32"', 1),
-        lambda raw: raw.replace(b"decoder.mix.bias", b"decoder.mix.biaz"),
+        lambda raw: raw.replace(b"encoder.norm.bias", b"encoder.norm.biaz"),
         lambda raw: raw[:-100] + bytes([raw[-100] ^ 1]) + raw[-99:],
         lambda raw: b"PK\x03\x04" + raw,
     ],
@@ -341,7 +347,7 @@ def test_tensors_that_do_not_fit_are_named(saved, name, tensor, message):
 def test_config_of_absurd_size_is_refused_before_memory_is_taken(saved):
     decoder = {"hidden": 4096, "tile": 512, "kernel": 31}
     edit_config(saved, num_classes=100_000, decoder=decoder)  # about 800 GB
-    with pytest.raises(CheckpointError, match=r"'decoder.classes.bias' is \[10, 8\], and \[100000, 512\]"):
+    with pytest.raises(CheckpointError, match=r"100000, 512.*tensors differ"):
         load_pretrained(saved)
 
 
@@ -488,7 +494,7 @@ def test_pushed_hypernetwork_is_one_commit_with_a_card_and_loads_again(hub, netw
     assert b"library_name: ghnqat-sdk" in files["README.md"]
     assert b'hypernetwork="me/new"' in files["README.md"]
     assert hub.created[0]["name"] == "new"
-    assert hub.created[0].get("visibility", "private") == "private"
+    assert "private" in {hub.created[0].get("visibility"), "private" if hub.created[0].get("private") else None}
     assert_same(load_pretrained("me/new", cache_dir=tmp_path / "cache"), network)
 
 

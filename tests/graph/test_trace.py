@@ -1,0 +1,243 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ghnqat_sdk.errors import ArgumentError, TraceError
+from ghnqat_sdk.graph.graph import ComputationGraph
+from ghnqat_sdk.graph.trace import trace
+
+IMAGE = torch.empty(2, 3, 16, 16)
+
+
+def ops(graph: ComputationGraph) -> list[str]:
+    return [node.op for node in graph.nodes]
+
+
+def claimed(graph: ComputationGraph) -> dict[str, tuple[str, str]]:
+    """Parameter name to (node type, role)."""
+    return {p.name: (node.op, p.role) for node in graph.nodes for p in node.parameters}
+
+
+class Model(nn.Module):
+    """A model whose forward pass is given as a function of the module and its inputs."""
+
+    def __init__(self, forward, **members):
+        super().__init__()
+        for name, member in members.items():
+            setattr(self, name, member)
+        self.function = forward
+
+    def forward(self, *args, **kwargs):
+        return self.function(self, *args, **kwargs)
+
+
+def test_a_residual_net_gives_the_graph_written_by_hand():
+    def forward(m, x):
+        x = m.stem(x)
+        x = F.relu(m.norm(m.conv(x))) + x
+        return m.head(x.mean((2, 3)))
+
+    model = Model(
+        forward,
+        stem=nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        conv=nn.Conv2d(8, 8, 5, padding=4, dilation=2, bias=False),
+        norm=nn.BatchNorm2d(8),
+        head=nn.Linear(8, 10),
+    )
+    graph = trace(model, IMAGE)
+    expected = "input conv bias conv batch_norm relu sum global_pool classifier bias output".split()
+    assert ops(graph) == expected
+    assert graph.edges == ((0, 1), (1, 2), (2, 3), (2, 6), (3, 4), (4, 5), (5, 6), (6, 7), (7, 8), (8, 9), (9, 10))
+    stem, conv = graph.nodes[1], graph.nodes[3]
+    assert (stem.kernel, stem.stride, stem.module) == ((3, 3), (2, 2), "stem")
+    assert (conv.kernel, conv.dilation, conv.parameters[0].shape) == ((5, 5), (2, 2), (8, 8, 5, 5))
+    assert claimed(graph)["norm.weight"] == ("batch_norm", "scale")
+    assert claimed(graph)["norm.bias"] == ("batch_norm", "shift")
+    assert graph.unreached == {}
+
+
+@pytest.mark.parametrize(
+    ("layer", "op"),
+    [
+        (nn.Conv2d(3, 6, 3), "conv"),
+        (nn.Conv2d(3, 6, (1, 7), padding="same"), "conv"),
+        (nn.Conv2d(3, 6, 3, groups=3), "depthwise_conv"),
+        (nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=4)), "grouped_conv"),
+        (nn.ConvTranspose2d(3, 6, 3), "transposed_conv"),
+        (nn.GroupNorm(3, 3), "group_norm"),
+        (nn.LayerNorm(16), "layer_norm"),
+        (nn.InstanceNorm2d(3, affine=True), "instance_norm"),
+        (nn.ReLU(inplace=True), "relu"),
+        (nn.ReLU6(), "relu6"),
+        (nn.Hardswish(), "hardswish"),
+        (nn.SiLU(), "silu"),
+        (nn.GELU(), "gelu"),
+        (nn.LeakyReLU(), "leaky_relu"),
+        (nn.PReLU(), "prelu"),
+        (nn.Sigmoid(), "sigmoid"),
+        (nn.Softmax(1), "softmax"),
+        (nn.MaxPool2d(3, 2), "max_pool"),
+        (nn.AvgPool2d(2), "avg_pool"),
+        (nn.AdaptiveAvgPool2d(1), "global_pool"),
+        (nn.AdaptiveAvgPool2d(4), "adaptive_pool"),
+        (nn.Upsample(scale_factor=2), "interpolate"),
+    ],
+)
+def test_every_kind_of_layer_has_its_node_type(layer, op):
+    graph = trace(nn.Sequential(layer), IMAGE)
+    assert op in ops(graph)
+    assert set(graph.parameters) == {name for name, _ in nn.Sequential(layer).named_parameters()}
+
+
+def test_pooling_records_kernel_and_stride():
+    pool = trace(nn.Sequential(nn.MaxPool2d(3, stride=2)), IMAGE).nodes[1]
+    assert (pool.kernel, pool.stride) == ((3, 3), (2, 2))
+
+
+def test_data_flow_through_lists_concatenation_and_products():
+    def forward(m, x):
+        branches = [branch(x) for branch in m.branches]
+        gate = torch.sigmoid(m.gate(x))
+        return torch.cat([*branches, x * gate], dim=1)
+
+    model = Model(forward, branches=nn.ModuleList(nn.Conv2d(3, 2, 1) for _ in range(2)), gate=nn.Conv2d(3, 3, 1))
+    graph = trace(model, IMAGE)
+    concat = ops(graph).index("concat")
+    assert len([edge for edge in graph.edges if edge[1] == concat]) == 3
+    assert "product" in ops(graph)
+
+
+def test_arithmetic_with_numbers_is_no_node():
+    assert ops(trace(Model(lambda m, x: 2 * (x + 1).flatten(1) / 3), IMAGE)) == ["input", "output"]
+
+
+def test_parameters_outside_layers_are_claimed_by_the_call_that_uses_them():
+    def forward(m, x):
+        x = F.conv2d(x, m.kernel, padding=1) * m.layer_scale
+        tokens = torch.cat([m.token.expand(len(x), -1, -1), x.flatten(2).mT], 1) + m.position
+        return tokens[:, 0] @ m.head
+
+    model = Model(
+        forward,
+        kernel=nn.Parameter(torch.randn(4, 3, 3, 3)),
+        layer_scale=nn.Parameter(torch.ones(4, 1, 1)),
+        token=nn.Parameter(torch.zeros(1, 1, 4)),
+        position=nn.Parameter(torch.zeros(1, 257, 4)),
+        head=nn.Parameter(torch.randn(4, 10)),
+    )
+    assert claimed(trace(model, IMAGE)) == {
+        "kernel": ("conv", "weight"),
+        "layer_scale": ("product", "scale"),
+        "token": ("concat", "table"),
+        "position": ("sum", "table"),
+        "head": ("matmul", "weight"),
+    }
+
+
+def test_weights_computed_from_parameters_are_claimed():
+    def forward(m, x):
+        weight = m.conv.weight
+        weight = (weight - weight.mean((1, 2, 3), keepdim=True)) / weight.std((1, 2, 3), keepdim=True)
+        return m.normed(F.conv2d(x, weight, m.conv.bias))
+
+    model = Model(forward, conv=nn.Conv2d(3, 4, 3), normed=nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)))
+    graph = trace(model, IMAGE)
+    assert claimed(graph)["conv.weight"] == ("conv", "weight")
+    assert claimed(graph)["normed.parametrizations.weight.original1"] == ("conv", "weight")
+    assert set(graph.unreached) == {"normed.parametrizations.weight.original0"}
+
+
+def test_attention_keeps_all_its_parameters():
+    model = Model(lambda m, x: m.attention(x, x, x)[0], attention=nn.MultiheadAttention(8, 2, batch_first=True))
+    graph = trace(model, torch.empty(2, 5, 8))
+    assert {op for op, _ in claimed(graph).values()} == {"multi_head_attention"}
+    assert set(graph.parameters) == {name for name, _ in model.named_parameters()}
+
+
+def test_a_shared_layer_is_two_nodes_and_claims_once():
+    shared = nn.Conv2d(3, 3, 3, padding=1, bias=False)
+    graph = trace(nn.Sequential(shared, nn.ReLU(), shared), IMAGE)
+    assert ops(graph).count("conv") == 2
+    assert [len(node.parameters) for node in graph.nodes if node.op == "conv"] == [1, 0]
+
+
+def test_classifiers_are_the_last_weighted_layers_on_each_path():
+    def forward(m, x):
+        return {
+            "main": m.main(x.mean((2, 3))),
+            "extra": (F.relu(m.map(x)).mean((2, 3)), m.aux(m.hidden(x.mean((2, 3))))),
+        }
+
+    model = Model(forward, main=nn.Linear(3, 5), map=nn.Conv2d(3, 5, 1), hidden=nn.Linear(3, 4), aux=nn.Linear(4, 5))
+    assert [n.module for n in trace(model, IMAGE).nodes if n.op == "classifier"] == ["main", "map", "aux"]
+
+
+def test_several_inputs_and_keyword_arguments():
+    model = Model(lambda m, x, *, y: m.a(x) + m.b(y), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(1, 4, 1))
+    graph = trace(model, {"x": IMAGE, "y": torch.empty(2, 1, 16, 16)})
+    assert ops(graph).count("input") == 2
+
+
+def test_shapes_are_guessed_for_images_of_any_channels_signals_and_features():
+    assert trace(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))).unreached == {}
+    assert trace(nn.Sequential(nn.Conv1d(5, 4, 3))).nodes[1].kernel == (1, 3)
+    assert trace(nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(5))).unreached == {}
+
+
+def test_control_flow_on_values_runs_on_numbers():
+    def forward(m, x):
+        return m.conv(x) if x.abs().mean().item() >= 0 else x
+
+    graph = trace(Model(forward, conv=nn.Conv2d(3, 4, 3)), IMAGE)
+    assert set(graph.parameters) == {"conv.weight", "conv.bias"}
+
+
+def test_nothing_of_the_model_changes():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.LazyLinear(5))
+    model(IMAGE)
+    model[1].eval()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes, rng = [m.training for m in model.modules()], torch.get_rng_state()
+    trace(model, IMAGE)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert [m.training for m in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert all(p.grad is None and not p.is_meta for p in model.parameters())
+
+
+def test_modes_are_restored_when_the_model_raises():
+    def forward(m, x):
+        raise KeyError("broken")
+
+    model = Model(forward, conv=nn.Conv2d(3, 4, 3)).eval()
+    with pytest.raises(TraceError, match="broken"):
+        trace(model, IMAGE)
+    assert not model.training
+    assert not model.conv.training
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_frozen_and_other_precision_models_are_traced(dtype):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(dtype).requires_grad_(False)
+    assert len(trace(model).parameters) == 4
+
+
+def test_the_graph_is_the_same_every_time():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    assert trace(model) == trace(model)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: "resnet18", ArgumentError, "expected an nn.Module"),
+        (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), TraceError, "Run the model once"),
+        (lambda: torch.compile(nn.Conv2d(3, 4, 3)), TraceError, "_orig_mod"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(9999, 3)), TraceError, "example_inputs="),
+        (lambda: Model(lambda m, x: None, conv=nn.Conv2d(3, 4, 3)), TraceError, "output"),
+    ],
+)
+def test_what_cannot_be_traced_says_what_to_do(make, error, message):
+    with pytest.raises(error, match=message):
+        trace(make())

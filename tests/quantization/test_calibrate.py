@@ -1,0 +1,126 @@
+import pytest
+import torch
+from torch import nn
+
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.quantization.calibrate import calibrate
+from ghnqat_sdk.quantization.convert import to_fake_quantized
+from ghnqat_sdk.quantization.quantizers import ClippedRanges, MinMaxRanges
+
+
+@pytest.fixture
+def images():
+    return 2 + 3 * torch.randn(256, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def make(bits=(4, 4), ranges=None) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.Flatten(),
+        nn.Linear(96, 5),
+    )
+    to_fake_quantized(model, bits, ranges or MinMaxRanges(), warn=False)
+    return model
+
+
+def test_evaluation_after_calibration_does_not_depend_on_the_batch(images):
+    model = make()
+    calibrate(model, [images])
+    model.eval()
+    alone = torch.cat([model(image[None]) for image in images[:16]])
+    torch.testing.assert_close(model(images[:16]), alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 10, 100, 256])
+def test_calibration_does_not_depend_on_the_batch_size(images, size):
+    reference, other = make(ranges=ClippedRanges()), make(ranges=ClippedRanges())
+    a = calibrate(reference, images.split(64))
+    b = calibrate(other, images.split(size))
+    assert a == b
+    for x, y in zip(reference.buffers(), other.buffers(), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_statistics_are_those_of_all_values_with_quantization_on(images):
+    model = make()
+    calibrate(model, [images])
+    model[0].train().input_quantizer.frozen_range = None
+    seen = torch.cat([model[0](part) for part in images.split(64)]).detach()
+    torch.testing.assert_close(model[1].running_mean, seen.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model[1].running_var, seen.var((0, 2, 3)), rtol=1e-3, atol=1e-4)
+
+
+def test_ranges_are_frozen_and_reported_by_layer(images):
+    model = make()
+    report = calibrate(model, [images])
+    assert set(report.ranges) == {"0", "3", "6"}
+    assert report.norms == ("1", "4")
+    assert report.images == 256
+    assert report.unreached == ()
+    assert model[3].input_quantizer.frozen_range == report.ranges["3"]
+    low, high = report.ranges["0"]
+    assert images.min() <= low < high <= images.max()
+
+
+def test_loaders_that_give_images_and_labels_are_taken(images):
+    dataset = torch.utils.data.TensorDataset(images, torch.zeros(256))
+    assert calibrate(make(), torch.utils.data.DataLoader(dataset, 32)).images == 256
+
+
+def test_float_activations_need_no_range(images):
+    assert calibrate(make(bits=(4, 32)), [images]).ranges == {}
+
+
+def test_modes_and_gradients_stay(images):
+    model = make().train()
+    model[1].eval()
+    calibrate(model, [images])
+    assert [m.training for m in model[:3]] == [True, False, True]
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_a_model_that_raises_is_left_as_it_was(images):
+    model = make().train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with pytest.raises(RuntimeError):
+        calibrate(model, [images[:, :2]])
+    assert model.training
+    assert not model[0].quantization.calibrated
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert not model[1]._forward_pre_hooks
+
+
+def test_calibrating_again_replaces_what_was_fixed(images):
+    once, twice = make(), make()
+    calibrate(twice, [images * 100])
+    assert calibrate(once, [images]) == calibrate(twice, [images])
+
+
+def test_layers_that_no_image_reaches_are_named(images):
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.main, self.auxiliary, self.norm = nn.Conv2d(3, 4, 3), nn.Linear(4, 2), nn.BatchNorm1d(2)
+
+        def forward(self, x):
+            return (self.main(x), self.norm(self.auxiliary(x.mean((2, 3))))) if self.training else self.main(x)
+
+    model = Auxiliary()
+    to_fake_quantized(model, (4, 4), MinMaxRanges())
+    assert set(calibrate(model, [images]).unreached) == {"auxiliary", "norm"}
+
+
+@pytest.mark.parametrize("batches", [[], [["not", "a", "tensor"]], [3]])
+def test_wrong_batches_are_refused(batches):
+    with pytest.raises(ArgumentError, match="calibrate got"):
+        calibrate(make(), batches)
+
+
+def test_a_float_model_is_refused(images):
+    with pytest.raises(ArgumentError, match="predict_quantized_params"):
+        calibrate(nn.Sequential(nn.Conv2d(3, 4, 3)), [images])
