@@ -151,9 +151,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         return
     if options.json:
         _write(Path(options.json), text + "\n")
-    print(
-        f"{options.split}, W{bits[0]}/A{bits[1]}, {options.graphs} graphs, {len(images)} images, {options.protocol} protocol"
-    )
+    what = f"{options.split}, W{bits[0]}/A{bits[1]}, {options.graphs} graphs, {len(images)} images"
+    print(f"{what}, {options.protocol} protocol")
     print(f"top-1 {result.top1}\ntop-5 {result.top5}   (mean ± standard error; max, percent)")
 
 

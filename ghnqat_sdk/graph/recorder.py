@@ -15,10 +15,9 @@ from ghnqat_sdk.errors import TraceError
 from ghnqat_sdk.graph.graph import ComputationGraph, Node, Parameter
 from ghnqat_sdk.graph.ops import BY_FUNCTION, Op, Role
 
-_SHAPE_PRESERVING = frozenset(
-    ("batch_norm", "group_norm", "layer_norm", "instance_norm", "relu", "relu6", "hardswish", "silu", "gelu")
-    + ("leaky_relu", "sigmoid", "tanh")
-)
+_NORMS = ("batch_norm", "group_norm", "layer_norm", "instance_norm")
+_ACTIVATIONS = ("relu", "relu6", "hardswish", "silu", "gelu", "leaky_relu", "sigmoid", "tanh")
+_SHAPE_PRESERVING = frozenset((*_NORMS, *_ACTIVATIONS))
 """Node types whose output has its input's shape: torch's meta kernels for them take up to a millisecond each."""
 
 _NEEDS_TWO = frozenset(("sum", "product", "concat"))
@@ -210,8 +209,9 @@ def _refine(op: Op | None, function: Any, args: Any, kwargs: Any, output: Tensor
     """The node type of a call on data, None for a transparent one."""
     first = args[0] if args and isinstance(args[0], Tensor) else None
     if op is None:
-        means = function in (torch.mean, Tensor.mean) and first is not None and first.ndim == 4
-        return "global_pool" if means and output.numel() == first.shape[0] * first.shape[1] else None
+        if first is None or first.ndim != 4 or function not in (torch.mean, Tensor.mean):
+            return None
+        return "global_pool" if output.numel() == first.shape[:2].numel() else None
     if op.name == "conv":
         weight, groups = _argument(args, kwargs, 1, "weight"), _argument(args, kwargs, 6, "groups", 1)
         if groups == 1:

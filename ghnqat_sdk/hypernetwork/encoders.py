@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from ghnqat_sdk.graph.batch import BIT_ANCHORS, FEATURES, GraphBatch
@@ -22,12 +22,13 @@ class NodeEmbedding(nn.Module):
     def __init__(self, vocabulary: int, width: int) -> None:
         super().__init__()
         self.op = nn.Embedding(vocabulary, width)
-        self.features = nn.Sequential(nn.Linear(FEATURES, width), nn.GELU(), nn.Linear(width, width))
+        first, second = nn.Linear(FEATURES, width), nn.Linear(width, width)
+        self.features = nn.Sequential(first, nn.GELU(), second)
         self.weight_bits = nn.Linear(len(BIT_ANCHORS), width, bias=False)
         self.activation_bits = nn.Linear(len(BIT_ANCHORS), width, bias=False)
         # A node's sizes and place start as strong as its type, so that layers of one type differ from the start.
         nn.init.normal_(self.op.weight, std=0.5)
-        for layer in (self.features[0], self.features[2]):
+        for layer in (first, second):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def forward(self, batch: GraphBatch) -> Tensor:
@@ -110,6 +111,13 @@ class TransformerConfig(BaseModel):
     """Size d of a node's embedding."""
     layers: int = Field(3, ge=1, le=48)
     heads: int = Field(4, ge=1, le=64)
+    """Attention heads; they share the width evenly."""
+
+    @model_validator(mode="after")
+    def _even(self) -> TransformerConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} is no multiple of heads={self.heads}")
+        return self
 
     def build(self, vocabulary: int, s_max: int) -> nn.Module:
         """The encoder for a vocabulary of node types and virtual edges up to `s_max`."""

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
+from ghnqat_sdk.files import write_atomically
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
 from ghnqat_sdk.version import __version__
 
@@ -59,7 +60,7 @@ def save_pretrained(hypernetwork: GraphHypernetwork, folder: str | Path, *, dtyp
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            _replace(folder / name, content)
+            write_atomically(folder / name, content)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"Cannot write to {str(folder)!r} ({error}). Name another folder.") from error
     return folder
@@ -133,15 +134,6 @@ def _contents(hypernetwork: GraphHypernetwork, dtype: torch.dtype | None) -> dic
         raise ArgumentError(f"{name!r} is not finite as {tensors[name].dtype}: omit dtype, or save other weights.")
     config = hypernetwork.config.model_dump_json(indent=2) + "\n"
     return {WEIGHTS_FILE: save(tensors, {"format": "pt", "sha256": _digest(tensors)}), CONFIG_FILE: config.encode()}
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _locate(source: Any, revision: Any, cache_dir: str | Path | None) -> Path:

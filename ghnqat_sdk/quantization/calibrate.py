@@ -40,8 +40,8 @@ class _Moments:
     """Sums over all values of each channel."""
 
     count: int = 0
-    total: Tensor | float = 0.0
-    squares: Tensor | float = 0.0
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    squares: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def add(self, x: Tensor) -> None:
         rows = x.detach().double().movedim(1, 0).flatten(1)  # (C, values)

@@ -50,7 +50,7 @@ class _FakeQuantizedLayer:
     """What the fake-quantized layers share: their two quantizers and the model's state."""
 
     weight: Tensor
-    bias: Tensor | None
+    bias: Any
     training: bool
     input_quantizer: FakeQuantizer
     weight_quantizer: FakeQuantizer
@@ -133,7 +133,7 @@ class _CalibratedBatchNorm:
 
     def forward(self: Any, input: Tensor) -> Tensor:
         if self.training or self.quantization.check_calibrated():
-            return super().forward(input)
+            return super().forward(input)  # type: ignore[misc]
         self._check_input_dim(input)
         if input.numel() // input.shape[1] < 2:
             raise ArgumentError(

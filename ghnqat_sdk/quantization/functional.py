@@ -63,14 +63,14 @@ def fake_quantize(x: Tensor, low: Tensor | float, high: Tensor | float, bits: in
     Returns:
         A tensor like x: same shape, dtype and memory layout.
     """
-    scale, zero_point = scale_and_zero_point(_detach(low), _detach(high), bits)
+    step, zero = scale_and_zero_point(_detach(low), _detach(high), bits)
+    numbers: tuple[Any, ...] = (1.0 / step, step, zero)
     if not torch.compiler.is_compiling() and x.device.type == "cpu":
         # Scalars make elementwise CPU kernels five times as fast as 0-d tensors do.
-        inverse, scale, zero_point = (1.0 / scale).item(), scale.item(), zero_point.item()
+        numbers = tuple(number.item() for number in numbers)
     else:
-        scale, zero_point = scale.to(x.device), zero_point.to(x.device)
-        inverse = 1.0 / scale
-    return _FakeQuantize.apply(x, low, high, inverse, scale, zero_point, 2**bits - 1)
+        numbers = tuple(number.to(x.device) for number in numbers)
+    return _FakeQuantize.apply(x, low, high, *numbers, 2**bits - 1)
 
 
 def uniform_noise(

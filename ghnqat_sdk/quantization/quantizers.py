@@ -18,6 +18,7 @@ from ghnqat_sdk.quantization.functional import (
 )
 
 Kind = Literal["weight", "activation"]
+_LowBits = Annotated[int, Field(ge=2, le=8)]
 
 
 class MinMaxRanges(BaseModel):
@@ -40,9 +41,11 @@ class ClippedRanges(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["clipped"] = "clipped"
-    weight_sigmas: dict[int, Annotated[float, Field(gt=0)]] = {2: 1.5, 3: 2.05, 4: 2.6, 5: 3.1, 6: 3.6, 7: 4.2, 8: 5.0}
+    weight_sigmas: dict[_LowBits, Annotated[float, Field(gt=0, lt=100)]] = {
+        2: 1.5, 3: 2.05, 4: 2.6, 5: 3.1, 6: 3.6, 7: 4.2, 8: 5.0,
+    }  # fmt: skip
     """Standard deviations kept on each side of the mean, by weight bits; a missing width is min-max."""
-    activation_ratio: dict[int, Annotated[float, Field(gt=0, le=1)]] = {
+    activation_ratio: dict[_LowBits, Annotated[float, Field(gt=0, le=1)]] = {
         2: 0.39, 3: 0.48, 4: 0.58, 5: 0.7, 6: 0.82, 7: 0.92, 8: 1.0,
     }  # fmt: skip
     """Share of the minimum and maximum kept, by activation bits; a missing width is min-max."""

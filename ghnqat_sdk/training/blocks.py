@@ -436,7 +436,7 @@ def inverted(cin: int, cout: int, stride: int, block: Block, style: Style) -> Sp
 
 
 def grouped(cin: int, cout: int, stride: int, block: Block, style: Style) -> Spec:
-    body = unit(cin, cout, style, block.kernel, stride, block.groups) + (Shuffle(block.groups),)
+    body = (*unit(cin, cout, style, block.kernel, stride, block.groups), Shuffle(block.groups))
     body += unit(cout, cout, style, 1, groups=block.groups, order="cn" if block.skip else "cna")
     return with_skip(body, cin, cout, stride, style, final=True) if block.skip else Seq(body)
 

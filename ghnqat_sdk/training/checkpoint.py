@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ghnqat_sdk.errors import CheckpointError
+from ghnqat_sdk.files import write_atomically
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` so that a reader, or a crash at any moment, meets the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_training_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
+from ghnqat_sdk.files import write_atomically
 from ghnqat_sdk.graph.graph import FLOAT_BITS
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, save_pretrained
 from ghnqat_sdk.quantization.bits import Bits
-from ghnqat_sdk.training.checkpoint import load_training_state, save_training_state, write_atomically
+from ghnqat_sdk.training.checkpoint import load_training_state, save_training_state
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.datasets import ImageSet, augment, normalise_images
 from ghnqat_sdk.training.distributed import Processes
@@ -252,7 +253,9 @@ class Trainer:
 
     def averaged(self) -> GraphHypernetwork:
         """The hypernetwork with averaged weights, in evaluation mode."""
-        return self.average.module.eval()
+        module = self.average.module
+        assert isinstance(module, GraphHypernetwork)
+        return module.eval()
 
     def _validate(self) -> None:
         """Mean top-1 of unseen validation networks on validation images; the best weights so far go to `best/`."""

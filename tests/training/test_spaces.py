@@ -158,13 +158,13 @@ def test_space_is_a_sequence() -> None:
 
 @pytest.mark.parametrize("index", [-1, 500, 1.0, True, "0"])
 def test_wrong_index(index: object) -> None:
-    with pytest.raises(ArgumentError, match="from 0 to 499"):
+    with pytest.raises(ArgumentError, match=r"from 0 to 499"):
         ArchitectureSpace("val")[index]
 
 
 def test_wrong_split_and_classes() -> None:
     for call in (lambda: ArchitectureSpace("test"), lambda: sample_architecture("test", 0)):
-        with pytest.raises(ArgumentError, match="'test'.*train, val"):
+        with pytest.raises(ArgumentError, match=r"'test'.*train, val"):
             call()
-    with pytest.raises(ArgumentError, match="num_classes"):
+    with pytest.raises(ArgumentError, match=r"num_classes"):
         sample_architecture("val", 0).build(num_classes=0)
