@@ -2,8 +2,8 @@
 
     python benchmarks/shipped_weights.py --data data/cifar10
 
-Figures go to benchmarks/results/shipped_weights.json; a setting that is there already for the same weights is not
-measured again.
+Figures go to benchmarks/results/shipped_weights.json as they come; what is there already for the same weights and
+images is not measured again. Each of --processes works on one split and setting, on one thread.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +24,31 @@ from ghnqat_sdk.training.evaluate import calibration_batches, evaluate_graphs
 from ghnqat_sdk.training.spaces import ArchitectureSpace
 
 RESULTS = Path(__file__).parent / "results" / "shipped_weights.json"
-GRAPHS = {"id": 50, "deep": 20, "wide": 20, "bn-free": 20}
-ROWS = [("paper", b) for b in ((2, 2), (4, 4), (4, 8), (32, 32))] + [("calibrated", b) for b in ((2, 2), (4, 4))]
+GRAPHS = {"id": 50, "bn-free": 20, "deep": 20, "wide": 20}
+SPLITS = ("id", "deep", "wide", "bn-free")
+BITS = {"W4/A4": (4, 4), "W2/A2": (2, 2), "W4/A8": (4, 8), "float": (32, 32)}
+ROWS = [("paper", name) for name in BITS] + [("calibrated", "W4/A4"), ("calibrated", "W2/A2")]
 
 
-def measure(options: argparse.Namespace, results: dict[str, Any]) -> None:
-    hypernetwork = load_pretrained()
-    images = load_images(options.data, "test").sample(options.images, options.seed)
-    batches = calibration_batches(options.data, options.seed)
+def measure(task: tuple[str, str, str], data: str, count: int, seed: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    protocol, bits, split = task
+    nets = [ArchitectureSpace(split)[index] for index in range(GRAPHS[split])]
+    images = load_images(data, "test").sample(count, seed)
+    batches = calibration_batches(data, seed) if protocol == "calibrated" else None
+    figures = evaluate_graphs(load_pretrained(), nets, images, BITS[bits], protocol=protocol, calibration=batches)
+    return {"graphs": GRAPHS[split], **figures.as_dict()}
+
+
+def cell(figures: dict[str, Any] | None, kind: str) -> str:
+    return "–" if figures is None else "{mean:.1f} ± {sem:.1f}; {max:.1f}".format(**figures[kind])
+
+
+def table(figures: dict[str, Any], kind: str) -> str:
+    lines = [f"| {kind} | bits | ID | Deep | Wide | BN-free |", "| --- | --- | --- | --- | --- | --- |"]
     for protocol, bits in ROWS:
-        for split, graphs in GRAPHS.items():
-            key = f"{protocol} {split} W{bits[0]}/A{bits[1]}"
-            if key in results["figures"]:
-                continue
-            nets = [ArchitectureSpace(split)[index] for index in range(graphs)]
-            figures = evaluate_graphs(hypernetwork, nets, images, bits, protocol=protocol, calibration=batches)
-            results["figures"][key] = {"graphs": graphs, **figures.as_dict()}
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-            print(f"{key}: top-1 {figures.top1}, top-5 {figures.top5}", flush=True)
-
-
-def table(figures: dict[str, Any]) -> str:
-    lines = ["| protocol | bits | ID | Deep | Wide | BN-free |", "| --- | --- | --- | --- | --- | --- |"]
-    for protocol, bits in ROWS:
-        name = "float" if bits == (32, 32) else f"W{bits[0]}/A{bits[1]}"
-        found = [figures.get(f"{protocol} {split} W{bits[0]}/A{bits[1]}") for split in GRAPHS]
-        cells = ["–" if f is None else "{mean:.1f} ± {sem:.1f}; {max:.1f}".format(**f["top1"]) for f in found]
-        lines.append(f"| {protocol} | {name} | {' | '.join(cells)} |")
+        found = [figures.get(f"{protocol} {bits} {split}") for split in SPLITS]
+        lines.append(f"| {protocol} | {bits} | {' | '.join(cell(f, kind) for f in found)} |")
     return "\n".join(lines)
 
 
@@ -58,16 +57,28 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--protocols", nargs="+", default=["paper", "calibrated"])
     options = parser.parse_args()
-    torch.set_num_threads(1)
+
     weights = hashlib.sha256((pretrained._EMBEDDED / pretrained.WEIGHTS_FILE).read_bytes()).hexdigest()
     setting = {"weights": weights, "images": options.images, "seed": options.seed, "data": "CIFAR-10 (JPEG)"}
     results: dict[str, Any] = {"setting": setting, "figures": {}}
     if RESULTS.exists() and json.loads(RESULTS.read_text())["setting"] == setting:
         results = json.loads(RESULTS.read_text())
     RESULTS.parent.mkdir(exist_ok=True)
-    measure(options, results)
-    print(table(results["figures"]))
+    tasks = [(protocol, bits, split) for split in GRAPHS for protocol, bits in ROWS if protocol in options.protocols]
+    with ProcessPoolExecutor(options.processes) as pool:
+        waiting = {
+            pool.submit(measure, task, options.data, options.images, options.seed): " ".join(task)
+            for task in tasks
+            if " ".join(task) not in results["figures"]
+        }
+        for done in as_completed(waiting):
+            results["figures"][waiting[done]] = done.result()
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            print(f"{waiting[done]}: top-1 {cell(done.result(), 'top1')}", flush=True)
+    print(table(results["figures"], "top1"), table(results["figures"], "top5"), sep="\n\n")
 
 
 if __name__ == "__main__":

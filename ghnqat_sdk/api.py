@@ -60,7 +60,7 @@ def predict_quantized_params(
         TraceError: the model could not be traced.
         CheckpointError: the hypernetwork could not be loaded.
 
-    Example:
+    Examples:
         >>> import torch, torchvision
         >>> from ghnqat_sdk import calibrate, predict_quantized_params
         >>> qmodel = predict_quantized_params(torchvision.models.resnet18(num_classes=10), bits=(4, 4))

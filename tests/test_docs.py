@@ -100,6 +100,11 @@ def test_training_page_names_every_field_and_recipe() -> None:
     assert [name for name in (*RunConfig.model_fields, *RECIPES) if f"`{name}`" not in text] == []
 
 
+def test_weights_page_describes_the_weights_that_ship() -> None:
+    checksum = (ROOT / "ghnqat_sdk" / "hypernetwork" / "weights" / "model.safetensors.sha256").read_text().split()[0]
+    assert checksum in (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+
+
 def test_readme_names_the_oldest_python() -> None:
     (oldest,) = re.findall(r'requires-python = ">=(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert f"Python {oldest} or newer" in (ROOT / "README.md").read_text(encoding="utf-8")

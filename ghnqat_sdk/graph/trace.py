@@ -37,7 +37,7 @@ def trace(model: nn.Module, example_inputs: Any = None) -> ComputationGraph:
         ArgumentError: `model` is no nn.Module.
         TraceError: the model cannot be run this way; the message says what to pass.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> [node.op for node in trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())).nodes]
         ['input', 'conv', 'bias', 'relu', 'output']

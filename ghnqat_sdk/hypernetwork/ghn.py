@@ -41,7 +41,7 @@ class GraphHypernetwork(nn.Module):
 
     Conditioned on every node's bit-widths, so that one hypernetwork serves all of them.
 
-    Example:
+    Examples:
         >>> import ghnqat_sdk as gq
         >>> from torch import nn
         >>> graph = gq.trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())).with_bits((4, 4))

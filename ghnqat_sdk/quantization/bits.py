@@ -19,7 +19,7 @@ def parse_bits(bits: Any) -> Bits:
     Raises:
         ArgumentError: anything else.
 
-    Example:
+    Examples:
         >>> parse_bits((4, 8))
         (4, 8)
     """
