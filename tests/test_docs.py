@@ -56,7 +56,8 @@ def test_python_blocks_of_a_page_run_from_top_to_bottom(page: Path, workplace: P
 
 
 def shown_commands() -> list[list[str]]:
-    lines = [line for page in PAGES for _, text in blocks(page, "bash") for line in text.splitlines()]
+    texts = [text.replace("\\\n", " ") for page in PAGES for _, text in blocks(page, "bash")]
+    lines = [line for text in texts for line in text.splitlines()]
     commands = [shlex.split(line.partition(" # ")[0]) for line in lines]
     module = "ghnqat_sdk.training.cli"
     launched = [["ghnqat-train", *c[c.index(module) + 1 :]] for c in commands if module in c]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ghnqat_sdk.graph.graph import Node, Parameter
 
 _PLACE_FEATURES = 16
+_IDENTITY = 3.0
 _VECTOR_ROLES = ("bias", "scale", "shift", "slope")
 
 
@@ -65,6 +66,11 @@ class Decoder(nn.Module):
         self.vectors = _Table((len(_VECTOR_ROLES), tile), hidden)
         nn.init.kaiming_normal_(self.vector_in.weight, nonlinearity="linear")
         nn.init.zeros_(self.vector_in.bias)
+        # Untrained weights start near a blur that keeps each channel: then a channel shows the same thing in all
+        # networks, however deep, and learning does not have to begin with making them agree.
+        with torch.no_grad():
+            self.dense.bias.add_(_IDENTITY * torch.eye(tile))
+            self.depthwise.bias.add_(_IDENTITY / 2)
 
     def forward(self, requests: Sequence[Request]) -> list[Tensor]:
         """(M, *parameter.shape) for each request."""

@@ -50,6 +50,8 @@ class RunConfig(BaseModel):
     """Settings drawn for each network, once the float phase is over."""
     float_phase: float = Field(0.0, ge=0, le=1)
     """Share of the steps, from the first on, in which every network is trained in float."""
+    simple_phase: float = Field(0.0, ge=0, le=1)
+    """Share of the steps, from the first on, in which only simple architectures are drawn (`Architecture.simple`)."""
     noise: bool = False
     """NoiseQuant instead of SimQuant."""
     learning_rate: float = Field(1e-3, gt=0)

@@ -122,6 +122,16 @@ class Architecture:
         return self.norm != "none"
 
     @property
+    def simple(self) -> bool:
+        """Blocks of one kind with batch norm, ReLU and a pooled head: what an untrained hypernetwork learns first."""
+        return (
+            self.family not in ("cells", "grouped")
+            and self.norm == "batch"
+            and self.activation in ("relu", "relu6")
+            and self.head.pooled
+        )
+
+    @property
     def channels(self) -> tuple[int, ...]:
         """Channels of each stage (of each state of a cell, for cells)."""
         quantum = max(4, *(stage.block.groups for stage in self.stages))

@@ -1,11 +1,13 @@
 """The training loop: hypernetwork → parameters of a meta-batch of networks → their losses → one step.
 
-Everything random in step t of process r is drawn from generators seeded by (seed, t, r), so that a resumed run sees
-the same architectures, images and bit-widths as an uninterrupted one, and gives the same weights on a CPU.
+Networks and bit-widths of step t are drawn from a generator seeded by (seed, t), everything else random in process r
+from one seeded by (seed, t, r), so that a resumed run sees the same as an uninterrupted one, and gives the same weights
+on a CPU.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import random
@@ -123,6 +125,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.model, config.weight_decay), lr=config.learning_rate)
         self.progress = Progress()
         self._recent: list[StepReport] = []
+        self._architecture = functools.lru_cache(maxsize=4 * _KEPT_NETWORKS)(self.space.__getitem__)
         self._networks: dict[Architecture, Network] = {}
         self.writer = _tensorboard_writer(self.folder) if tensorboard and self.processes.rank == 0 else None
 
@@ -163,7 +166,7 @@ class Trainer:
         self._set_learning_rate(step)
         draw = random.Random(f"{config.seed}/{step}/{self.processes.rank}")
         torch.manual_seed(draw.getrandbits(62))
-        chosen = [(self._draw_architecture(draw), self._draw_bits(draw, step)) for _ in range(config.meta_batch)]
+        chosen = self._draw_share(step)
         networks = [self._network(architecture) for architecture, _ in chosen]
         predicted = self.model([n.graph.with_bits(bits) for n, (_, bits) in zip(networks, chosen, strict=True)])
         results = []
@@ -224,10 +227,24 @@ class Trainer:
             self._networks[architecture] = network
         return self._networks[architecture]
 
-    def _draw_architecture(self, draw: random.Random) -> Architecture:
+    def _draw_share(self, step: int) -> list[tuple[Architecture, Bits]]:
+        """This process's share of the step's networks, which all processes draw alike and deal out by cost.
+
+        Sorted and dealt there and back again, so that no process waits long for another.
+        """
+        draw, size, rank = random.Random(f"{self.config.seed}/{step}"), self.processes.size, self.processes.rank
+        drawn = [
+            (self._draw_architecture(draw, step), self._draw_bits(draw, step))
+            for _ in range(self.config.meta_batch * size)
+        ]
+        drawn.sort(key=lambda pair: pair[0].macs)
+        return [pair for i, pair in enumerate(drawn) if i % (2 * size) in (rank, 2 * size - 1 - rank)]
+
+    def _draw_architecture(self, draw: random.Random, step: int) -> Architecture:
+        simple = step < self.config.simple_phase * self.config.steps
         while True:
-            architecture = self.space[draw.randrange(self.config.pool)]
-            if architecture.macs <= self.config.max_macs:
+            architecture = self._architecture(draw.randrange(self.config.pool))
+            if architecture.macs <= self.config.max_macs and (architecture.simple or not simple):
                 return architecture
 
     def _draw_bits(self, draw: random.Random, step: int) -> Bits:

@@ -95,6 +95,7 @@ def test_mix_of_training_nets(train: list[Architecture]) -> None:
     assert 0.05 < share(lambda a: not a.has_norm) < 0.15
     assert 0.02 < share(lambda a: a.norm == "group") < 0.09
     assert 0.08 < share(lambda a: not a.head.pooled) < 0.22
+    assert 0.15 < share(lambda a: a.simple) < 0.45
     assert share(lambda a: a.macs < 4e6) > 0.22
     assert {a.family for a in train} == {
         "cells", "plain", "residual", "bottleneck", "separable", "inverted", "grouped"
