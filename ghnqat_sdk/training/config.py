@@ -102,7 +102,15 @@ def noisequant_w2a2() -> RunConfig:
 
 def all_bits() -> RunConfig:
     """One hypernetwork for all bit-widths, clipped ranges; the recipe of the weights that ship."""
-    return RunConfig(recipe="all-bits", bits=_ALL_BITS, float_phase=0.15)
+    return RunConfig(
+        recipe="all-bits",
+        bits=_ALL_BITS,
+        max_macs=8e6,
+        simple_phase=0.1,
+        float_phase=0.25,
+        learning_rate=2e-3,
+        network_clip_norm=0.5,
+    )
 
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
