@@ -75,7 +75,7 @@ def predict_quantized_params(
         network = load_pretrained(network, revision=revision)
     graph = trace(model, example_inputs).with_bits(bits)
     predicted, kept = _predict(network, graph, head)
-    result = model if inplace else copy.deepcopy(model)
+    result = model if inplace else _copy_to_fill(model, predicted)
     kept |= {n: "not floating-point" for n, p in result.named_parameters() if not p.is_floating_point()}
     report = copy_into(result, predicted, kept)
     state = to_fake_quantized(result, bits, network.config.ranges)
@@ -113,6 +113,17 @@ def _check_arguments(model: Any, head: Any) -> None:
             f"This {type(model).__name__} is fake-quantized already. Write predict_quantized_params(to_float(qmodel)) "
             f"to predict it again."
         )
+
+
+def _copy_to_fill(model: nn.Module, names: Iterable[str]) -> nn.Module:
+    """A deep copy of `model` whose parameters of these names are left empty: `copy_into` fills them."""
+    wanted = set(names)
+    empty = {
+        id(p): nn.Parameter(torch.empty_like(p, requires_grad=False), p.requires_grad)
+        for name, p in model.named_parameters()
+        if name in wanted and type(p) is nn.Parameter
+    }
+    return copy.deepcopy(model, empty)
 
 
 @torch.no_grad()

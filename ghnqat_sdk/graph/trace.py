@@ -15,8 +15,10 @@ from ghnqat_sdk.errors import ArgumentError, TraceError
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.recorder import Recorder, tensors_in
 
-_SIZES = (224, 32, 28, 299, 64, 96, 128, 256, 384, 512, 16, 8)
+_SIZES = (224, 32, 28, 299, 64, 96, 128, 160, 192, 240, 256, 288, 320, 384, 448, 512, 16, 8)
 """Image sizes that are tried where no example inputs are given."""
+
+_COLOURS = 3
 
 _SPATIAL_DIMS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 
@@ -90,9 +92,10 @@ def _guesses(model: nn.Module) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]
     if isinstance(first, nn.Linear):
         yield (torch.empty(2, first.in_features, dtype=dtype, device="meta"),), {}
     dims = next((d for kind, d in _SPATIAL_DIMS.items() if isinstance(first, kind)), 2)
-    channels = getattr(first, "in_channels", 3)
-    for size in _SIZES:
-        yield (torch.empty(2, channels, *(size,) * dims, dtype=dtype, device="meta"),), {}
+    # Where the model rearranges the image before its first convolution, its channels are not the image's.
+    for channels in dict.fromkeys((getattr(first, "in_channels", _COLOURS), _COLOURS)):
+        for size in _SIZES:
+            yield (torch.empty(2, channels, *(size,) * dims, dtype=dtype, device="meta"),), {}
 
 
 def _reads_values(error: Exception) -> bool:

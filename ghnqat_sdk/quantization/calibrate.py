@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,7 +67,8 @@ def calibrate(qmodel: nn.Module, batches: Iterable[Any]) -> CalibrationReport:
 
     Args:
         qmodel: From `predict_quantized_params`.
-        batches: Tensors (N, C, H, W), or tuples and lists whose first entry is one, as a DataLoader gives.
+        batches: Tensors (N, C, H, W), or tuples and lists whose first entry is one, as a DataLoader gives. For a
+            model with several inputs, dicts of keyword arguments, all tensors with N rows.
 
     Returns:
         What was fixed. Calling again replaces it.
@@ -79,8 +80,8 @@ def calibrate(qmodel: nn.Module, batches: Iterable[Any]) -> CalibrationReport:
     observed, images = _Observed(), 0
     with _observing(qmodel, state, observed), torch.no_grad():
         for chunk in _rechunk(batches):
-            qmodel(chunk)
-            images += len(chunk)
+            images += _length(chunk)
+            qmodel(chunk[_ALONE]) if _ALONE in chunk else qmodel(**chunk)
     if images == 0:
         raise ArgumentError(
             "calibrate got no batches. Pass at least one tensor (N, C, H, W), better several hundred images."
@@ -101,24 +102,52 @@ def _state_of(qmodel: nn.Module) -> QuantizationState:
     )
 
 
-def _rechunk(batches: Iterable[Any]) -> Iterator[Tensor]:
-    waiting: list[Tensor] = []
+_ALONE = ""
+"""Key of a batch that is a single positional argument."""
+
+
+def _rechunk(batches: Iterable[Any]) -> Iterator[dict[str, Tensor]]:
+    """The same rows in chunks of 64 to 127."""
+    waiting: dict[str, Tensor] = {}
     for batch in batches:
-        images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-        if not isinstance(images, Tensor) or images.ndim < 2:
+        arrived = _named(batch)
+        if waiting and waiting.keys() != arrived.keys():
             raise ArgumentError(
-                f"calibrate got a batch of type {type(batch).__name__}; expected tensors (N, C, H, W) or tuples that "
-                f"start with one. Write calibrate(qmodel, [images]) for a single batch."
+                f"calibrate got batches with different keys: {sorted(waiting)}, then {sorted(arrived)}. Pass the same "
+                f"arguments in every batch."
             )
-        waiting.append(images)
-        ready = torch.cat(waiting) if len(waiting) > 1 else waiting[0]
+        ready = {key: torch.cat([waiting[key], rows]) if waiting else rows for key, rows in arrived.items()}
         # Keep between one and two chunks back, so that the last one is never a few leftover images.
-        while len(ready) >= 2 * CHUNK:
-            yield ready[:CHUNK]
-            ready = ready[CHUNK:]
-        waiting = [ready]
-    if waiting and len(waiting[0]):
-        yield waiting[0]
+        while _length(ready) >= 2 * CHUNK:
+            yield {key: rows[:CHUNK] for key, rows in ready.items()}
+            ready = {key: rows[CHUNK:] for key, rows in ready.items()}
+        waiting = ready
+    if waiting and _length(waiting):
+        yield waiting
+
+
+def _named(batch: Any) -> dict[str, Tensor]:
+    """A batch as keyword arguments, or as one positional argument."""
+    if isinstance(batch, Mapping):
+        named = dict(batch)
+    else:
+        named = {_ALONE: batch[0] if isinstance(batch, (tuple, list)) and batch else batch}
+    if not named or not all(isinstance(rows, Tensor) and rows.ndim for rows in named.values()):
+        raise ArgumentError(
+            f"calibrate got a batch of type {type(batch).__name__}; expected tensors (N, C, H, W), tuples that start "
+            f"with one, or dicts of tensors. Write calibrate(qmodel, [images]) for a single batch."
+        )
+    lengths = {key: len(rows) for key, rows in named.items()}
+    if len(set(lengths.values())) > 1 or (_ALONE in named and named[_ALONE].ndim < 2):
+        raise ArgumentError(
+            f"calibrate got a batch with shapes {[tuple(rows.shape) for rows in named.values()]}; expected (N, ...) "
+            f"with one N. Write calibrate(qmodel, [images]) for a single batch."
+        )
+    return named
+
+
+def _length(chunk: Mapping[str, Tensor]) -> int:
+    return len(next(iter(chunk.values())))
 
 
 @contextmanager

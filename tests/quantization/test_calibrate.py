@@ -124,3 +124,40 @@ def test_wrong_batches_are_refused(batches):
 def test_a_float_model_is_refused(images):
     with pytest.raises(ArgumentError, match="predict_quantized_params"):
         calibrate(nn.Sequential(nn.Conv2d(3, 4, 3)), [images])
+
+
+class Difference(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, left, right):
+        return self.norm(self.conv(left) - self.conv(right))
+
+
+def test_several_inputs_come_as_dicts_and_the_batch_size_does_not_matter(images):
+    reports = []
+    for size in (len(images), 7):
+        torch.manual_seed(0)
+        model = Difference()
+        to_fake_quantized(model, (4, 4), MinMaxRanges())
+        pairs = zip(images.split(size), images.flip(0).split(size), strict=True)
+        reports.append(calibrate(model, [{"left": left, "right": right} for left, right in pairs]))
+    assert reports[0] == reports[1]
+    assert reports[0].images == len(images)
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        [{}],
+        [{"left": torch.zeros(2, 3, 8, 8), "right": torch.zeros(3, 3, 8, 8)}],
+        [{"left": torch.zeros(2, 3, 8, 8)}, {"right": torch.zeros(2, 3, 8, 8)}],
+        [{"left": "image"}],
+    ],
+)
+def test_wrong_dicts_are_refused(batches):
+    model = Difference()
+    to_fake_quantized(model, (4, 4), MinMaxRanges())
+    with pytest.raises(ArgumentError, match="calibrate got"):
+        calibrate(model, batches)

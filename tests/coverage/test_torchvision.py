@@ -1,0 +1,63 @@
+"""Every classifier of torchvision is traced, with every parameter claimed; small ones run with predicted parameters."""
+
+import warnings
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import ghnqat_sdk as gq
+
+CLASSIFIERS = torchvision.models.list_models(module=torchvision.models)
+SMALL = ("resnet18", "googlenet", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "regnet_y_400mf")
+
+
+def build(name: str, **options) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # googlenet and inception_v3 announce a change of their initialization
+        return torchvision.models.get_model(name, weights=None, **options)
+
+
+@pytest.fixture
+def weightless(monkeypatch):
+    """Layers get parameters without memory; what a constructor computes with stays real."""
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *args, **options: empty(*args, **options | {"device": "meta"}))
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_every_parameter_of_every_classifier_is_claimed(name, weightless):
+    model = build(name)
+    graph = gq.trace(model)
+    assert graph.unreached == {}
+    assert {n: p.shape for n, p in graph.parameters.items()} == {n: p.shape for n, p in model.named_parameters()}
+    assert "classifier" in {node.op for node in graph.nodes}
+
+
+def test_there_are_eighty_classifiers():
+    assert len(CLASSIFIERS) >= 80
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_predicted_classifiers_are_finite_and_trainable(name):
+    torch.manual_seed(0)
+    qmodel = gq.predict_quantized_params(build(name, num_classes=10), (4, 4))
+    report = gq.prediction_report(qmodel)
+    assert set(report.predicted) == {n for n, _ in qmodel.named_parameters()}
+    assert report.kept == {}
+
+    images = torch.randn(2, 3, 96, 96)
+    outputs = qmodel.train()(images)
+    sum(output.square().mean() for output in (outputs if isinstance(outputs, tuple) else (outputs,))).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in qmodel.parameters())
+    gq.calibrate(qmodel, [images])
+    assert qmodel.eval()(images).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large", "fcn_resnet50"])
+def test_segmentation_models_are_claimed_in_whole(name, weightless):
+    model = torchvision.models.get_model(name, weights=None, weights_backbone=None)
+    graph = gq.trace(model)
+    assert graph.unreached == {}
+    assert set(graph.parameters) == {n for n, _ in model.named_parameters()}
