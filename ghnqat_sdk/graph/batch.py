@@ -18,6 +18,9 @@ BIT_ANCHORS = (2, 4, 8, FLOAT_BITS)
 _PERIODS = (4, 8, 16, 32, 64, 128)
 """Periods, in nodes, of the sines and cosines that tell a node's place from the input and from the output."""
 
+_FAR = 4
+"""Where the distance to the output stops counting: networks deeper than those of a training run keep to its range."""
+
 FEATURES = 12 + 4 * len(_PERIODS)
 """Numbers that describe a node's shape and place."""
 
@@ -95,8 +98,8 @@ def _features(node: Node, index: int, size: int) -> list[float]:
         math.log2(max(node.groups, 1)) / 8,
         float(bool(node.parameters)),
         index / size,
-        (size - index) / 64,
-        math.log2(size) / 8,
+        min((size - index) / 64, _FAR),
+        min(math.log2(size) / 8, 1.0),
         *_waves(index),
         *_waves(size - index),
     ]

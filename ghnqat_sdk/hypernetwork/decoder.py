@@ -76,7 +76,7 @@ class Decoder(nn.Module):
         """(M, *parameter.shape) for each request."""
         plans = [self._plan(request.node, request.parameter) for request in requests]
         corners: dict[tuple[str, _Corner], tuple[Tensor, Tensor]] = {}
-        for name in dict.fromkeys(table for table, _ in plans):
+        for name in dict.fromkeys(table for table, corner in plans if corner):
             wanted = list(dict.fromkeys(corner for table, corner in plans if table == name))
             found = self.get_submodule(name).corners(wanted)  # type: ignore[operator]
             corners |= {(name, corner): pair for corner, pair in zip(wanted, found, strict=True)}
@@ -86,11 +86,12 @@ class Decoder(nn.Module):
         for request, plan in zip(requests, plans, strict=True):
             shape = request.parameter.shape
             decode = getattr(self, f"_{plan[0]}")
-            decoded.append(decode(request.nodes, shape, positions[_kernel(shape)], corners[plan]))
+            source = corners.get(plan, request.node.groups)
+            decoded.append(decode(request.nodes, shape, positions[_kernel(shape)], source))
         return decoded
 
     def _plan(self, node: Node, parameter: Parameter) -> tuple[str, _Corner]:
-        """The table that a parameter is read from, and the corner of it."""
+        """How a parameter is decoded and, if it is one, the corner of the table of that name that it is read from."""
         shape, tile = parameter.shape, self.config.tile
         if parameter.role in _VECTOR_ROLES:
             role = _VECTOR_ROLES.index(parameter.role)
@@ -99,6 +100,8 @@ class Decoder(nn.Module):
             return "classes", ((0, self.num_classes), (0, min(math.prod(shape[1:]), tile)))
         if node.op == "depthwise_conv":
             return "depthwise", ((0, min(shape[0], tile)),)
+        if node.op == "grouped_conv":
+            return "grouped", ()
         rows, columns = _matrix(shape)
         return "dense", ((0, min(rows, tile)), (0, min(columns, tile)))
 
@@ -118,6 +121,28 @@ class Decoder(nn.Module):
         raw = raw.permute(0, 1, 4, 3, 2, 5).flatten(4, 5).flatten(1, 2)[:, :rows, :, :columns]  # (M, O, k, I)
         if len(shape) <= 2:
             return raw[:, :, 0].reshape(-1, *shape)
+        return _spatial(raw.unflatten(2, _kernel(shape)).permute(0, 1, 4, 2, 3), shape)
+
+    def _grouped(self, nodes: Tensor, shape: Sequence[int], position: Tensor, groups: int) -> Tensor:
+        """The blocks of a dense weight that the groups keep, so that a channel means the same in both."""
+        rows, depth = _matrix(shape)
+        tile, outputs = self.config.tile, torch.arange(rows, device=nodes.device)
+        inputs = (outputs // (rows // groups) * depth).unsqueeze(1) + torch.arange(depth, device=nodes.device)
+        hidden = torch.einsum("md,khd->mkh", nodes, position)
+        place_out = self.place_out(_places(math.ceil(rows / tile), nodes))
+        place_in = self.place_in(_places(math.ceil(groups * depth / tile), nodes))
+        weight, bias = self.dense.weight.flatten(0, 1), self.dense.bias.flatten()
+        strips = []
+        for out in range(0, rows, tile):
+            blocks = []
+            for start in range(0, depth, tile):
+                read = inputs[out : out + tile, start : start + tile]
+                index = (outputs[out : out + tile] % tile * tile).unsqueeze(1) + read % tile  # (o, i)
+                near = torch.relu(hidden + place_out[out // tile] + place_in[int(read[0, 0]) // tile])
+                corner = F.embedding(index, weight), F.embedding(index, bias.unsqueeze(1)).squeeze(2)
+                blocks.append(_linear(near, corner).transpose(1, 2))  # (M, o, k, i)
+            strips.append(torch.cat(blocks, dim=3))
+        raw = torch.cat(strips, dim=1)
         return _spatial(raw.unflatten(2, _kernel(shape)).permute(0, 1, 4, 2, 3), shape)
 
     def _depthwise(self, nodes: Tensor, shape: Sequence[int], position: Tensor, corner: _Pair) -> Tensor:
@@ -140,7 +165,7 @@ class Decoder(nn.Module):
 
 
 _Corner = tuple[tuple[int, int], ...]
-"""(start, stop) along each dimension of a table."""
+"""(start, stop) along each dimension of a table; empty for a weight that is no corner of one."""
 _Pair = tuple[Tensor, Tensor]
 """Weight (*corner, h) and bias (*corner) of a corner."""
 

@@ -67,7 +67,7 @@ class GraphHypernetwork(nn.Module):
         for row, graph in enumerate(graphs):
             for column, node in enumerate(graph.nodes):
                 for parameter in node.parameters:
-                    groups[node.op, parameter.role, parameter.shape].append((row, column, node, parameter))
+                    groups[node.op, node.groups, parameter.role, parameter.shape].append((row, column, node, parameter))
         requests = [
             Request(hidden[[m[0] for m in members], [m[1] for m in members]], members[0][2], members[0][3])
             for members in groups.values()

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ghnqat_sdk.graph.graph import ComputationGraph, Node, Parameter
 from ghnqat_sdk.graph.trace import trace
-from ghnqat_sdk.hypernetwork.decoder import DecoderConfig
+from ghnqat_sdk.hypernetwork.decoder import Decoder, DecoderConfig, Request
 from ghnqat_sdk.hypernetwork.encoders import GatedGraphConfig, TransformerConfig
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
 
@@ -94,6 +94,37 @@ def test_any_shape_is_decoded_finite_and_of_sensible_size(network, shape, op, ro
     assert tensor.shape == shape
     assert tensor.isfinite().all()
     assert tensor.abs().max() < 10
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(16, 4), (12, 2), (24, 2), (48, 2)])
+def test_a_grouped_weight_is_the_blocks_of_the_dense_one_that_its_groups_keep(channels, groups):
+    """A channel then means the same in both, and grouped layers learn from dense ones."""
+    torch.manual_seed(0)
+    decoder = Decoder(DECODER, width=16, num_classes=10)
+    nodes, size = torch.randn(1, 16), channels // groups
+
+    def decode(op: str, depth: int, groups: int) -> Tensor:
+        parameter = Parameter("p", (channels, depth, 3, 3), "weight")
+        return decoder([Request(nodes, Node(op, groups=groups, kernel=(3, 3)), parameter)])[0][0]
+
+    grouped, dense = decode("grouped_conv", size, groups), decode("conv", channels, 1)
+    for first in range(0, channels, DECODER.tile):  # where a tile begins with a group, its places are the same
+        if first % size == 0:
+            rows = slice(first, min(first + size, first + DECODER.tile))
+            columns = slice(first, rows.stop)
+            torch.testing.assert_close(grouped[rows, : rows.stop - first], dense[rows, columns])
+    assert len(torch.unique(grouped.flatten(1), dim=0)) == channels
+
+
+def test_grouped_weights_of_one_shape_differ_by_their_groups(network):
+    def graph(groups: int) -> ComputationGraph:
+        model = nn.Sequential(nn.Conv2d(3, 4 * groups, 1), nn.Conv2d(4 * groups, 16, 3, groups=groups))
+        return trace(model, torch.empty(1, 3, 8, 8))
+
+    narrow, wide = graph(2), graph(4)
+    together = network([narrow, wide])
+    for one, predicted in zip((narrow, wide), together, strict=True):
+        torch.testing.assert_close(predicted["1.weight"], network([one])[0]["1.weight"], rtol=1e-4, atol=1e-5)
 
 
 def test_weights_are_normalised_by_fan_in():
