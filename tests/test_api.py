@@ -3,7 +3,6 @@ import pickle
 
 import pytest
 import torch
-import torchvision
 from torch import nn
 
 import ghnqat_sdk as gq
@@ -171,30 +170,6 @@ def test_unused_parameters_are_kept_with_a_reason(small):
 
     report = gq.prediction_report(gq.predict_quantized_params(Partly(), hypernetwork=small))
     assert report.kept == dict.fromkeys(("unused.weight", "unused.bias"), "not used by the forward pass")
-
-
-@pytest.mark.parametrize(
-    "name", ["resnet18", "mobilenet_v2", "densenet121", "efficientnet_b0", "vgg11_bn", "googlenet", "convnext_tiny"]
-)
-@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
-def test_torchvision_models_are_predicted_in_full(small, name):
-    with torch.device("meta"):
-        model = torchvision.models.get_model(name, weights=None, num_classes=10)
-    graph = gq.trace(model)
-    names = {n for n, _ in model.named_parameters()}
-    assert graph.unreached == {}
-    assert set(graph.parameters) == names
-    (predicted,) = small([graph.with_bits((4, 4))])
-    assert {n: t.shape for n, t in predicted.items()} == {n: p.shape for n, p in model.named_parameters()}
-
-
-@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
-def test_googlenet_with_auxiliary_heads_runs_in_training(small):
-    model = torchvision.models.googlenet(num_classes=10, init_weights=False)
-    qmodel = gq.predict_quantized_params(model, hypernetwork=small)
-    assert gq.prediction_report(qmodel).kept == {}
-    outputs = qmodel.train()(torch.randn(2, 3, 96, 96))
-    assert all(logits.isfinite().all() for logits in outputs)
 
 
 @pytest.mark.parametrize(

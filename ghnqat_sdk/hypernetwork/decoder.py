@@ -75,35 +75,33 @@ class Decoder(nn.Module):
     def forward(self, requests: Sequence[Request]) -> list[Tensor]:
         """(M, *parameter.shape) for each request."""
         plans = [self._plan(request.node, request.parameter) for request in requests]
-        corners: dict[tuple[str, _Corner], tuple[Tensor, Tensor]] = {}
-        for name in dict.fromkeys(table for table, corner in plans if corner):
-            wanted = list(dict.fromkeys(corner for table, corner in plans if table == name))
+        corners: dict[tuple[str, _Corner], _Pair] = {}
+        for name in dict.fromkeys(plan.table for plan in plans):
+            wanted = list(dict.fromkeys(plan.corner for plan in plans if plan.table == name))
             found = self.get_submodule(name).corners(wanted)  # type: ignore[operator]
             corners |= {(name, corner): pair for corner, pair in zip(wanted, found, strict=True)}
         kernels = dict.fromkeys(_kernel(request.parameter.shape) for request in requests)
         positions = {kernel: self.position[_centre_positions(kernel, self.config.kernel)] for kernel in kernels}
         decoded = []
         for request, plan in zip(requests, plans, strict=True):
-            shape = request.parameter.shape
-            decode = getattr(self, f"_{plan[0]}")
-            source = corners.get(plan, request.node.groups)
-            decoded.append(decode(request.nodes, shape, positions[_kernel(shape)], source))
+            decode = getattr(self, f"_{plan.decoder}")
+            position = positions[_kernel(request.parameter.shape)]
+            decoded.append(decode(request, position, corners[plan.table, plan.corner]))
         return decoded
 
-    def _plan(self, node: Node, parameter: Parameter) -> tuple[str, _Corner]:
-        """How a parameter is decoded and, if it is one, the corner of the table of that name that it is read from."""
+    def _plan(self, node: Node, parameter: Parameter) -> _Plan:
         shape, tile = parameter.shape, self.config.tile
         if parameter.role in _VECTOR_ROLES:
             role = _VECTOR_ROLES.index(parameter.role)
-            return "vectors", ((role, role + 1), (0, min(math.prod(shape), tile)))
+            return _Plan("vectors", "vectors", ((role, role + 1), (0, min(math.prod(shape), tile))))
         if node.op == "classifier" and shape[0] == self.num_classes and parameter.role == "weight":
-            return "classes", ((0, self.num_classes), (0, min(math.prod(shape[1:]), tile)))
+            return _Plan("classes", "classes", ((0, self.num_classes), (0, min(math.prod(shape[1:]), tile))))
         if node.op == "depthwise_conv":
-            return "depthwise", ((0, min(shape[0], tile)),)
-        if node.op == "grouped_conv":
-            return "grouped", ()
+            return _Plan("depthwise", "depthwise", ((0, min(shape[0], tile)),))
         rows, columns = _matrix(shape)
-        return "dense", ((0, min(rows, tile)), (0, min(columns, tile)))
+        if node.op == "grouped_conv":
+            return _Plan("grouped", "dense", ((0, min(rows, tile)), (0, min(columns * node.groups, tile))))
+        return _Plan("dense", "dense", ((0, min(rows, tile)), (0, min(columns, tile))))
 
     def _hidden(self, nodes: Tensor, position: Tensor, tiles_out: int, tiles_in: int) -> Tensor:
         """(M, d) and (k, h, d) to (M, A, B, k, h)."""
@@ -112,52 +110,55 @@ class Decoder(nn.Module):
         place_in = self.place_in(_places(tiles_in, nodes))[None, None, :, None]
         return torch.relu(hidden + place_out + place_in)
 
-    def _dense(self, nodes: Tensor, shape: Sequence[int], position: Tensor, corner: _Pair) -> Tensor:
+    def _dense(self, request: Request, position: Tensor, corner: _Pair) -> Tensor:
         """(M, d) to (M, O, I, …) in channels_last order, which convolutions read without a copy."""
+        shape, tile = request.parameter.shape, self.config.tile
         rows, columns = _matrix(shape)
-        tile = self.config.tile
-        hidden = self._hidden(nodes, position, math.ceil(rows / tile), math.ceil(columns / tile))
+        hidden = self._hidden(request.nodes, position, math.ceil(rows / tile), math.ceil(columns / tile))
         raw = _linear(hidden, corner)  # (M, A, B, k, o, i)
         raw = raw.permute(0, 1, 4, 3, 2, 5).flatten(4, 5).flatten(1, 2)[:, :rows, :, :columns]  # (M, O, k, I)
-        if len(shape) <= 2:
-            return raw[:, :, 0].reshape(-1, *shape)
-        return _spatial(raw.unflatten(2, _kernel(shape)).permute(0, 1, 4, 2, 3), shape)
+        return raw[:, :, 0].reshape(-1, *shape) if len(shape) <= 2 else _channels_last(raw, shape)
 
-    def _grouped(self, nodes: Tensor, shape: Sequence[int], position: Tensor, groups: int) -> Tensor:
-        """The blocks of a dense weight that the groups keep, so that a channel means the same in both."""
+    def _grouped(self, request: Request, position: Tensor, corner: _Pair) -> Tensor:
+        """The blocks of a dense weight that the groups keep, so that a channel means the same in both.
+
+        Where a strip of outputs reads from several tiles of inputs, it has the place of the first.
+        """
+        shape, groups, nodes, tile = request.parameter.shape, request.node.groups, request.nodes, self.config.tile
         rows, depth = _matrix(shape)
-        tile, outputs = self.config.tile, torch.arange(rows, device=nodes.device)
-        inputs = (outputs // (rows // groups) * depth).unsqueeze(1) + torch.arange(depth, device=nodes.device)
+        size = rows // groups
+        outputs = torch.arange(rows, device=nodes.device).unsqueeze(1)
+        inputs = outputs // size * depth + torch.arange(depth, device=nodes.device)  # (O, I / groups)
         hidden = torch.einsum("md,khd->mkh", nodes, position)
         place_out = self.place_out(_places(math.ceil(rows / tile), nodes))
         place_in = self.place_in(_places(math.ceil(groups * depth / tile), nodes))
-        weight, bias = self.dense.weight.flatten(0, 1), self.dense.bias.flatten()
+        weight, bias = corner
         strips = []
         for out in range(0, rows, tile):
             blocks = []
             for start in range(0, depth, tile):
-                read = inputs[out : out + tile, start : start + tile]
-                index = (outputs[out : out + tile] % tile * tile).unsqueeze(1) + read % tile  # (o, i)
-                near = torch.relu(hidden + place_out[out // tile] + place_in[int(read[0, 0]) // tile])
-                corner = F.embedding(index, weight), F.embedding(index, bias.unsqueeze(1)).squeeze(2)
-                blocks.append(_linear(near, corner).transpose(1, 2))  # (M, o, k, i)
+                near = torch.relu(hidden + place_out[out // tile] + place_in[(out // size * depth + start) // tile])
+                at = outputs[out : out + tile] % tile, inputs[out : out + tile, start : start + tile] % tile
+                blocks.append(_linear(near, (weight[at], bias[at])).transpose(1, 2))  # (M, o, k, i)
             strips.append(torch.cat(blocks, dim=3))
-        raw = torch.cat(strips, dim=1)
-        return _spatial(raw.unflatten(2, _kernel(shape)).permute(0, 1, 4, 2, 3), shape)
+        return _channels_last(torch.cat(strips, dim=1), shape)
 
-    def _depthwise(self, nodes: Tensor, shape: Sequence[int], position: Tensor, corner: _Pair) -> Tensor:
-        hidden = self._hidden(nodes, position, math.ceil(shape[0] / self.config.tile), 1)[:, :, 0]
+    def _depthwise(self, request: Request, position: Tensor, corner: _Pair) -> Tensor:
+        shape = request.parameter.shape
+        hidden = self._hidden(request.nodes, position, math.ceil(shape[0] / self.config.tile), 1)[:, :, 0]
         raw = _linear(hidden, corner)  # (M, A, k, o)
         raw = raw.permute(0, 1, 3, 2).flatten(1, 2)[:, : shape[0]].unflatten(2, (1, *_kernel(shape)))
         return _spatial(raw, shape)
 
-    def _classes(self, nodes: Tensor, shape: Sequence[int], position: Tensor, corner: _Pair) -> Tensor:
+    def _classes(self, request: Request, position: Tensor, corner: _Pair) -> Tensor:
+        shape = request.parameter.shape
         columns = math.prod(shape[1:])
-        hidden = self._hidden(nodes, position, 1, math.ceil(columns / self.config.tile))[:, 0, :, 0]
+        hidden = self._hidden(request.nodes, position, 1, math.ceil(columns / self.config.tile))[:, 0, :, 0]
         raw = _linear(hidden, corner)  # (M, B, classes, i)
         return raw.transpose(1, 2).flatten(2)[..., :columns].reshape(-1, *shape)
 
-    def _vectors(self, nodes: Tensor, shape: Sequence[int], _: Tensor, corner: _Pair) -> Tensor:
+    def _vectors(self, request: Request, _: Tensor, corner: _Pair) -> Tensor:
+        shape, nodes = request.parameter.shape, request.nodes
         length = math.prod(shape)
         places = self.place_out(_places(math.ceil(length / self.config.tile), nodes))
         hidden = torch.relu(self.vector_in(nodes).unsqueeze(1) + places)
@@ -165,9 +166,20 @@ class Decoder(nn.Module):
 
 
 _Corner = tuple[tuple[int, int], ...]
-"""(start, stop) along each dimension of a table; empty for a weight that is no corner of one."""
+"""(start, stop) along each dimension of a table."""
 _Pair = tuple[Tensor, Tensor]
 """Weight (*corner, h) and bias (*corner) of a corner."""
+
+
+class _Plan(NamedTuple):
+    """How one parameter is decoded."""
+
+    decoder: str
+    """Method of `Decoder`, without its underscore."""
+    table: str
+    """What it reads."""
+    corner: _Corner
+    """The part of it that it needs."""
 
 
 class _Table(nn.Module):
@@ -224,6 +236,11 @@ def _kernel(shape: Sequence[int]) -> tuple[int, int]:
     """Height and width of a weight's kernel: (1, 1) for a matrix, (1, K) in one dimension, the last two in three."""
     spatial = tuple(shape[2:])[-2:]
     return ((1, 1), (1, *spatial), spatial)[len(spatial)]  # type: ignore[return-value]
+
+
+def _channels_last(raw: Tensor, shape: Sequence[int]) -> Tensor:
+    """(M, O, k, I) to (M, *shape) without a copy."""
+    return _spatial(raw.unflatten(2, _kernel(shape)).permute(0, 1, 4, 2, 3), shape)
 
 
 def _spatial(raw: Tensor, shape: Sequence[int]) -> Tensor:

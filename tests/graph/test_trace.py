@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from functional_model import Model
 from torch import nn
 
 from ghnqat_sdk.errors import ArgumentError, TraceError
@@ -17,19 +18,6 @@ def ops(graph: ComputationGraph) -> list[str]:
 def claimed(graph: ComputationGraph) -> dict[str, tuple[str, str]]:
     """Parameter name to (node type, role)."""
     return {p.name: (node.op, p.role) for node in graph.nodes for p in node.parameters}
-
-
-class Model(nn.Module):
-    """A model whose forward pass is given as a function of the module and its inputs."""
-
-    def __init__(self, forward, **members):
-        super().__init__()
-        for name, member in members.items():
-            setattr(self, name, member)
-        self.function = forward
-
-    def forward(self, *args, **kwargs):
-        return self.function(self, *args, **kwargs)
 
 
 def test_a_residual_net_gives_the_graph_written_by_hand():

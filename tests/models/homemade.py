@@ -7,24 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from functional_model import Model
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torchvision.ops import SqueezeExcitation, StochasticDepth
 
 IMAGES = torch.empty(2, 3, 32, 32)
-
-
-class Model(nn.Module):
-    """A forward function over the members given."""
-
-    def __init__(self, forward: Callable[..., Any], **members: Any) -> None:
-        super().__init__()
-        for name, member in members.items():
-            setattr(self, name, member)
-        self.function = forward
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(self, *args, **kwargs)
 
 
 def conv(cin: int, cout: int, kernel: int = 3, stride: int = 1, **options: Any) -> nn.Sequential:

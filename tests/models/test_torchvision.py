@@ -61,3 +61,24 @@ def test_segmentation_models_are_claimed_in_whole(name, weightless):
     graph = gq.trace(model)
     assert graph.unreached == {}
     assert set(graph.parameters) == {n for n, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v2", "densenet121", "efficientnet_b0", "vgg11_bn", "googlenet", "convnext_tiny"]
+)
+def test_torchvision_models_are_predicted_in_full(small, name, weightless):
+    model = build(name, num_classes=10)
+    graph = gq.trace(model)
+    names = {n for n, _ in model.named_parameters()}
+    assert graph.unreached == {}
+    assert set(graph.parameters) == names
+    (predicted,) = small([graph.with_bits((4, 4))])
+    assert {n: t.shape for n, t in predicted.items()} == {n: p.shape for n, p in model.named_parameters()}
+
+
+def test_googlenet_with_auxiliary_heads_runs_in_training(small):
+    model = build("googlenet", num_classes=10, init_weights=False)
+    qmodel = gq.predict_quantized_params(model, hypernetwork=small)
+    assert gq.prediction_report(qmodel).kept == {}
+    outputs = qmodel.train()(torch.randn(2, 3, 96, 96))
+    assert all(logits.isfinite().all() for logits in outputs)
