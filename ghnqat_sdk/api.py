@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
-from ghnqat_sdk.parameters import PredictionReport, copy_into
+from ghnqat_sdk.parameters import PredictionReport, copy_into, copy_with
 from ghnqat_sdk.quantization.bits import Bits, parse_bits
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.convert import fake_quantized_layers, to_fake_quantized
@@ -75,7 +74,7 @@ def predict_quantized_params(
         network = load_pretrained(network, revision=revision)
     graph = trace(model, example_inputs).with_bits(bits)
     predicted, kept = _predict(network, graph, head)
-    result = model if inplace else _copy_to_fill(model, predicted)
+    result = model if inplace else copy_with(model, predicted)
     kept |= {n: "not floating-point" for n, p in result.named_parameters() if not p.is_floating_point()}
     report = copy_into(result, predicted, kept)
     state = to_fake_quantized(result, bits, network.config.ranges)
@@ -115,17 +114,6 @@ def _check_arguments(model: Any, head: Any) -> None:
         )
 
 
-def _copy_to_fill(model: nn.Module, names: Iterable[str]) -> nn.Module:
-    """A deep copy of `model` whose parameters of these names are left empty: `copy_into` fills them."""
-    wanted = set(names)
-    empty = {
-        id(p): nn.Parameter(torch.empty_like(p, requires_grad=False), p.requires_grad)
-        for name, p in model.named_parameters()
-        if name in wanted and type(p) is nn.Parameter
-    }
-    return copy.deepcopy(model, empty)
-
-
 @torch.no_grad()
 def _predict(
     network: GraphHypernetwork, graph: ComputationGraph, head: Head
@@ -133,7 +121,7 @@ def _predict(
     """Predicted tensors, and the reasons for what is kept."""
     kept = dict(graph.unreached)
     kept |= _kept_heads(graph, network.config.num_classes, head)
-    (predicted,) = network([graph])
+    (predicted,) = network([graph], channels_last=False)
     return {name: tensor for name, tensor in predicted.items() if name not in kept}, kept
 
 

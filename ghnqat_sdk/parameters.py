@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +23,7 @@ def normalise(raw: Tensor, node: Node, parameter: Parameter) -> Tensor:
     around 1. Biases: tanh(0.2 · raw). Slopes of PReLU: around 0.25. Tables (tokens, positions): 0.02 · raw.
 
     Args:
-        raw: (..., *parameter.shape), unit variance.
+        raw: Unit variance, any shape.
         node: The node that the parameter belongs to.
         parameter: Its shape and role.
     """
@@ -62,6 +65,29 @@ class PredictionReport:
         return "\n".join(lines)
 
 
+def copy_with(model: nn.Module, predicted: Mapping[str, Tensor]) -> nn.Module:
+    """A deep copy of `model` whose parameters `copy_into` can fill at once.
+
+    A predicted tensor that is just like its parameter becomes the copy's parameter; the others of these names are left
+    empty.
+    """
+    ready: dict[int, Any] = {}
+    for module in model.modules():  # a dozen empty dictionaries of hooks each, which deepcopy takes its time over
+        ready.update((id(v), type(v)()) for v in vars(module).values() if type(v) in (OrderedDict, set) and not v)
+    for name, parameter in model.named_parameters():
+        if name in predicted and type(parameter) is nn.Parameter:
+            value = predicted[name]
+            tensor = value if _alike(value, parameter) else torch.empty_like(parameter, requires_grad=False)
+            ready[id(parameter)] = nn.Parameter(tensor, parameter.requires_grad)
+    return copy.deepcopy(model, ready)
+
+
+def _alike(value: Tensor, parameter: Tensor) -> bool:
+    """Whether `value` can stand for `parameter`: the same kind of tensor in memory that is its own."""
+    same = all(getattr(value, what) == getattr(parameter, what) for what in ("shape", "dtype", "device"))
+    return same and value.stride() == parameter.stride() and value.untyped_storage().nbytes() == value.nbytes
+
+
 def copy_into(model: nn.Module, predicted: Mapping[str, Tensor], kept: Mapping[str, str]) -> PredictionReport:
     """Copy predicted tensors into the parameters of `model`, in place, and account for every parameter.
 
@@ -78,7 +104,8 @@ def copy_into(model: nn.Module, predicted: Mapping[str, Tensor], kept: Mapping[s
     _check(parameters, predicted, kept)
     with torch.no_grad():
         for name, value in predicted.items():
-            parameters[name].copy_(value)
+            if parameters[name].data_ptr() != value.data_ptr():
+                parameters[name].copy_(value)
     return PredictionReport(
         tuple(name for name in parameters if name in predicted),
         {name: kept[name] for name in parameters if name not in predicted},

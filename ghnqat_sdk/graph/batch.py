@@ -33,7 +33,7 @@ class GraphBatch:
         ops: (B, N) int64, index of each node's type in the vocabulary.
         features: (B, N, FEATURES) float32, sizes on a log scale and place in the order.
         weight_bits, activation_bits: (B, N, 4) float32, each row a point between the anchors 2, 4, 8 and 32.
-        paths: (B, N, N) int64; entry (u, v) is the length of the shortest path from u to v, 0 for none up to s_max.
+        paths: (B, N, N) int8; entry (u, v) is the length of the shortest path from u to v, 0 for none up to s_max.
         mask: (B, N) bool, true for nodes, false for padding.
     """
 
@@ -55,7 +55,7 @@ def batch_graphs(graphs: Sequence[ComputationGraph], vocabulary: Mapping[str, in
     ops = torch.zeros(len(graphs), size, dtype=torch.int64)
     features = torch.zeros(len(graphs), size, FEATURES)
     weight_bits, activation_bits = (torch.zeros(len(graphs), size, len(BIT_ANCHORS)) for _ in range(2))
-    paths = torch.zeros(len(graphs), size, size, dtype=torch.int64)
+    paths = torch.zeros(len(graphs), size, size, dtype=torch.int8)
     mask = torch.zeros(len(graphs), size, dtype=torch.bool)
     for row, graph in enumerate(graphs):
         n = len(graph)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.errors import ArgumentError, TraceError
 from ghnqat_sdk.graph.graph import ComputationGraph
-from ghnqat_sdk.graph.recorder import Recorder, tensors_in
+from ghnqat_sdk.graph.recorder import Recorder, meta_like, tensors_in
 
 _SIZES = (224, 32, 28, 299, 64, 96, 128, 160, 192, 240, 256, 288, 320, 384, 448, 512, 16, 8)
 """Image sizes that are tried where no example inputs are given."""
@@ -46,17 +46,19 @@ def trace(model: nn.Module, example_inputs: Any = None) -> ComputationGraph:
     """
     _refuse(model)
     candidates = [_as_call(example_inputs)] if example_inputs is not None else list(_guesses(model))
+    stand_ins = {name: meta_like(t) for name, t in (*model.named_parameters(), *model.named_buffers())}
     failures: list[Exception] = []
     for training in (True, False):  # in evaluation mode only what cannot run in training mode
         for args, kwargs in candidates:
             try:
-                return _run(model, *_map_tensors((args, kwargs), _to_meta), training=training, meta=True)
+                on_meta = _map_tensors((args, kwargs), meta_like)
+                return _run(model, *on_meta, stand_ins=stand_ins, training=training)
             except Exception as error:  # whatever the user's forward raises
                 failures.append(error)
     if _reads_values(failures[0]):
         args, kwargs = _map_tensors(candidates[0], _to_numbers)
         try:
-            return _run(copy.deepcopy(model).cpu(), args, kwargs, training=True, meta=False)
+            return _run(copy.deepcopy(model).cpu(), args, kwargs, stand_ins={}, training=True)
         except Exception as error:
             failures.insert(0, error)
     raise _explain(model, example_inputs, failures[0]) from failures[0]
@@ -107,15 +109,15 @@ def _reads_values(error: Exception) -> bool:
     return isinstance(error, NotImplementedError) or "meta" in str(error).lower() or "item()" in str(error)
 
 
-def _run(model: nn.Module, args: Any, kwargs: Any, *, training: bool, meta: bool) -> ComputationGraph:
-    stand_ins = {n: _to_meta(t) for n, t in (*model.named_parameters(), *model.named_buffers())} if meta else {}
+def _run(model: nn.Module, args: Any, kwargs: Any, *, stand_ins: dict[str, Tensor], training: bool) -> ComputationGraph:
+    """Record one run with `stand_ins`, on the meta device, or with the model's own parameters where there are none."""
     named = {n: stand_ins.get(n, p) for n, p in model.named_parameters()}
-    recorder = Recorder(named, shapes_only=meta)
+    recorder = Recorder(named, shapes_only=bool(stand_ins))
     with _unchanged(model, training, recorder), torch.no_grad():
         for tensor in tensors_in((args, kwargs)):
             recorder.add_input(tensor)
         with recorder:
-            outputs = torch.func.functional_call(model, stand_ins, args, kwargs) if meta else model(*args, **kwargs)
+            outputs = torch.func.functional_call(model, stand_ins, args, kwargs)
         return recorder.finish(list(tensors_in(outputs)))
 
 
@@ -135,10 +137,6 @@ def _unchanged(model: nn.Module, training: bool, recorder: Recorder) -> Iterator
         after.remove()
         for module, mode in modes:
             module.training = mode
-
-
-def _to_meta(tensor: Tensor) -> Tensor:
-    return tensor.detach() if tensor.is_meta else torch.empty_like(tensor, device="meta")
 
 
 def _to_numbers(tensor: Tensor) -> Tensor:

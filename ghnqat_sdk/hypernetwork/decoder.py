@@ -1,14 +1,19 @@
 """Node embeddings to parameter tensors, grouped by shape: one matrix product for all tensors of a shape.
 
+Large models are bound by memory, so a weight is scaled while it is small and written once, in its final layout.
+
 A weight is decoded position by position (GHN-2's convolutional decoder, Knyazev et al. 2021) in tiles of 64 × 64
 channels. Every tile has a place embedding that enters before the nonlinearities, so that a tensor larger than one tile
-is not a repetition of it: repeating a tile leaves 64 distinct filters and rank 64.
+is not a repetition of it: repeating a tile leaves 64 distinct filters and rank 64. A weight of more than 16 tiles is
+made of its first 4 × 4: each tile is the one that a repetition would put there, mixed with a little of all of them in
+proportions of its own. That costs 16 multiply-adds for each number instead of h, and keeps every filter distinct.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +22,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ghnqat_sdk.graph.graph import Node, Parameter
+from ghnqat_sdk.parameters import normalise
 
 _PLACE_FEATURES = 16
 _IDENTITY = 3.0
+_BASIS = 4
+"""Tiles along outputs and along inputs of a large weight that are decoded."""
+_CHUNK = 4_000_000
+"""Numbers of a large weight that are made at once, so that no temporary is as large as the weight."""
+_MIXED = 0.3
+"""Size of what is mixed into a tile beyond them, relative to the tile that is repeated there."""
 _VECTOR_ROLES = ("bias", "scale", "shift", "slope")
 
 
@@ -45,7 +57,7 @@ class Request(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """Node embeddings to raw tensors of about unit variance.
+    """Node embeddings to parameters.
 
     Letters: M nodes, d embedding, h hidden, t tile, (A, B) tiles along output and input channels, k = Kh · Kw
     positions, (O, I) output and input channels.
@@ -72,8 +84,13 @@ class Decoder(nn.Module):
             self.dense.bias.add_(_IDENTITY * torch.eye(tile))
             self.depthwise.bias.add_(_IDENTITY / 2)
 
-    def forward(self, requests: Sequence[Request]) -> list[Tensor]:
-        """(M, *parameter.shape) for each request."""
+    def forward(self, requests: Sequence[Request], channels_last: bool = True) -> list[Sequence[Tensor]]:
+        """M tensors of parameter.shape for each request.
+
+        Args:
+            requests: What to decode.
+            channels_last: Layout of the weights of convolutions.
+        """
         plans = [self._plan(request.node, request.parameter) for request in requests]
         corners: dict[tuple[str, _Corner], _Pair] = {}
         for name in dict.fromkeys(plan.table for plan in plans):
@@ -82,11 +99,13 @@ class Decoder(nn.Module):
             corners |= {(name, corner): pair for corner, pair in zip(wanted, found, strict=True)}
         kernels = dict.fromkeys(_kernel(request.parameter.shape) for request in requests)
         positions = {kernel: self.position[_centre_positions(kernel, self.config.kernel)] for kernel in kernels}
+        place_out = functools.cache(lambda tiles: self.place_out(_places(tiles, self.position)))
+        place_in = functools.cache(lambda tiles: self.place_in(_places(tiles, self.position)))
         decoded = []
         for request, plan in zip(requests, plans, strict=True):
-            decode = getattr(self, f"_{plan.decoder}")
-            position = positions[_kernel(request.parameter.shape)]
-            decoded.append(decode(request, position, corners[plan.table, plan.corner]))
+            position, corner = positions[_kernel(request.parameter.shape)], corners[plan.table, plan.corner]
+            task = _Task(request, position, corner, place_out, place_in, channels_last)
+            decoded.append(getattr(self, f"_{plan.decoder}")(task))
         return decoded
 
     def _plan(self, node: Node, parameter: Parameter) -> _Plan:
@@ -103,66 +122,69 @@ class Decoder(nn.Module):
             return _Plan("grouped", "dense", ((0, min(rows, tile)), (0, min(columns * node.groups, tile))))
         return _Plan("dense", "dense", ((0, min(rows, tile)), (0, min(columns, tile))))
 
-    def _hidden(self, nodes: Tensor, position: Tensor, tiles_out: int, tiles_in: int) -> Tensor:
-        """(M, d) and (k, h, d) to (M, A, B, k, h)."""
-        hidden = torch.einsum("md,khd->mkh", nodes, position)[:, None, None]
-        place_out = self.place_out(_places(tiles_out, nodes))[None, :, None, None]
-        place_in = self.place_in(_places(tiles_in, nodes))[None, None, :, None]
-        return torch.relu(hidden + place_out + place_in)
+    def _tiles(self, count: int) -> int:
+        """Tiles that `count` channels take."""
+        return math.ceil(count / self.config.tile)
 
-    def _dense(self, request: Request, position: Tensor, corner: _Pair) -> Tensor:
-        """(M, d) to (M, O, I, …) in channels_last order, which convolutions read without a copy."""
-        shape, tile = request.parameter.shape, self.config.tile
+    def _dense(self, task: _Task) -> Sequence[Tensor]:
+        """The layout is that of the last two dimensions before a weight's own: (k, I) or (I, k)."""
+        shape = task.request.parameter.shape
         rows, columns = _matrix(shape)
-        hidden = self._hidden(request.nodes, position, math.ceil(rows / tile), math.ceil(columns / tile))
-        raw = _linear(hidden, corner)  # (M, A, B, k, o, i)
-        raw = raw.permute(0, 1, 4, 3, 2, 5).flatten(4, 5).flatten(1, 2)[:, :rows, :, :columns]  # (M, O, k, I)
-        return raw[:, :, 0].reshape(-1, *shape) if len(shape) <= 2 else _channels_last(raw, shape)
+        tiles = self._tiles(rows), self._tiles(columns)
+        decoded = _decoded(tiles)
+        raw = task.values(task.hidden(*decoded))  # (M, A, B, k, o, i)
+        if tiles != decoded:
+            weights = [_mixed(one, tiles, task.channels_last) for one in raw]
+        elif task.channels_last:
+            weights = [one.permute(0, 3, 2, 1, 4).flatten(3).flatten(0, 1) for one in raw]
+        else:
+            weights = [one.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1) for one in raw]
+        if task.channels_last:
+            return [_spatial(w[:rows, :, :columns].transpose(1, 2), shape) for w in weights]
+        return [_spatial(w[:rows, :columns].contiguous(), shape) for w in weights]
 
-    def _grouped(self, request: Request, position: Tensor, corner: _Pair) -> Tensor:
+    def _grouped(self, task: _Task) -> Sequence[Tensor]:
         """The blocks of a dense weight that the groups keep, so that a channel means the same in both.
 
         Where a strip of outputs reads from several tiles of inputs, it has the place of the first.
         """
-        shape, groups, nodes, tile = request.parameter.shape, request.node.groups, request.nodes, self.config.tile
+        shape, groups, tile = task.request.parameter.shape, task.request.node.groups, self.config.tile
         rows, depth = _matrix(shape)
         size = rows // groups
-        outputs = torch.arange(rows, device=nodes.device).unsqueeze(1)
-        inputs = outputs // size * depth + torch.arange(depth, device=nodes.device)  # (O, I / groups)
-        hidden = torch.einsum("md,khd->mkh", nodes, position)
-        place_out = self.place_out(_places(math.ceil(rows / tile), nodes))
-        place_in = self.place_in(_places(math.ceil(groups * depth / tile), nodes))
-        weight, bias = corner
+        outputs = torch.arange(rows, device=task.position.device).unsqueeze(1)
+        inputs = outputs // size * depth + torch.arange(depth, device=outputs.device)  # (O, I / groups)
+        place_out, place_in = task.place_out(self._tiles(rows)), task.place_in(self._tiles(groups * depth))
+        hidden = task.projected()
+        weight, bias = task.corner
         strips = []
         for out in range(0, rows, tile):
             blocks = []
             for start in range(0, depth, tile):
                 near = torch.relu(hidden + place_out[out // tile] + place_in[(out // size * depth + start) // tile])
                 at = outputs[out : out + tile] % tile, inputs[out : out + tile, start : start + tile] % tile
-                blocks.append(_linear(near, (weight[at], bias[at])).transpose(1, 2))  # (M, o, k, i)
+                block = task._replace(corner=(weight[at], bias[at])).values(near)  # (M, k, o, i)
+                blocks.append(block.transpose(1, 2))
             strips.append(torch.cat(blocks, dim=3))
-        return _channels_last(torch.cat(strips, dim=1), shape)
+        weights = torch.cat(strips, dim=1).transpose(2, 3)  # (M, O, I, k)
+        return [_spatial(w if task.channels_last else w.contiguous(), shape) for w in weights]
 
-    def _depthwise(self, request: Request, position: Tensor, corner: _Pair) -> Tensor:
-        shape = request.parameter.shape
-        hidden = self._hidden(request.nodes, position, math.ceil(shape[0] / self.config.tile), 1)[:, :, 0]
-        raw = _linear(hidden, corner)  # (M, A, k, o)
-        raw = raw.permute(0, 1, 3, 2).flatten(1, 2)[:, : shape[0]].unflatten(2, (1, *_kernel(shape)))
-        return _spatial(raw, shape)
+    def _depthwise(self, task: _Task) -> Sequence[Tensor]:
+        shape = task.request.parameter.shape  # one input channel: both layouts are the same
+        raw = task.values(task.hidden(self._tiles(shape[0]), 1)[:, :, 0])  # (M, A, k, o)
+        weights = raw.permute(0, 1, 3, 2).flatten(1, 2)[:, : shape[0], None]  # (M, O, 1, k)
+        return [_spatial(w, shape) for w in weights]
 
-    def _classes(self, request: Request, position: Tensor, corner: _Pair) -> Tensor:
-        shape = request.parameter.shape
+    def _classes(self, task: _Task) -> Sequence[Tensor]:
+        shape = task.request.parameter.shape
         columns = math.prod(shape[1:])
-        hidden = self._hidden(request.nodes, position, 1, math.ceil(columns / self.config.tile))[:, 0, :, 0]
-        raw = _linear(hidden, corner)  # (M, B, classes, i)
-        return raw.transpose(1, 2).flatten(2)[..., :columns].reshape(-1, *shape)
+        raw = task.values(task.hidden(1, self._tiles(columns))[:, 0, :, 0])  # (M, B, classes, i)
+        return raw.transpose(1, 2).flatten(2)[..., :columns].reshape(-1, *shape).unbind()
 
-    def _vectors(self, request: Request, _: Tensor, corner: _Pair) -> Tensor:
-        shape, nodes = request.parameter.shape, request.nodes
+    def _vectors(self, task: _Task) -> Sequence[Tensor]:
+        shape = task.request.parameter.shape
         length = math.prod(shape)
-        places = self.place_out(_places(math.ceil(length / self.config.tile), nodes))
-        hidden = torch.relu(self.vector_in(nodes).unsqueeze(1) + places)
-        return _linear(hidden, corner).flatten(1)[:, :length].reshape(-1, *shape)
+        hidden = self.vector_in(task.request.nodes).unsqueeze(1) + task.place_out(self._tiles(length))
+        return task.values(torch.relu(hidden)).flatten(1)[:, :length].reshape(-1, *shape).unbind()
 
 
 _Corner = tuple[tuple[int, int], ...]
@@ -180,6 +202,35 @@ class _Plan(NamedTuple):
     """What it reads."""
     corner: _Corner
     """The part of it that it needs."""
+
+
+class _Task(NamedTuple):
+    """A request with what its decoding reads."""
+
+    request: Request
+    position: Tensor
+    """(k, h, d) of the weight's kernel."""
+    corner: _Pair
+    place_out: Callable[[int], Tensor]
+    """(tiles, h) embeddings of the first so many tiles along the outputs."""
+    place_in: Callable[[int], Tensor]
+    """The same along the inputs."""
+    channels_last: bool
+
+    def projected(self) -> Tensor:
+        """(M, k, h)"""
+        return torch.einsum("md,khd->mkh", self.request.nodes, self.position)
+
+    def hidden(self, tiles_out: int, tiles_in: int) -> Tensor:
+        """(M, A, B, k, h)"""
+        places = self.place_out(tiles_out)[:, None, None] + self.place_in(tiles_in)[:, None]
+        return torch.relu(self.projected()[:, None, None] + places)
+
+    def values(self, hidden: Tensor) -> Tensor:
+        """(…, h) to (…, *corner), scaled for the parameter's role."""
+        weight, bias = self.corner
+        raw = F.linear(hidden, weight.flatten(0, -2), bias.flatten()).unflatten(-1, bias.shape)
+        return normalise(raw, self.request.node, self.request.parameter)
 
 
 class _Table(nn.Module):
@@ -216,10 +267,20 @@ def _slices(corner: _Corner) -> tuple[slice, ...]:
     return tuple(slice(start, stop) for start, stop in corner)
 
 
-def _linear(hidden: Tensor, corner: _Pair) -> Tensor:
-    """(…, h) to (…, *corner)."""
-    weight, bias = corner
-    return F.linear(hidden, weight.flatten(0, -2), bias.flatten()).unflatten(-1, bias.shape)
+def _mixed(decoded: Tensor, tiles: tuple[int, int], channels_last: bool) -> Tensor:
+    """(a, b, k, o, i) to (A · o, k, B · i), or to (A · o, B · i, k)."""
+    _, _, positions, outputs, inputs = decoded.shape
+    mixture, basis = _mixture(tiles, decoded), decoded.flatten(2).flatten(0, 1)
+    shape = (outputs, positions, tiles[1], inputs) if channels_last else (outputs, tiles[1], inputs, positions)
+    whole = decoded.new_empty(tiles[0], *shape)
+    at_once = max(1, _CHUNK // math.prod(shape))
+    for start in range(0, tiles[0], at_once):
+        rows = mixture[start : start + at_once]
+        chunk = (rows.flatten(0, 1) @ basis).view(*rows.shape[:2], positions, outputs, inputs)
+        order = (0, 3, 2, 1, 4) if channels_last else (0, 3, 1, 4, 2)
+        whole[start : start + at_once] = chunk.permute(order)
+    whole = whole.flatten(0, 1)
+    return whole.flatten(2) if channels_last else whole.flatten(1, 2)
 
 
 def _matrix(shape: Sequence[int]) -> tuple[int, int]:
@@ -238,16 +299,11 @@ def _kernel(shape: Sequence[int]) -> tuple[int, int]:
     return ((1, 1), (1, *spatial), spatial)[len(spatial)]  # type: ignore[return-value]
 
 
-def _channels_last(raw: Tensor, shape: Sequence[int]) -> Tensor:
-    """(M, O, k, I) to (M, *shape) without a copy."""
-    return _spatial(raw.unflatten(2, _kernel(shape)).permute(0, 1, 4, 2, 3), shape)
-
-
-def _spatial(raw: Tensor, shape: Sequence[int]) -> Tensor:
-    """(M, O, I, Kh, Kw) to (M, *shape): a 1-D kernel drops Kh, a 3-D one repeats along its depth."""
+def _spatial(weight: Tensor, shape: Sequence[int]) -> Tensor:
+    """(O, I, k) to `shape` without a copy; a kernel in three dimensions is repeated along its depth."""
     if len(shape) == 5:
-        return (raw.unsqueeze(3) / math.sqrt(shape[2])).expand(-1, *shape)
-    return raw.squeeze(3) if len(shape) == 3 else raw
+        return (weight.unflatten(2, (1, *shape[3:])) / math.sqrt(shape[2])).expand(*shape)
+    return weight.unflatten(2, tuple(shape[2:])) if len(shape) > 2 else weight.reshape(*shape)
 
 
 def _centre_positions(kernel: tuple[int, int], size: int) -> Tensor:
@@ -259,6 +315,23 @@ def _centre_positions(kernel: tuple[int, int], size: int) -> Tensor:
         return (torch.arange(length) * size + size // 2) // length
 
     return (along(kernel[0])[:, None] * size + along(kernel[1])).flatten()
+
+
+def _decoded(tiles: tuple[int, int]) -> tuple[int, int]:
+    """How many of a weight's tiles are decoded; the rest are mixtures of these."""
+    return tiles if math.prod(tiles) <= _BASIS**2 else (min(tiles[0], _BASIS), min(tiles[1], _BASIS))
+
+
+def _mixture(tiles: tuple[int, int], like: Tensor) -> Tensor:
+    """(A, B, a · b): how much of each decoded tile is in each tile of a weight; the last dimension has unit norm."""
+    decoded = _decoded(tiles)
+    across = torch.arange(math.prod(tiles), device=like.device)
+    repeated = across // tiles[1] % decoded[0] * decoded[1] + across % tiles[1] % decoded[1]
+    count = decoded[0] * decoded[1]
+    # Quadratic phases: as good as random, and the same everywhere.
+    places = torch.arange(1, len(across) * count + 1, dtype=torch.float64, device=like.device).view(-1, count)
+    little = F.normalize((places**2 * ((1 + math.sqrt(5)) / 2)).frac() - 0.5, dim=1) * _MIXED
+    return F.normalize(F.one_hot(repeated, count) + little, dim=1).to(like.dtype).unflatten(0, tiles)
 
 
 def _places(tiles: int, like: Tensor) -> Tensor:

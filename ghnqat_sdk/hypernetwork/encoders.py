@@ -6,6 +6,7 @@ add the config to the union.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -125,7 +126,11 @@ class TransformerConfig(BaseModel):
 
 
 class TransformerEncoder(nn.Module):
-    """Pre-norm transformer over the nodes and one summary token that hears and is heard by every node."""
+    """Pre-norm transformer over the nodes and one summary token that hears and is heard by every node.
+
+    Attention runs in strips of nodes that are neighbours in the order: each looks only at those that one of its nodes
+    can hear, so that cost grows linearly with the graph.
+    """
 
     def __init__(self, config: TransformerConfig, vocabulary: int, s_max: int) -> None:
         super().__init__()
@@ -140,21 +145,37 @@ class TransformerEncoder(nn.Module):
 
     def forward(self, batch: GraphBatch) -> Tensor:
         hidden = torch.cat([self.summary.expand(len(batch.ops), 1, -1), self.embedding(batch)], dim=1)
-        for layer, bias in zip(self.layers, self._biases(batch), strict=True):
-            hidden = layer(hidden, bias)
+        strips = list(self._strips(batch))
+        for index, layer in enumerate(self.layers):
+            hidden = layer(hidden, [(rows, heard, biases[index]) for rows, heard, biases in strips])
         return self.norm(hidden[:, 1:])
 
-    def _biases(self, batch: GraphBatch) -> Tensor:
-        """(layers, B, heads, N + 1, N + 1), -inf between nodes that are more than s_max apart."""
-        ahead, behind = batch.paths, batch.paths.mT
-        size, count = batch.ops.shape
-        buckets = torch.full((size, count + 1, count + 1), 2 * self.s_max + 1, device=ahead.device)
-        buckets[:, :, 0] = 2 * self.s_max + 2
-        buckets[:, 1:, 1:] = torch.where(ahead > 0, ahead, torch.where(behind > 0, behind + self.s_max, 0))
-        itself = torch.eye(count, dtype=torch.bool, device=ahead.device)
-        apart = F.pad((ahead + behind == 0) & ~itself, (1, 0, 1, 0)) | F.pad(~batch.mask, (1, 0)).unsqueeze(1)
-        biases = self.distance(buckets).masked_fill(apart.unsqueeze(-1), float("-inf"))
-        return biases.permute(3, 0, 1, 2).unflatten(0, (self.config.layers, self.config.heads)).transpose(1, 2)
+    def _strips(self, batch: GraphBatch) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(rows, (K,) tokens that they hear, (layers, B, heads, rows, K) biases, -inf between nodes too far apart).
+
+        Token 0 is the summary token, token i + 1 is node i.
+        """
+        ahead, behind = (F.pad(paths, (1, 0, 1, 0)) for paths in (batch.paths, batch.paths.mT))
+        present = F.pad(batch.mask, (1, 0), value=True)
+        tokens = torch.arange(present.shape[1], device=present.device)
+        for start in range(0, len(tokens), _STRIP):
+            rows = slice(start, start + _STRIP)
+            itself = tokens[rows, None] == tokens
+            near = (ahead[:, rows] > 0) | (behind[:, rows] > 0) | itself
+            near |= (tokens[rows, None] == 0) | (tokens == 0)
+            near &= present[:, None]
+            heard = near.flatten(0, 1).any(dim=0).nonzero().flatten()
+            forward, backward = ahead[:, rows, heard].int(), behind[:, rows, heard].int()
+            buckets = torch.where(forward > 0, forward, torch.where(backward > 0, backward + self.s_max, 0))
+            buckets[:, tokens[rows] == 0] = 2 * self.s_max + 1
+            buckets[:, :, heard == 0] = 2 * self.s_max + 2
+            biases = self.distance(buckets).masked_fill(~near[:, :, heard].unsqueeze(-1), float("-inf"))
+            biases = biases.permute(3, 0, 1, 2).unflatten(0, (self.config.layers, self.config.heads))
+            yield rows, heard, biases.transpose(1, 2)
+
+
+_STRIP = 256
+"""Tokens whose attention is computed at once."""
 
 
 class _Block(nn.Module):
@@ -165,10 +186,13 @@ class _Block(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, strips: Sequence[tuple[slice, Tensor, Tensor]]) -> Tensor:
         q, k, v = self.qkv(self.norm1(hidden)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        hidden = hidden + self.out(attended.transpose(1, 2).flatten(2))
+        attended = [
+            F.scaled_dot_product_attention(q[:, :, rows], k[:, :, heard], v[:, :, heard], attn_mask=bias)
+            for rows, heard, bias in strips
+        ]
+        hidden = hidden + self.out(torch.cat(attended, dim=2).transpose(1, 2).flatten(2))
         return hidden + self.mlp(self.norm2(hidden))
 
 

@@ -14,7 +14,6 @@ from ghnqat_sdk.graph.graph import ComputationGraph, Node, Parameter
 from ghnqat_sdk.graph.ops import VOCABULARY
 from ghnqat_sdk.hypernetwork.decoder import Decoder, DecoderConfig, Request
 from ghnqat_sdk.hypernetwork.encoders import EncoderConfig, TransformerConfig
-from ghnqat_sdk.parameters import normalise
 from ghnqat_sdk.quantization.quantizers import ClippedRanges, Ranges
 
 
@@ -56,10 +55,14 @@ class GraphHypernetwork(nn.Module):
         self.decoder = Decoder(config.decoder, config.encoder.width, config.num_classes)
         self._index = {name: i for i, name in enumerate(config.vocabulary)}
 
-    def forward(self, graphs: Sequence[ComputationGraph]) -> list[dict[str, Tensor]]:
+    def forward(self, graphs: Sequence[ComputationGraph], *, channels_last: bool = True) -> list[dict[str, Tensor]]:
         """A dictionary of parameter name to tensor for each graph, in the graphs' order.
 
         Tensors of one shape and kind are decoded together, across graphs.
+
+        Args:
+            graphs: With their bit-widths.
+            channels_last: Layout of the weights of convolutions: the one that runs fastest, or torch's default.
         """
         device = next(self.parameters()).device
         hidden = self.encoder(batch_graphs(graphs, self._index, self.config.s_max).to(device))  # (B, N, d)
@@ -73,8 +76,7 @@ class GraphHypernetwork(nn.Module):
             for members in groups.values()
         ]
         predicted: list[dict[str, Tensor]] = [{} for _ in graphs]
-        for members, request, raw in zip(groups.values(), requests, self.decoder(requests), strict=True):
-            tensors = normalise(raw, request.node, request.parameter).unbind(0)
+        for members, tensors in zip(groups.values(), self.decoder(requests, channels_last), strict=True):
             for (row, _, _, parameter), tensor in zip(members, tensors, strict=True):
                 predicted[row][parameter.name] = tensor
         return predicted

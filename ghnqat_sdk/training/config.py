@@ -52,6 +52,10 @@ class RunConfig(BaseModel):
     """Share of the steps, from the first on, in which every network is trained in float."""
     simple_phase: float = Field(0.0, ge=0, le=1)
     """Share of the steps, from the first on, in which only simple architectures are drawn (`Architecture.simple`)."""
+    crop_phase: float = Field(0.0, ge=0, le=1)
+    """Share of the steps, from the first on, in which networks with a pooled head see crops instead of whole images."""
+    crop: int = Field(24, ge=8, le=32)
+    """Side of these crops in pixels."""
     noise: bool = False
     """NoiseQuant instead of SimQuant."""
     learning_rate: float = Field(1e-3, gt=0)

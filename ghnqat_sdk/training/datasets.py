@@ -98,20 +98,26 @@ def normalise_images(images: Tensor) -> Tensor:
     return images.to(torch.float32, memory_format=torch.channels_last).sub_(mean).div_(deviation)
 
 
-def augment(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
-    """Random horizontal flip and random crop after zero padding, each image its own: (N, C, H, W) to the same.
+def augment(images: Tensor, generator: torch.Generator, padding: int = 4, size: int | None = None) -> Tensor:
+    """Random horizontal flip and random crop after zero padding, each image its own.
 
     Args:
-        images: Normalized or raw.
+        images: (N, C, H, H), normalized or raw.
         generator: Source of all randomness, on the CPU.
         padding: Zeros added on each side before the crop.
+        size: Side of the crop, at most H + 2 · padding; H where nothing is said.
+
+    Returns:
+        (N, C, size, size)
     """
-    count, _, height, width = images.shape
+    count, side = len(images), images.shape[-1]
+    size = size or side
     flip = torch.rand(count, generator=generator) < 0.5
-    rows, columns = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
+    rows, columns = torch.randint(0, side + 2 * padding - size + 1, (2, count), generator=generator)
     padded = F.pad(images, (padding,) * 4)
-    y = rows[:, None] + torch.arange(height)  # (N, H)
-    x = columns[:, None] + torch.where(flip[:, None], torch.arange(width).flip(0), torch.arange(width))  # (N, W)
+    across = torch.arange(size)
+    y = rows[:, None] + across  # (N, size)
+    x = columns[:, None] + torch.where(flip[:, None], across.flip(0), across)  # (N, size)
     index = torch.arange(count)[:, None, None]
     y, x, index = (t.to(images.device) for t in (y[:, :, None], x[:, None, :], index))
     return padded.permute(0, 2, 3, 1)[index, y, x].permute(0, 3, 1, 2)

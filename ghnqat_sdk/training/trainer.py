@@ -171,8 +171,8 @@ class Trainer:
         networks = [self._network(architecture) for architecture, _ in chosen]
         predicted = self.model([n.graph.with_bits(bits) for n, (_, bits) in zip(networks, chosen, strict=True)])
         results = []
-        for network, (_, bits), parameters in zip(networks, chosen, predicted, strict=True):
-            images, labels = self._draw_images(draw)
+        for network, (architecture, bits), parameters in zip(networks, chosen, predicted, strict=True):
+            images, labels = self._draw_images(draw, self._image_size(architecture, step))
             results.append(network_loss(network.at(bits), parameters, images, labels, config.label_smoothing))
         self.optimizer.zero_grad()
         self._backward(predicted, results)
@@ -253,11 +253,16 @@ class Trainer:
             return _FLOAT
         return draw.choices([b.bits for b in self.config.bits], [b.share for b in self.config.bits])[0]
 
-    def _draw_images(self, draw: random.Random) -> tuple[Tensor, Tensor]:
+    def _image_size(self, architecture: Architecture, step: int) -> int:
+        """Whole images, or crops in the crop phase; a head without pooling takes one size only."""
+        crops = step < self.config.crop_phase * self.config.steps and architecture.head.pooled
+        return self.config.crop if crops else self.train_images.images.shape[-1]
+
+    def _draw_images(self, draw: random.Random, size: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(draw.getrandbits(62))
         chosen = torch.randint(len(self.train_images), (self.config.image_batch,), generator=generator)
         batch = self.train_images.take(chosen)
-        images = augment(normalise_images(batch.images), generator)
+        images = augment(normalise_images(batch.images), generator, size=size)
         return images.to(self.device), batch.labels.to(self.device)
 
     def _set_learning_rate(self, step: int) -> None:

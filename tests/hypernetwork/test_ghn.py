@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.graph.graph import ComputationGraph, Node, Parameter
 from ghnqat_sdk.graph.trace import trace
+from ghnqat_sdk.hypernetwork import encoders
 from ghnqat_sdk.hypernetwork.decoder import Decoder, DecoderConfig, Request
 from ghnqat_sdk.hypernetwork.encoders import GatedGraphConfig, TransformerConfig
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
@@ -64,7 +65,7 @@ def test_virtual_edges_carry_information(network):
     assert not torch.allclose(network([graph(3)])[0]["l"], network([graph(1)])[0]["l"])
 
 
-@pytest.mark.parametrize("shape", [(64, 48, 3, 3), (40, 40, 1, 1), (33, 100)])
+@pytest.mark.parametrize("shape", [(64, 48, 3, 3), (40, 40, 1, 1), (33, 100), (600, 33), (90, 400, 1, 1)])
 def test_tensors_larger_than_a_tile_have_full_rank_and_no_equal_filters(network, shape):
     weight = network([one_weight(shape)])[0]["p"].flatten(1)
     assert torch.linalg.matrix_rank(weight) > 2 * 8  # a repeated 8 × 8 tile has rank 8 · K · K at most, 8 for K = 1
@@ -96,7 +97,7 @@ def test_any_shape_is_decoded_finite_and_of_sensible_size(network, shape, op, ro
     assert tensor.abs().max() < 10
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(16, 4), (12, 2), (24, 2), (48, 2)])
+@pytest.mark.parametrize(("channels", "groups"), [(16, 4), (12, 2), (24, 2), (32, 2)])
 def test_a_grouped_weight_is_the_blocks_of_the_dense_one_that_its_groups_keep(channels, groups):
     """A channel then means the same in both, and grouped layers learn from dense ones."""
     torch.manual_seed(0)
@@ -107,7 +108,7 @@ def test_a_grouped_weight_is_the_blocks_of_the_dense_one_that_its_groups_keep(ch
         parameter = Parameter("p", (channels, depth, 3, 3), "weight")
         return decoder([Request(nodes, Node(op, groups=groups, kernel=(3, 3)), parameter)])[0][0]
 
-    grouped, dense = decode("grouped_conv", size, groups), decode("conv", channels, 1)
+    grouped, dense = decode("grouped_conv", size, groups), decode("conv", channels, 1) * groups**0.5  # by fan-in
     for first in range(0, channels, DECODER.tile):  # where a tile begins with a group, its places are the same
         if first % size == 0:
             rows = slice(first, min(first + size, first + DECODER.tile))
@@ -134,9 +135,30 @@ def test_weights_are_normalised_by_fan_in():
     assert 0.5 < wide.std().item() * (256 * 9 / 2) ** 0.5 < 2.0
 
 
-def test_four_dimensional_weights_are_channels_last(network):
-    weight = network([one_weight((16, 8, 3, 3))])[0]["p"]
-    assert weight.is_contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("shape", [(16, 8, 3, 3), (12, 12, 1, 5), (50, 70, 3, 3), (600, 40, 3, 3)])
+def test_layout_of_weights_does_not_change_their_values(network, shape):
+    graph = one_weight(shape)
+    fast, plain = network([graph])[0]["p"], network([graph], channels_last=False)[0]["p"]
+    assert plain.is_contiguous()
+    assert fast.stride(1) == 1  # a channels_last convolution reads it without a copy
+    torch.testing.assert_close(fast, plain, rtol=0, atol=0)
+
+
+def test_gradients_reach_every_tile_of_a_large_weight(network):
+    weight = network([one_weight((100, 100, 1, 1))])[0]["p"]
+    (gradient,) = torch.autograd.grad(weight.square().sum(), [network.decoder.place_in.weight])
+    assert gradient.abs().sum() > 0
+
+
+def test_attention_in_strips_is_attention_over_the_whole_graph(monkeypatch):
+    torch.manual_seed(0)
+    network = GraphHypernetwork(CONFIGS["transformer"]).eval()
+    wide = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(20)))
+    graphs = [trace(wide, torch.empty(1, 3, 8, 8)), trace(wide[:5], torch.empty(1, 3, 8, 8))]
+    whole = network(graphs)
+    monkeypatch.setattr(encoders, "_STRIP", 7)
+    for one, other in zip(whole, network(graphs), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_reach_every_weight_of_the_hypernetwork(network, diamond):

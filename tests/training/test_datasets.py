@@ -68,6 +68,15 @@ def test_augmentation_shifts_and_flips_each_image_on_its_own():
     assert len(seen) > 12
 
 
+def test_augmentation_crops_to_the_size_asked_for():
+    image = torch.arange(1.0, 17.0).view(1, 1, 4, 4)
+    crops = augment(image.repeat(64, 1, 1, 1), torch.Generator().manual_seed(0), padding=0, size=2)
+    expected = [image[0, 0, y : y + 2, x : x + 2] for y in range(3) for x in range(3)]
+    expected += [crop.flip(1) for crop in expected]
+    assert crops.shape == (64, 1, 2, 2)
+    assert all(any(torch.equal(crop[0], one) for one in expected) for crop in crops)
+
+
 def test_augmentation_repeats_with_its_generator_and_leaves_the_global_one_alone():
     images, before = torch.rand(4, 3, 8, 8), torch.get_rng_state()
     first, second = (augment(images, torch.Generator().manual_seed(3)) for _ in range(2))
