@@ -22,6 +22,7 @@ from ghnqat_sdk.quantization.convert import fake_quantized_layers, to_fake_quant
 Head = Literal["auto", "predict", "keep"]
 
 
+@torch.inference_mode(False)  # whose tensors could never be trained
 def predict_quantized_params(
     model: nn.Module,
     bits: Bits = (4, 4),

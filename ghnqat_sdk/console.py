@@ -13,11 +13,11 @@ T = TypeVar("T")
 
 
 def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
-    """Run the handler that `arguments` choose: 0, 1 with one line on stderr for our errors, 130 on Ctrl-C."""
+    """Run the handler that `arguments` choose: 0, 1 with one line on stderr for mistakes, 130 on Ctrl-C."""
     options = parser.parse_args(arguments)
     try:
         options.handler(options)
-    except GhnqatError as error:
+    except (GhnqatError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -46,7 +46,7 @@ def trace(model: nn.Module, example_inputs: Any = None) -> ComputationGraph:
     """
     _refuse(model)
     candidates = [_as_call(example_inputs)] if example_inputs is not None else list(_guesses(model))
-    stand_ins = {name: meta_like(t) for name, t in (*model.named_parameters(), *model.named_buffers())}
+    stand_ins = _stand_ins(model)
     failures: list[Exception] = []
     for training in (True, False):  # in evaluation mode only what cannot run in training mode
         for args, kwargs in candidates:
@@ -117,8 +117,23 @@ def _run(model: nn.Module, args: Any, kwargs: Any, *, stand_ins: dict[str, Tenso
         for tensor in tensors_in((args, kwargs)):
             recorder.add_input(tensor)
         with recorder:
-            outputs = torch.func.functional_call(model, stand_ins, args, kwargs)
+            outputs = torch.func.functional_call(model, stand_ins, args, kwargs, tie_weights=False)
         return recorder.finish(list(tensors_in(outputs)))
+
+
+def _stand_ins(model: nn.Module) -> dict[str, Tensor]:
+    """A meta tensor for every parameter and buffer, by one name for each module that holds it.
+
+    Tensors that several modules share have one stand-in. Modules with several names are listed once: functional_call
+    would put back their own tensors under the first name, and stand-ins under the second.
+    """
+    made: dict[int, Tensor] = {}
+    named: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                named[f"{path}.{name}" if path else name] = made.setdefault(id(tensor), meta_like(tensor))
+    return named
 
 
 @contextmanager

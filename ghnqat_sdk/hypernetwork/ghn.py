@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.batch import batch_graphs
 from ghnqat_sdk.graph.graph import ComputationGraph, Node, Parameter
 from ghnqat_sdk.graph.ops import VOCABULARY
@@ -50,7 +51,13 @@ class GraphHypernetwork(nn.Module):
 
     def __init__(self, config: HypernetworkConfig | None = None) -> None:
         super().__init__()
-        self.config = config = config or HypernetworkConfig()
+        config = HypernetworkConfig() if config is None else config
+        if not isinstance(config, HypernetworkConfig):
+            raise ArgumentError(
+                f"config is a {type(config).__name__}; expected a HypernetworkConfig. Write "
+                f"GraphHypernetwork(HypernetworkConfig(num_classes=100))."
+            )
+        self.config = config
         self.encoder = config.encoder.build(len(config.vocabulary), config.s_max)
         self.decoder = Decoder(config.decoder, config.encoder.width, config.num_classes)
         self._index = {name: i for i, name in enumerate(config.vocabulary)}
@@ -63,7 +70,16 @@ class GraphHypernetwork(nn.Module):
         Args:
             graphs: With their bit-widths.
             channels_last: Layout of the weights of convolutions: the one that runs fastest, or torch's default.
+
+        Raises:
+            ArgumentError: anything else than computation graphs.
         """
+        if not isinstance(graphs, Sequence) or not all(isinstance(g, ComputationGraph) and len(g) for g in graphs):
+            raise ArgumentError(
+                "A hypernetwork takes a list of computation graphs. Write hypernetwork([trace(model)])."
+            )
+        if not graphs:
+            return []
         device = next(self.parameters()).device
         hidden = self.encoder(batch_graphs(graphs, self._index, self.config.s_max).to(device))  # (B, N, d)
         groups: dict[tuple[object, ...], list[tuple[int, int, Node, Parameter]]] = defaultdict(list)

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
-from ghnqat_sdk.files import write_atomically
+from ghnqat_sdk.files import digest, write_atomically
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
 from ghnqat_sdk.version import __version__
 
@@ -133,7 +133,7 @@ def _contents(hypernetwork: GraphHypernetwork, dtype: torch.dtype | None) -> dic
     if name := _not_finite(tensors):
         raise ArgumentError(f"{name!r} is not finite as {tensors[name].dtype}: omit dtype, or save other weights.")
     config = hypernetwork.config.model_dump_json(indent=2) + "\n"
-    return {WEIGHTS_FILE: save(tensors, {"format": "pt", "sha256": _digest(tensors)}), CONFIG_FILE: config.encode()}
+    return {WEIGHTS_FILE: save(tensors, {"format": "pt", "sha256": digest(tensors)}), CONFIG_FILE: config.encode()}
 
 
 def _locate(source: Any, revision: Any, cache_dir: str | Path | None) -> Path:
@@ -216,7 +216,7 @@ def _read_weights(path: Path, config: HypernetworkConfig) -> GraphHypernetwork:
                 want, got = (shapes.get(wrong[0], "absent") for shapes in (expected, found))
                 raise ValueError(f"{wrong[0]!r} is {got}, and {want} by {CONFIG_FILE} ({len(wrong)} tensors differ)")
             tensors = {name: file.get_tensor(name) for name in expected}
-            if (file.metadata() or {}).get("sha256", digest := _digest(tensors)) != digest:
+            if (file.metadata() or {}).get("sha256", found_digest := digest(tensors)) != found_digest:
                 raise ValueError("its contents do not match its checksum")
         hypernetwork.float().to_empty(device="cpu").load_state_dict(tensors)
         if name := _not_finite(hypernetwork.state_dict()):
@@ -231,11 +231,3 @@ def _read_weights(path: Path, config: HypernetworkConfig) -> GraphHypernetwork:
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the bytes of the tensors by name, so that it can stand in the same file."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -81,7 +81,7 @@ def calibrate(qmodel: nn.Module, batches: Iterable[Any]) -> CalibrationReport:
     with _observing(qmodel, state, observed), torch.no_grad():
         for chunk in _rechunk(batches):
             images += _length(chunk)
-            qmodel(chunk[_ALONE]) if _ALONE in chunk else qmodel(**chunk)
+            _run(qmodel, chunk)
     if images == 0:
         raise ArgumentError(
             "calibrate got no batches. Pass at least one tensor (N, C, H, W), better several hundred images."
@@ -92,8 +92,19 @@ def calibrate(qmodel: nn.Module, batches: Iterable[Any]) -> CalibrationReport:
     return CalibrationReport(images, ranges, tuple(observed.moments), tuple(_unreached(qmodel, observed)))
 
 
+def _run(qmodel: nn.Module, chunk: Mapping[str, Tensor]) -> None:
+    try:
+        qmodel(chunk[_ALONE]) if _ALONE in chunk else qmodel(**chunk)
+    except Exception as error:  # whatever the user's forward raises
+        shapes = {key or "input": tuple(rows.shape) for key, rows in chunk.items()}
+        raise ArgumentError(
+            f"The model could not be run on a batch of shape {shapes}: {type(error).__name__}: {error}. Pass batches "
+            f"that the model takes."
+        ) from error
+
+
 def _state_of(qmodel: nn.Module) -> QuantizationState:
-    for module in qmodel.modules():
+    for module in qmodel.modules() if isinstance(qmodel, nn.Module) else ():
         if isinstance(getattr(module, "quantization", None), QuantizationState):
             return module.quantization  # type: ignore[return-value]
     raise ArgumentError(
@@ -108,13 +119,18 @@ _ALONE = ""
 
 def _rechunk(batches: Iterable[Any]) -> Iterator[dict[str, Tensor]]:
     """The same rows in chunks of 64 to 127."""
+    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Mapping, Tensor)):
+        raise ArgumentError(
+            f"calibrate got batches of type {type(batches).__name__}; expected an iterable of batches. Write "
+            f"calibrate(qmodel, [images]) for a single batch."
+        )
     waiting: dict[str, Tensor] = {}
     for batch in batches:
         arrived = _named(batch)
-        if waiting and waiting.keys() != arrived.keys():
+        if waiting and _kinds(waiting) != _kinds(arrived):
             raise ArgumentError(
-                f"calibrate got batches with different keys: {sorted(waiting)}, then {sorted(arrived)}. Pass the same "
-                f"arguments in every batch."
+                f"calibrate got batches of different kinds: {_kinds(waiting)}, then {_kinds(arrived)}. Pass the same "
+                f"arguments with images of one size in every batch."
             )
         ready = {key: torch.cat([waiting[key], rows]) if waiting else rows for key, rows in arrived.items()}
         # Keep between one and two chunks back, so that the last one is never a few leftover images.
@@ -144,6 +160,11 @@ def _named(batch: Any) -> dict[str, Tensor]:
             f"with one N. Write calibrate(qmodel, [images]) for a single batch."
         )
     return named
+
+
+def _kinds(chunk: Mapping[str, Tensor]) -> dict[str, tuple[object, ...]]:
+    """Argument name to the shape of one row and its type."""
+    return {key: (*rows.shape[1:], rows.dtype) for key, rows in chunk.items()}
 
 
 def _length(chunk: Mapping[str, Tensor]) -> int:

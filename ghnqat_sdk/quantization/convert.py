@@ -222,7 +222,13 @@ def to_fake_quantized(
 
 
 def to_float(model: nn.Module) -> nn.Module:
-    """Undo `to_fake_quantized` in place: the layers are torch's own again, parameters and buffers as they stand."""
+    """Undo `to_fake_quantized` in place: the layers are torch's own again, parameters and buffers as they stand.
+
+    Raises:
+        ArgumentError: `model` is no nn.Module.
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model is a {type(model).__name__}; expected an nn.Module. Write to_float(qmodel).")
     for module in model.modules():
         if type(module) in _FLOAT:
             module.__class__ = _FLOAT[type(module)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,38 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ghnqat_sdk.errors import CheckpointError
-from ghnqat_sdk.files import write_atomically
+from ghnqat_sdk.files import digest, write_atomically
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
 
 def save_training_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write tensors and JSON-able facts (step, counters) as one file in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write tensors and JSON-able facts (step, counters) as one file in `folder`.
+
+    Raises:
+        CheckpointError: it cannot be written; the one before stays.
+    """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(folder / CHECKPOINT_FILE, save(contiguous, {"facts": json.dumps(dict(facts))}))
+    metadata = {"facts": json.dumps(dict(facts)), "sha256": digest(contiguous)}
+    with writing(folder):
+        write_atomically(folder / CHECKPOINT_FILE, save(contiguous, metadata))
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Make the folder of a run; what the disk refuses becomes our error, and what was there stays.
+
+    Raises:
+        CheckpointError: a file cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"The run in {str(folder)!r} cannot be written: {error}. Make room, or correct the folder, and continue "
+            f"with --resume from the last checkpoint."
+        ) from error
 
 
 def load_training_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -35,9 +58,12 @@ def load_training_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]
         return None
     try:
         with safe_open(str(path), framework="pt") as file:
-            facts = json.loads((file.metadata() or {})["facts"])
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata["sha256"] != digest(tensors):
+            raise ValueError("its contents do not match its checksum")
+        return tensors, json.loads(metadata["facts"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"{str(path)!r} is damaged ({error}). Delete it to start the run again, or restore a copy of it."
         ) from error

@@ -85,10 +85,20 @@ def load_images(root: str | Path, split: str, size: int = 32) -> ImageSet:
 
 
 def download_cifar10(root: str | Path) -> None:
-    """Download CIFAR-10 (170 MB) into `root` with torchvision, which checks its checksum."""
+    """Download CIFAR-10 (170 MB) into `root` with torchvision, which checks its checksum.
+
+    Raises:
+        DataError: it cannot be downloaded, or arrives damaged.
+    """
     from torchvision.datasets import CIFAR10
 
-    CIFAR10(str(root), train=True, download=True)
+    try:
+        CIFAR10(str(root), train=True, download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"CIFAR-10 could not be downloaded into {str(root)!r}: {error}. Check the connection and the folder, or "
+            f"put images there as train/<class>/*.jpg and test/<class>/*.jpg."
+        ) from error
 
 
 def normalise_images(images: Tensor) -> Tensor:
@@ -136,6 +146,11 @@ def _held_out(labels: Tensor, validation: bool) -> Tensor:
 @lru_cache(maxsize=2)  # "train" and "val" are cut from the same images
 def _from_folder(folder: Path, size: int) -> ImageSet:
     classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    other = folder.parent / ("train" if folder.name == "test" else "test")
+    if other.is_dir() and classes != tuple(sorted(entry.name for entry in other.iterdir() if entry.is_dir())):
+        raise DataError(
+            f"{str(folder)!r} and {str(other)!r} hold different classes; expected the same folders in both."
+        )
     files = [(path, i) for i, name in enumerate(classes) for path in sorted((folder / name).iterdir())]
     files = [(path, label) for path, label in files if path.suffix.lower() in _SUFFIXES]
     if len({label for _, label in files}) < 2:

@@ -87,12 +87,18 @@ def evaluate_graphs(
         progress: Wraps the architectures, as tqdm does.
 
     Raises:
-        ArgumentError: an unknown protocol, no architectures, or the calibrated protocol without batches.
+        ArgumentError: an unknown protocol, no architectures, images of another number of classes, or the calibrated
+            protocol without batches.
     """
     if protocol not in ("paper", "calibrated"):
         raise ArgumentError(f"protocol={protocol!r} is unknown. Write 'paper' or 'calibrated'.")
     if protocol == "calibrated" and not calibration:
         raise ArgumentError("protocol='calibrated' needs images. Pass calibration=[batch, ...], each (N, 3, H, W).")
+    if len(images.classes) != hypernetwork.config.num_classes:
+        raise ArgumentError(
+            f"The images are of {len(images.classes)} classes, the hypernetwork's networks tell "
+            f"{hypernetwork.config.num_classes}. Give images of the classes that it was trained on."
+        )
     top1, top5 = [], []
     for architecture in progress(architectures):
         model = _predicted_model(hypernetwork, architecture, bits, device)

@@ -28,7 +28,7 @@ from ghnqat_sdk.graph.graph import FLOAT_BITS
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, save_pretrained
 from ghnqat_sdk.quantization.bits import Bits
-from ghnqat_sdk.training.checkpoint import load_training_state, save_training_state
+from ghnqat_sdk.training.checkpoint import load_training_state, save_training_state, writing
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.datasets import ImageSet, augment, normalise_images
 from ghnqat_sdk.training.distributed import Processes
@@ -97,8 +97,9 @@ class Trainer:
         tensorboard: Log losses and validation figures to the folder's `tensorboard/` (needs tensorboard).
 
     Raises:
-        ArgumentError: the folder holds a run with another config, or `initial` has another architecture.
-        CheckpointError: the saved state is damaged.
+        ArgumentError: the folder holds a run with another config, `initial` has another architecture, or the images
+            another number of classes.
+        CheckpointError: the saved state is damaged, or a file cannot be written.
     """
 
     def __init__(
@@ -113,6 +114,11 @@ class Trainer:
         initial: str | Path | None = None,
         tensorboard: bool = False,
     ) -> None:
+        if len(train.classes) != config.hypernetwork.num_classes:
+            raise ArgumentError(
+                f"The images are of {len(train.classes)} classes, and the config's hypernetwork.num_classes is "
+                f"{config.hypernetwork.num_classes}. Change it in the config, or give other images."
+            )
         self.config, self.folder = config, Path(folder)
         self.train_images, self.validation_images = train, validation
         self.processes = processes or Processes()
@@ -304,7 +310,7 @@ class Trainer:
 
     def _log(self, entry: dict[str, object]) -> None:
         where = {"step": self.progress.step, "seconds": round(self.progress.seconds, 1)}
-        with (self.folder / "log.jsonl").open("a") as file:
+        with writing(self.folder), (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(where | entry) + "\n")
 
     def _write_scalars(self, report: StepReport) -> None:
@@ -317,8 +323,8 @@ class Trainer:
 
     def _start_folder(self) -> None:
         if self.processes.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / RUN_FILE, self.config.model_dump_json(indent=2).encode())
+            with writing(self.folder):
+                write_atomically(self.folder / RUN_FILE, self.config.model_dump_json(indent=2).encode())
         self.processes.wait()
 
     def _save(self) -> None:

@@ -8,7 +8,7 @@ from ghnqat_sdk.errors import ArgumentError, TraceError
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.trace import trace
 
-IMAGE = torch.empty(2, 3, 16, 16)
+IMAGE = torch.zeros(2, 3, 16, 16)
 
 
 def ops(graph: ComputationGraph) -> list[str]:
@@ -192,6 +192,18 @@ def test_nothing_of_the_model_changes():
     assert [m.training for m in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), rng)
     assert all(p.grad is None and not p.is_meta for p in model.parameters())
+
+
+def test_shared_layers_and_parameters_stay_what_they_were():
+    shared, tied = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+    tied.weight = shared.weight
+    model = nn.Sequential(shared, nn.BatchNorm2d(3), shared, tied)
+    before = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    graph = trace(model, IMAGE)
+    after = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    assert before.keys() == after.keys()
+    assert all(after[name] is tensor for name, tensor in before.items())
+    assert set(graph.parameters) == {name for name, _ in model.named_parameters()}
 
 
 def test_modes_are_restored_when_the_model_raises():

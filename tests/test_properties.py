@@ -1,0 +1,357 @@
+"""Arbitrary arguments for every public function and command: a right answer or one of our errors, and no trace left.
+
+About 2,500 cases. "As before" means: the model's parameters, buffers, gradients, modes, hooks and classes, the RNG
+states and torch's defaults.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import ghnqat_sdk as gq
+from ghnqat_sdk.cli import main as ghnqat
+from ghnqat_sdk.training.cli import main as ghnqat_train
+
+
+def cases(number: int) -> settings:
+    """The same ones in every run."""
+    quiet = list(HealthCheck)
+    return settings(max_examples=number, deadline=None, derandomize=True, suppress_health_check=quiet, database=None)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.conv(x) + self.conv(y)
+
+
+class Raises(nn.Module):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.conv, self.error = nn.Conv2d(3, 4, 3), error
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise self.error
+
+
+class ReadsValues(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.dropout(self.norm(x))
+        return x if x.sum() > 0 else -x
+
+
+def convolutional(*more: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), *more)
+
+
+def classifier(classes: int = 10) -> nn.Sequential:
+    return convolutional(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, classes))
+
+
+def with_gradients() -> nn.Module:
+    model = classifier()
+    model(torch.rand(2, 3, 8, 8)).sum().backward()
+    return model
+
+
+def sharing() -> nn.Module:
+    layer = nn.Conv2d(3, 3, 3, padding=1)
+    return nn.Sequential(layer, nn.Dropout(), layer, nn.PReLU())
+
+
+def scripted() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        return torch.jit.script(nn.ReLU())
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "classifier": classifier,
+    "evaluated": lambda: classifier(7).eval(),
+    "with gradients": with_gradients,
+    "frozen": lambda: classifier().requires_grad_(False),
+    "half": lambda: classifier().bfloat16(),
+    "double": lambda: classifier(1000).double(),
+    "on meta": lambda: classifier().to("meta"),
+    "mixed modes": lambda: convolutional(nn.Dropout().eval()),
+    "sharing": sharing,
+    "linear": lambda: nn.Sequential(nn.Linear(5, 4), nn.GELU(), nn.Linear(4, 2)),
+    "one dimension": lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.GroupNorm(2, 4), nn.ConvTranspose1d(4, 2, 2)),
+    "attention": lambda: nn.MultiheadAttention(8, 2),
+    "lazy": lambda: nn.Sequential(nn.LazyConv2d(4, 3)),
+    "scripted": scripted,
+    "recurrent": lambda: nn.LSTM(4, 4),
+    "embedding": lambda: nn.Embedding(4, 4),
+    "two inputs": TwoInputs,
+    "reads values": ReadsValues,
+    "raises": lambda: Raises(KeyError("x")),
+    "raises nothing said": lambda: Raises(AssertionError()),
+    "without forward": nn.Module,
+    "without parameters": nn.ReLU,
+    "empty": nn.Sequential,
+    "quantized": lambda: gq.predict_quantized_params(classifier()),
+}
+
+
+def junk() -> st.SearchStrategy[Any]:
+    """What somebody might pass by mistake."""
+    shapes = st.lists(st.integers(0, 9), max_size=5)
+    simple = st.one_of(
+        st.none(), st.booleans(), st.integers(-3, 70), st.floats(), st.text(max_size=8), st.binary(max_size=4),
+        st.sampled_from([object(), int, torch.float32, Path("nowhere"), {"x": 1}, slice(3), nn.ReLU(), "a/b"]),
+        shapes.map(torch.zeros), shapes.map(lambda shape: torch.full(shape, float("nan"))),
+    )  # fmt: skip
+    named = st.dictionaries(st.text(max_size=3), simple, max_size=2)
+    return st.one_of(simple, st.lists(simple, max_size=3), st.tuples(simple, simple), named)
+
+
+def mostly(*right: Any) -> st.SearchStrategy[Any]:
+    return st.one_of(st.sampled_from(right), st.sampled_from(right), junk())
+
+
+def named(values: dict[str, Any]) -> list[Named]:
+    return [Named(name, value) for name, value in values.items()]
+
+
+def value(given: Any) -> Any:
+    return given.value if isinstance(given, Named) else given
+
+
+class Named:
+    """A value that failing cases show by name."""
+
+    def __init__(self, name: str, value: Any) -> None:
+        self.name, self.value = name, value
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+IMAGES = {f"{n} of {s} × {s}": torch.rand(n, 3, s, s) for n, s in ((1, 8), (2, 8), (70, 8), (2, 32))}
+SMALL, TWO = IMAGES["2 of 8 × 8"], {"x": IMAGES["2 of 8 × 8"], "y": IMAGES["1 of 8 × 8"]}
+BATCHES = {"many": [*IMAGES.values()], "few": [SMALL, IMAGES["70 of 8 × 8"]], "named": [TWO, TWO], "none": []}
+EXAMPLES = {"two inputs": (SMALL, SMALL), "linear": torch.rand(2, 5)}
+BITS = ((4, 4), (2, 2), (8, 32), (32, 32), [3, 5])
+models = st.sampled_from(sorted(MODELS))
+
+
+def state(of: Any) -> Any:
+    """Everything about an argument that a call must leave alone."""
+    if not isinstance(of, nn.Module):
+        return None
+    if isinstance(of, torch.jit.ScriptModule):
+        return of.training
+    parts: list[Any] = []
+    for name, module in of.named_modules():
+        hooks = sum(len(v) for k, v in vars(module).items() if k.endswith("_hooks"))
+        parts.append((name, type(module), module.training, hooks, sorted(vars(module))))
+    for name, tensor in (*of.named_parameters(), *of.named_buffers()):
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            parts.append((name, tensor.requires_grad))
+            continue
+        kept = None if tensor.is_meta else tensor.detach().clone()
+        grad = None if tensor.grad is None else tensor.grad.clone()
+        parts.append((name, id(tensor), tensor.requires_grad, tensor.dtype, tensor.stride(), Same(kept), Same(grad)))
+    return parts
+
+
+class Same:
+    """A tensor that compares by its bits."""
+
+    def __init__(self, tensor: Tensor | None) -> None:
+        self.tensor = tensor
+
+    def __eq__(self, other: object) -> bool:
+        assert isinstance(other, Same)
+        if self.tensor is None or other.tensor is None:
+            return self.tensor is other.tensor
+        return torch.equal(self.tensor.nan_to_num(1e9), other.tensor.nan_to_num(1e9))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def surroundings() -> Any:
+    return (
+        Same(torch.get_rng_state()),
+        random.getstate(),
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_num_threads(),
+    )
+
+
+def explained(error: gq.GhnqatError) -> None:
+    """A message with something to hold on to."""
+    assert len(str(error)) > 20
+
+
+def check(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call it; the result, or None where it raised one of our errors. Models and surroundings are as before."""
+    handed = [v for v in (*args, *kwargs.values()) if isinstance(v, nn.Module)]
+    before, around, result = [state(v) for v in handed], surroundings(), None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", gq.UncalibratedWarning)
+        try:
+            result = function(*args, **kwargs)
+        except gq.GhnqatError as error:
+            explained(error)
+    assert [state(v) for v in handed] == before
+    assert surroundings() == around
+    return result
+
+
+@cases(600)
+@given(
+    models,
+    mostly(*BITS),
+    mostly("auto", "keep", "predict"),
+    mostly(None, None, *named(IMAGES)),
+    mostly(None, None, *named(BATCHES)),
+    st.integers(0, 9),
+)
+def test_predict_quantized_params(small, name, bits, head, example, calibration, other):
+    model = MODELS[name]()
+    sources = {0: "default", 1: "no/such", 2: "nowhere", 3: 7}
+    kwargs: dict[str, Any] = {"head": head, "example_inputs": value(example), "calibration": value(calibration)}
+    result = check(gq.predict_quantized_params, model, bits, hypernetwork=sources.get(other, small), **kwargs)
+    if result is not None:
+        report = gq.prediction_report(result)
+        names = [name for name, _ in model.named_parameters()]
+        assert sorted([*report.predicted, *report.kept]) == sorted(names)
+        assert [(n, p.shape, p.dtype, p.requires_grad) for n, p in result.named_parameters()] == [
+            (n, p.shape, p.dtype, p.requires_grad) for n, p in model.named_parameters()
+        ]
+
+
+@cases(150)
+@given(junk(), junk())
+def test_predict_quantized_params_of_anything(small, model, revision):
+    result = check(gq.predict_quantized_params, model, hypernetwork=small)
+    assert result is None or isinstance(model, nn.Module)
+    result = check(gq.predict_quantized_params, nn.Conv2d(3, 4, 3), revision=revision)
+    assert result is None or revision is None
+
+
+@cases(400)
+@given(st.one_of(models, models, junk()), mostly(None, *named(IMAGES), Named("two", TWO)))
+def test_trace(name, example):
+    model = MODELS[name]() if isinstance(name, str) and name in MODELS else name
+    graph = check(gq.trace, model, value(example))
+    if graph is not None:
+        assert all(source < target for source, target in graph.edges)
+        floating = [n for n, p in model.named_parameters() if p.is_floating_point()]
+        assert sorted([*graph.parameters, *graph.unreached]) == sorted(floating)
+
+
+@cases(300)
+@given(st.sampled_from(["classifier", "sharing", "linear", "two inputs"]), mostly(*named(BATCHES)))
+def test_calibrate(small, name, batches):
+    qmodel = gq.predict_quantized_params(MODELS[name](), hypernetwork=small, example_inputs=EXAMPLES.get(name))
+    before, around = state(qmodel), surroundings()
+    try:
+        report = gq.calibrate(qmodel, value(batches))
+    except gq.GhnqatError as error:
+        explained(error)
+        assert state(qmodel) == before
+    else:
+        assert report.images > 0
+        assert report.ranges or report.unreached
+    assert surroundings() == around
+
+
+@cases(200)
+@given(st.one_of(models, junk()))
+def test_calibrate_to_float_and_report_of_anything(name):
+    model = MODELS[name]() if isinstance(name, str) and name in MODELS else name
+    for function in (lambda m: gq.calibrate(m, []), gq.prediction_report):
+        check(function, model)
+    if name != "quantized":  # whose classes change, as they should
+        check(gq.to_float, model)
+
+
+@cases(250)
+@given(mostly("default", "tests", "./tests", "a/b"), mostly(None, "main"))
+def test_load_pretrained(source, revision):
+    result = check(gq.load_pretrained, source, revision=revision)
+    assert result is None or (source == "default" and revision is None)
+
+
+@cases(200)
+@given(junk(), st.one_of(st.just("folder"), st.text(max_size=6), junk()), mostly(None, torch.float16))
+def test_save_pretrained_and_push_to_hub(tmp_path_factory, small, anything, name, dtype):
+    folder = tmp_path_factory.mktemp("x") / name if isinstance(name, str) and name.isalnum() else None
+    if folder is not None:
+        result = check(gq.save_pretrained, small, folder, dtype=dtype)
+        assert result is None or gq.load_pretrained(folder).config == small.config
+    check(gq.save_pretrained, anything, "never-written")
+    assert not Path("never-written").exists()
+    check(gq.push_to_hub, small, anything)
+    check(gq.push_to_hub, anything, "me/ghn")
+
+
+@cases(200)
+@given(junk(), st.lists(st.one_of(st.just("graph"), junk()), max_size=2))
+def test_graph_hypernetwork(small, diamond, config, graphs):
+    if config is not None:
+        assert check(gq.GraphHypernetwork, config) is None
+    given_graphs = [diamond if isinstance(graph, str) and graph == "graph" else graph for graph in graphs]
+    result = check(small, given_graphs)
+    assert (result is not None) == all(graph is diamond for graph in given_graphs)
+    check(small, config)
+
+
+WORDS = (
+    "predict", "evaluate", "inspect", "version", "run", "recipes", "id/3", "val/1", "id/-1", "deep/999", "resnet0",
+    "nn:Linear", "torch.nn:ReLU", "torch:nothing", ":", "a:b", "--bits", "4,4", "2,2", "9,9", "4", "--head", "keep",
+    "--classes", "10", "0", "-5", "--input", "2,3,32,32", "1,1", "-1,3,8,8", "--json", "--output", "--checkpoint",
+    "{small}", "nowhere", "--data", "--graphs", "1", "--images", "--split", "id", "--protocol", "calibrated", "--seed",
+    "--revision", "main", "--set", "steps=0", "pool=-1", "meta_batch=nan", "=", "--recipe", "ghn-q", "--config",
+    "--initial", "--resume", "--threads", "--help", "", "é",
+)  # fmt: skip
+
+
+@cases(500)
+@given(
+    command=st.sampled_from([(ghnqat, ("predict", "id/3", "--checkpoint", "{small}")), (ghnqat, ("inspect", "id/3")),
+                     (ghnqat, ("evaluate", "--data", "nowhere")), (ghnqat, ("version",)), (ghnqat, ()),
+                     (ghnqat_train, ("run", "--data", "nowhere", "--output", "out")), (ghnqat_train, ("recipes",)),
+                     (ghnqat_train, ())]),
+    more=st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=5)), max_size=4),
+)  # fmt: skip
+def test_command_lines(tmp_path_factory, small, capsys, command, more):
+    program, start = command
+    folder = tmp_path_factory.mktemp("cli")
+    gq.save_pretrained(small, folder / "small")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        threads = torch.get_num_threads()
+        try:
+            status = program([word.format(small="small") if word == "{small}" else word for word in (*start, *more)])
+        except SystemExit as stop:  # argparse: --help, or a usage that it refuses
+            status = stop.code
+        finally:
+            torch.set_num_threads(threads)
+    captured = capsys.readouterr()
+    assert status in (0, 1, 2)
+    assert "Traceback" not in captured.err
+    assert status == 0 or captured.err.count("\n") < 60
+    if status == 1:
+        assert captured.err.startswith(("ghnqat: ", "ghnqat-train: "))
