@@ -147,7 +147,7 @@ def _locate(source: Any, revision: Any, cache_dir: str | Path | None) -> Path:
         return _EMBEDDED if source == DEFAULT else Path(source)
     if not isinstance(source, str) or not _REPO_ID.fullmatch(source) or os.path.exists(source):
         raise CheckpointError(f"{str(source)!r} is not a folder. {expected}")
-    if revision is not None and not (isinstance(revision, str) and revision):
+    if revision is not None and not (isinstance(revision, str) and revision and ".." not in revision):
         raise ArgumentError(f"revision={revision!r} is not a name. Write a branch, tag or commit, or leave it out.")
     with _hub(f"Cannot load {source!r}: no local folder has that name, and from the Hub") as hub:
         config = Path(hub.hf_hub_download(source, CONFIG_FILE, revision=revision, cache_dir=cache_dir))

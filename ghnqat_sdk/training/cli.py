@@ -108,7 +108,7 @@ def _config(options: argparse.Namespace) -> Any:
     saved = Path(options.output) / "run.json"
     try:
         if options.config or (options.resume and saved.exists() and not options.recipe):
-            config = RunConfig.model_validate_json(Path(options.config or saved).read_text())
+            config = RunConfig.model_validate_json(Path(options.config or saved).read_bytes())
         else:
             config = make_recipe(options.recipe or "all-bits")
         return RunConfig.model_validate(config.model_dump() | dict(_assignment(text) for text in options.set))

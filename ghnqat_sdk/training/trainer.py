@@ -139,7 +139,7 @@ class Trainer:
     def resume(self) -> bool:
         """Continue from the folder's state, if there is one; says whether there was."""
         saved = self.folder / RUN_FILE
-        if saved.exists() and RunConfig.model_validate_json(saved.read_text()) != self.config:
+        if saved.exists() and not self._is_config(saved.read_bytes()):
             raise ArgumentError(
                 f"{str(saved)!r} holds another run. Resume with that config (--config {saved}), or choose another "
                 f"--output folder."
@@ -165,6 +165,12 @@ class Trainer:
             if last or self.progress.step % self.config.checkpoint_every == 0:
                 self._save()
             yield report
+
+    def _is_config(self, text: bytes) -> bool:
+        try:
+            return RunConfig.model_validate_json(text) == self.config
+        except ValueError:
+            return False
 
     # One step
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event
 
 REFUSALS = {
     "me/gated": (403, "GatedRepo"),
@@ -19,7 +20,11 @@ REFUSALS = {
 
 
 class FakeHub(ThreadingHTTPServer):
-    """`repos` maps a repo id to its commits, oldest first, each a dictionary of file name to content."""
+    """`repos` maps a repo id to its commits, oldest first, each a dictionary of file name to content.
+
+    `pause` is in seconds, between the two halves of every file; `cuts` counts the files of which only the first half is
+    sent before the connection closes.
+    """
 
     daemon_threads = True
 
@@ -28,6 +33,8 @@ class FakeHub(ThreadingHTTPServer):
         self.repos: dict[str, list[dict[str, bytes]]] = {}
         self.log: list[str] = []
         self.created: list[dict[str, object]] = []
+        self.pause = 0.0
+        self.cuts = 0
 
     @property
     def url(self) -> str:
@@ -98,7 +105,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+            Event().wait(self.server.pause)
+            if self.command == "GET" and self.server.cuts:
+                self.server.cuts -= 1
+                self.close_connection = True
+            else:
+                self.wfile.write(body[len(body) // 2 :])
 
     def log_message(self, format: str, *args: object) -> None:
         """Stay silent."""

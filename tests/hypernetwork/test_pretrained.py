@@ -473,6 +473,92 @@ def test_silent_hub_times_out(monkeypatch, hub, tmp_path):
         load_pretrained("me/ghn", cache_dir=tmp_path / "cache")
 
 
+def test_slow_hub_is_waited_for(hub, network, tmp_path):
+    hub.pause = 0.3
+    assert_same(load_pretrained("me/ghn", cache_dir=tmp_path / "cache"), network)
+
+
+def test_download_that_breaks_off_leaves_nothing_that_is_taken_for_whole(hub, network, tmp_path):
+    hub.cuts = 1000
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="Cannot load 'me/ghn'"):
+            load_pretrained("me/ghn", cache_dir=tmp_path / "cache")
+    hub.cuts = 0
+    assert_same(load_pretrained("me/ghn", cache_dir=tmp_path / "cache"), network)
+
+
+def test_half_written_cache_is_completed(hub, network, tmp_path):
+    load_pretrained("me/ghn", cache_dir=tmp_path / "cache")
+    weights = next((tmp_path / "cache").glob("models--me--ghn/snapshots/*/model.safetensors"))
+    blob = weights.resolve()
+    blob.rename(blob.with_name(f"{blob.name}.incomplete"))  # what a download killed half-way leaves
+    with blob.with_name(f"{blob.name}.incomplete").open("r+b") as file:
+        file.truncate(100)
+    assert_same(load_pretrained("me/ghn", cache_dir=tmp_path / "cache"), network)
+
+
+def test_truncated_file_in_the_cache_is_refused(hub, tmp_path):
+    load_pretrained("me/ghn", cache_dir=tmp_path / "cache")
+    weights = next((tmp_path / "cache").glob("models--me--ghn/snapshots/*/model.safetensors"))
+    weights.resolve().write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_pretrained("me/ghn", cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("folder", ["/proc/nowhere", "a file"])
+def test_cache_that_cannot_be_written_says_so(hub, tmp_path, folder):
+    (tmp_path / "a file").write_text("")
+    with pytest.raises(CheckpointError, match="Check the connection, HF_ENDPOINT and the cache folder"):
+        load_pretrained("me/ghn", cache_dir=tmp_path / folder)
+
+
+def test_cache_is_only_read_once_it_is_complete(monkeypatch, hub, network, tmp_path):
+    """As on a machine whose cache somebody else filled, and which may not write there."""
+    load_pretrained("me/ghn", cache_dir=tmp_path / "cache")
+    before = {path: path.lstat().st_mtime_ns for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert_same(load_pretrained("me/ghn", cache_dir=tmp_path / "cache"), network)
+    assert {path: path.lstat().st_mtime_ns for path in (tmp_path / "cache").rglob("*") if path.is_file()} == before
+
+
+def test_two_processes_that_download_at_once_both_load(hub, tmp_path):
+    hub.pause = 0.2
+    program = "from ghnqat_sdk import load_pretrained; print(load_pretrained('me/ghn').config.num_classes)"
+    root = Path(pretrained.__file__).parents[2]
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(root)}
+    environment |= {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub")}
+    both = [
+        subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert [process.communicate()[0].strip() for process in both] == ["10", "10"]
+
+
+@pytest.mark.parametrize(
+    "source", ["../me/ghn", "me/../../etc", "me/..", "..", "~root/x", "me/ghn/../../x", "//host/x"]
+)
+def test_path_out_of_the_folder_is_never_asked_of_the_hub(hub, source):
+    with pytest.raises(CheckpointError, match="is not a folder"):
+        load_pretrained(source)
+    assert hub.log == []
+
+
+@pytest.mark.parametrize("revision", ["../../../other/repo", "..", "%2e%2e", "refs/../main"])
+def test_revision_out_of_the_repo_is_refused(hub, tmp_path, revision):
+    hub.repos["other/repo"] = hub.repos["me/ghn"]
+    with pytest.raises(CheckpointError, match="there is no such revision"):
+        load_pretrained("me/ghn", revision=revision, cache_dir=tmp_path / "cache")
+    assert not [path for path in tmp_path.rglob("*.safetensors") if "cache" in path.parts]
+
+
+def test_tensor_named_like_a_path_is_refused_and_nothing_is_written(saved):
+    before = sorted(saved.parent.rglob("*"))
+    edit_weights(saved, **{"../../outside": torch.ones(1)})
+    with pytest.raises(CheckpointError, match=r"'../../outside' is \[1\], and absent by config\.json"):
+        load_pretrained(saved)
+    assert sorted(saved.parent.rglob("*")) == before
+
+
 def test_environment_names_the_hub_and_its_cache(hub, tmp_path):
     program = (
         "import sys; from ghnqat_sdk.hypernetwork.pretrained import load_pretrained; "
