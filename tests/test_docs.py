@@ -106,6 +106,13 @@ def test_weights_page_describes_the_weights_that_ship() -> None:
     assert checksum in (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
 
 
+def test_every_test_that_the_pages_name_exists() -> None:
+    written = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    named = {name for page in TEXTS for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8"))}
+    assert len(named) > 30
+    assert [name for name in sorted(named) if f"def {name}(" not in written] == []
+
+
 def test_readme_names_the_oldest_python() -> None:
     (oldest,) = re.findall(r'requires-python = ">=(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert f"Python {oldest} or newer" in (ROOT / "README.md").read_text(encoding="utf-8")
