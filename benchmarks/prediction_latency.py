@@ -7,6 +7,9 @@ Every model has a process of its own with one thread. Times are medians in milli
 rest (copy of the model, copy of the parameters, conversion), and all of `predict_quantized_params`. The floors are one
 copy of all parameters and one forward pass of the float model on a 224 × 224 image. Memory is what the process had at
 its peak beyond what it had after loading the model, in megabytes. The last columns account for the parameters.
+
+Two smaller tables follow: how the time grows with the number of nodes, for chains of 3 × 3 convolutions of 16 channels
+with batch norm and ReLU, and what importing the package adds to `import torch`.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ import argparse
 import json
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +29,7 @@ from typing import Any
 
 import torch
 import torchvision
+from torch import nn
 
 from ghnqat_sdk import load_pretrained, predict_quantized_params, prediction_report, trace
 
@@ -31,6 +37,8 @@ MODELS = (
     "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "densenet121", "regnet_x_400mf", "shufflenet_v2_x1_0",
     "googlenet", "inception_v3", "vgg16_bn", "efficientnet_b0", "convnext_tiny", "vit_b_16",
 )  # fmt: skip
+CHAINS = ("500", "1000", "2000")
+IMPORTS = ("import ghnqat_sdk", "from ghnqat_sdk import predict_quantized_params")
 COLUMNS = (
     "trace", "hypernetwork", "rest", "total", "copy floor", "forward floor", "MB", "parameters", "predicted", "kept",
 )  # fmt: skip
@@ -49,12 +57,24 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def chain(nodes: int) -> nn.Sequential:
+    """About so many nodes, which are input, output and pooled head beside the blocks."""
+    blocks = [
+        layer
+        for _ in range((nodes - 6) // 3)
+        for layer in (nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+    ]
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10, bias=False)
+    return nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), *blocks, *head)
+
+
 @torch.no_grad()
 def measure(name: str, repeats: int) -> dict[str, float]:
     torch.set_num_threads(1)
     hypernetwork = load_pretrained()
-    model = torchvision.models.get_model(name, weights=None, num_classes=10).eval()
-    side = 299 if name == "inception_v3" else 224
+    model = chain(int(name)) if name.isdigit() else torchvision.models.get_model(name, weights=None, num_classes=10)
+    model.eval()
+    side = 299 if name == "inception_v3" else 32 if name.isdigit() else 224
     forward = median_ms(lambda: model(torch.zeros(1, 3, side, side)), 3)
     before = peak_mb()
     qmodel = predict_quantized_params(model, hypernetwork=hypernetwork)  # imports and warms up
@@ -68,11 +88,21 @@ def measure(name: str, repeats: int) -> dict[str, float]:
         "copy floor": median_ms(lambda: [p.clone() for p in model.parameters()], repeats),
         "forward floor": forward,
         "MB": memory,
+        "nodes": len(graph),
         "parameters": len(list(model.parameters())),
         "predicted": len(report.predicted),
         "kept": len(report.kept),
     }
     return row | {"rest": row["total"] - row["trace"] - row["hypernetwork"]}
+
+
+def import_ms(statement: str, repeats: int) -> float:
+    """What `statement` takes after `import torch`, in a fresh process."""
+    code = f"import time, torch; t = time.perf_counter(); {statement}; print(1e3 * (time.perf_counter() - t))"
+    run = [sys.executable, "-c", code]
+    return statistics.median(
+        float(subprocess.run(run, capture_output=True, text=True, check=True).stdout) for _ in range(repeats)
+    )
 
 
 def main() -> None:
@@ -84,11 +114,22 @@ def main() -> None:
 
     print(f"| one thread, median of {options.repeats}, ms | {' | '.join(COLUMNS)} |")
     print("| --- |" + " ---: |" * len(COLUMNS))
-    figures = {}
-    for name in options.models:
+    figures: dict[str, dict[str, float]] = {}
+    for name in (*options.models, *CHAINS):
+        if name == CHAINS[0]:
+            print("\n| nodes | trace | hypernetwork | rest | total | of the smallest | MB |\n| --- |" + " ---: |" * 6)
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            figures[name] = process.submit(measure, name, options.repeats).result()
-        print(f"| {name} | {' | '.join(f'{figures[name][column]:.0f}' for column in COLUMNS)} |", flush=True)
+            figures[name] = row = process.submit(measure, name, options.repeats).result()
+        if name in CHAINS:
+            times = " | ".join(f"{row[part]:.0f}" for part in ("trace", "hypernetwork", "rest", "total"))
+            growth = row["total"] / figures[CHAINS[0]]["total"]
+            print(f"| {row['nodes']:.0f} | {times} | {growth:.1f} | {row['MB']:.0f} |", flush=True)
+        else:
+            print(f"| {name} | {' | '.join(f'{row[column]:.0f}' for column in COLUMNS)} |", flush=True)
+    print("\n| after `import torch` | ms |\n| --- | ---: |")
+    figures["import"] = {statement: import_ms(statement, min(options.repeats, 7)) for statement in IMPORTS}
+    for statement, time_ms in figures["import"].items():
+        print(f"| `{statement}` | {time_ms:.0f} |")
     if options.json:
         options.json.parent.mkdir(exist_ok=True)
         options.json.write_text(json.dumps(figures, indent=1) + "\n")

@@ -8,23 +8,30 @@
 4
 """
 
-from ghnqat_sdk.api import predict_quantized_params, prediction_report
-from ghnqat_sdk.errors import (
-    ArgumentError,
-    CheckpointError,
-    DataError,
-    GhnqatError,
-    TraceError,
-    UncalibratedWarning,
-)
-from ghnqat_sdk.graph.graph import ComputationGraph, Node, Parameter
-from ghnqat_sdk.graph.trace import trace
-from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
-from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, push_to_hub, save_pretrained
-from ghnqat_sdk.parameters import PredictionReport
-from ghnqat_sdk.quantization.calibrate import CalibrationReport, calibrate
-from ghnqat_sdk.quantization.convert import to_float
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from ghnqat_sdk.version import __version__
+
+if TYPE_CHECKING:
+    from ghnqat_sdk.api import predict_quantized_params, prediction_report
+    from ghnqat_sdk.errors import (
+        ArgumentError,
+        CheckpointError,
+        DataError,
+        GhnqatError,
+        TraceError,
+        UncalibratedWarning,
+    )
+    from ghnqat_sdk.graph.graph import ComputationGraph, Node, Parameter
+    from ghnqat_sdk.graph.trace import trace
+    from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
+    from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, push_to_hub, save_pretrained
+    from ghnqat_sdk.parameters import PredictionReport
+    from ghnqat_sdk.quantization.calibrate import CalibrationReport, calibrate
+    from ghnqat_sdk.quantization.convert import to_float
 
 __all__ = [
     "ArgumentError",
@@ -50,3 +57,40 @@ __all__ = [
     "to_float",
     "trace",
 ]
+
+_HOMES = {
+    "ArgumentError": "errors",
+    "CalibrationReport": "quantization.calibrate",
+    "CheckpointError": "errors",
+    "ComputationGraph": "graph.graph",
+    "DataError": "errors",
+    "GhnqatError": "errors",
+    "GraphHypernetwork": "hypernetwork.ghn",
+    "HypernetworkConfig": "hypernetwork.ghn",
+    "Node": "graph.graph",
+    "Parameter": "graph.graph",
+    "PredictionReport": "parameters",
+    "TraceError": "errors",
+    "UncalibratedWarning": "errors",
+    "calibrate": "quantization.calibrate",
+    "load_pretrained": "hypernetwork.pretrained",
+    "predict_quantized_params": "api",
+    "prediction_report": "api",
+    "push_to_hub": "hypernetwork.pretrained",
+    "save_pretrained": "hypernetwork.pretrained",
+    "to_float": "quantization.convert",
+    "trace": "graph.trace",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when they are first used, so that importing the package costs next to nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"ghnqat_sdk.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]
