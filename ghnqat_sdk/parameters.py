@@ -73,7 +73,7 @@ def copy_with(model: nn.Module, predicted: Mapping[str, Tensor]) -> nn.Module:
     """
     ready: dict[int, Any] = {}
     for module in model.modules():  # a dozen empty dictionaries of hooks each, which deepcopy takes its time over
-        ready.update((id(v), type(v)()) for v in vars(module).values() if type(v) in (OrderedDict, set) and not v)
+        ready.update((id(v), type(v)()) for v in vars(module).values() if type(v) in (OrderedDict, dict, set) and not v)
     for name, parameter in model.named_parameters():
         if name in predicted and type(parameter) is nn.Parameter:
             value = predicted[name]

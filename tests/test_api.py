@@ -1,5 +1,8 @@
 import copy
+import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -63,6 +66,57 @@ def test_prediction_is_the_same_on_every_call(small):
     first, second = (gq.predict_quantized_params(cnn(), hypernetwork=small) for _ in range(2))
     for name, parameter in first.named_parameters():
         assert torch.equal(parameter, dict(second.named_parameters())[name])
+
+
+def test_prediction_is_the_same_in_every_process():
+    """Whatever Python's hash seed, the RNG and what was predicted before."""
+    program = """if True:
+        import hashlib, sys, torch, torchvision
+        from ghnqat_sdk import predict_quantized_params
+        torch.manual_seed(int(sys.argv[1]))
+        names = ["shufflenet_v2_x0_5", "squeezenet1_1"]
+        for name in names if sys.argv[1] == "1" else names[::-1]:
+            model = torchvision.models.get_model(name, num_classes=10)
+            model = predict_quantized_params(model)
+            if name == names[0]:
+                values = torch.cat([p.flatten() for p in model.parameters()])
+                print(len(values), hashlib.sha256(values.detach().numpy().tobytes()).hexdigest())
+    """
+    printed = {
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", program, seed],
+            env=os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(printed) == 1
+    assert printed != {""}
+
+
+def test_predictions_in_inference_mode_can_be_trained(small):
+    with torch.inference_mode():
+        qmodel = gq.predict_quantized_params(cnn(), hypernetwork=small)
+        assert torch.is_inference_mode_enabled()
+    qmodel.train()(torch.randn(4, 3, 16, 16)).sum().backward()
+    assert all(p.grad is not None for p in qmodel.parameters())
+
+
+def test_predicted_parameters_have_memory_of_their_own(small):
+    """As safetensors, DDP and in-place updates expect."""
+    qmodel = gq.predict_quantized_params(cnn(), hypernetwork=small)
+    starts = [p.untyped_storage().data_ptr() for p in qmodel.parameters()]
+    assert len(set(starts)) == len(starts)
+    assert all(p.untyped_storage().nbytes() == p.numel() * p.element_size() for p in qmodel.parameters())
+    assert all(p.is_contiguous() and not p.is_inference() for p in qmodel.parameters())
+
+
+def test_layout_of_the_users_parameters_is_kept(small):
+    mine = cnn().to(memory_format=torch.channels_last)
+    qmodel = gq.predict_quantized_params(mine, hypernetwork=small)
+    assert [p.stride() for p in qmodel.parameters()] == [p.stride() for p in mine.parameters()]
 
 
 def test_bits_change_what_is_predicted_and_how_it_is_quantized(small):

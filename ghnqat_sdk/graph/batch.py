@@ -60,7 +60,7 @@ def batch_graphs(graphs: Sequence[ComputationGraph], vocabulary: Mapping[str, in
     for row, graph in enumerate(graphs):
         n = len(graph)
         ops[row, :n] = torch.tensor([vocabulary.get(node.op, vocabulary["other"]) for node in graph.nodes])
-        features[row, :n] = torch.tensor([_features(node, i, n) for i, node in enumerate(graph.nodes)])
+        features[row, :n] = torch.cat([torch.tensor([_sizes(node) for node in graph.nodes]), _places(n)], dim=1)
         weight_bits[row, :n] = torch.tensor([_anchored(node.bits[0]) for node in graph.nodes])
         activation_bits[row, :n] = torch.tensor([_anchored(node.bits[1]) for node in graph.nodes])
         paths[row, :n, :n] = graph.shortest_paths(s_max)
@@ -78,12 +78,8 @@ def _anchored(bits: int) -> list[float]:
     return weights
 
 
-def _features(node: Node, index: int, size: int) -> list[float]:
-    """Sizes on a log2 scale, divided so that most lie in 0 … 1, and the node's place as waves.
-
-    The waves keep layers of one type and shape apart: without them an untrained hypernetwork gives all of them nearly
-    the same weights, which takes it long to unlearn.
-    """
+def _sizes(node: Node) -> list[float]:
+    """Sizes on a log2 scale, divided so that most lie in 0 … 1."""
     shape = node.parameters[0].shape if node.parameters else ()
     out_channels = shape[0] if shape else 1
     in_channels = shape[1] if len(shape) > 1 else 1
@@ -97,14 +93,18 @@ def _features(node: Node, index: int, size: int) -> list[float]:
         math.log2(max(node.dilation)),
         math.log2(max(node.groups, 1)) / 8,
         float(bool(node.parameters)),
-        index / size,
-        min((size - index) / 64, _FAR),
-        min(math.log2(size) / 8, 1.0),
-        *_waves(index),
-        *_waves(size - index),
     ]
 
 
-def _waves(place: int) -> list[float]:
-    angles = [2 * math.pi * place / period for period in _PERIODS]
-    return [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+def _places(size: int) -> Tensor:
+    """(N, 3 + 4 · periods): the place of each of N nodes, from the input and from the output, plainly and as waves.
+
+    The waves keep layers of one type and shape apart: without them an untrained hypernetwork gives all of them nearly
+    the same weights, which takes it long to unlearn.
+    """
+    index = torch.arange(size, dtype=torch.float64)
+    left = size - index
+    plain = index / size, (left / 64).clamp(max=_FAR), torch.full_like(index, min(math.log2(size) / 8, 1.0))
+    angles = [2 * math.pi * place.unsqueeze(1) / torch.tensor(_PERIODS) for place in (index, left)]
+    waves = [wave for angle in angles for wave in (angle.sin(), angle.cos())]
+    return torch.cat([torch.stack(plain, dim=1), *waves], dim=1).float()

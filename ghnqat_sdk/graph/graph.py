@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -108,22 +110,26 @@ class ComputationGraph:
 
 
 def _shortest_paths(size: int, edges: tuple[tuple[int, int], ...], s_max: int) -> Tensor:
-    """Breadth-first search from every node, `s_max` steps: linear in the number of nodes for CNNs."""
+    """Reachable nodes as bits of one number for each node, step by step: bit j of node u stands for node u + j.
+
+    Linear in the number of nodes for CNNs, where what is near in steps is near in order.
+    """
+    if not edges:
+        return torch.zeros(size, size, dtype=torch.int8)
     successors: list[list[int]] = [[] for _ in range(size)]
     for source, target in edges:
         successors[source].append(target)
-    sources, targets, lengths = [], [], []
-    for start in range(size):
-        seen, frontier = {start}, [start]
-        for length in range(1, s_max + 1):
-            frontier = [t for t in dict.fromkeys(t for s in frontier for t in successors[s]) if t not in seen]
-            if not frontier:
-                break
-            seen.update(frontier)
-            sources += [start] * len(frontier)
-            targets += frontier
-            lengths += [length] * len(frontier)
-    paths = torch.zeros(size, size, dtype=torch.int8)
-    if sources:
-        paths[torch.tensor(sources), torch.tensor(targets)] = torch.tensor(lengths, dtype=torch.int8)
-    return paths
+    within, steps = [1] * size, []
+    for _ in range(s_max):
+        within = [functools.reduce(operator.or_, (within[s] << (s - u) for s in successors[u]), 1) for u in range(size)]
+        steps.append(within)
+    width = (max(reach.bit_length() for reach in within) + 7) // 8
+    band = torch.zeros(size, 8 * width, dtype=torch.int8)  # in how many of the steps u + j is reachable from u
+    for reached in steps:
+        octets = torch.frombuffer(bytearray(b"".join(r.to_bytes(width, "little") for r in reached)), dtype=torch.uint8)
+        band += ((octets.view(size, width, 1) >> torch.arange(8, dtype=torch.uint8)) & 1).flatten(1)
+    lengths = torch.where(band > 0, s_max + 1 - band, 0)
+    lengths[:, 0] = 0
+    paths = torch.zeros(size, size + 8 * width, dtype=torch.int8)
+    paths.as_strided(lengths.shape, (paths.shape[1] + 1, 1)).copy_(lengths)  # row u moved by u
+    return paths[:, :size]

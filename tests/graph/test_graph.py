@@ -1,3 +1,5 @@
+import random
+
 import networkx
 import pytest
 import torch
@@ -27,6 +29,20 @@ def test_shortest_paths_agree_with_networkx(diamond, s_max):
     lengths = dict(networkx.all_pairs_shortest_path_length(diamond.to_networkx(), cutoff=s_max))
     expected = torch.tensor([[lengths[u].get(v, 0) for v in range(len(diamond))] for u in range(len(diamond))])
     assert torch.equal(paths.long(), expected)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_shortest_paths_of_random_graphs_agree_with_networkx(seed):
+    draw, size = random.Random(seed), 40
+    edges = tuple(sorted({tuple(sorted(draw.sample(range(size), 2))) for _ in range(10 + 12 * seed)}))
+    graph = ComputationGraph(tuple(Node("relu") for _ in range(size)), edges)
+    lengths = dict(networkx.all_pairs_shortest_path_length(graph.to_networkx(), cutoff=5))
+    expected = torch.tensor([[lengths[u].get(v, 0) for v in range(size)] for u in range(size)])
+    assert torch.equal(graph.shortest_paths(5).long(), expected)
+
+
+def test_shortest_paths_without_edges_are_none():
+    assert not ComputationGraph((Node("input"), Node("output")), ()).shortest_paths(10).any()
 
 
 def test_shortest_paths_end_at_s_max():
