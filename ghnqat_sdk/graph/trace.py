@@ -49,18 +49,14 @@ def trace(model: nn.Module, example_inputs: Any = None) -> ComputationGraph:
     stand_ins = _stand_ins(model)
     failures: list[Exception] = []
     for training in (True, False):  # in evaluation mode only what cannot run in training mode
-        for args, kwargs in candidates:
+        for index, call in enumerate(candidates):
             try:
-                on_meta = _map_tensors((args, kwargs), meta_like)
+                on_meta = _map_tensors(call, meta_like)
                 return _run(model, *on_meta, stand_ins=stand_ins, training=training)
             except Exception as error:  # whatever the user's forward raises
                 failures.append(error)
-    if _reads_values(failures[0]):
-        args, kwargs = _map_tensors(candidates[0], _to_numbers)
-        try:
-            return _run(copy.deepcopy(model).cpu(), args, kwargs, stand_ins={}, training=True)
-        except Exception as error:
-            failures.insert(0, error)
+                if _reads_values(error):
+                    return _trace_on_numbers(model, example_inputs, candidates[index:])
     raise _explain(model, example_inputs, failures[0]) from failures[0]
 
 
@@ -100,11 +96,22 @@ def _guesses(model: nn.Module) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]
             yield (torch.empty(2, channels, *(size,) * dims, dtype=dtype, device="meta"),), {}
 
 
+def _trace_on_numbers(model: nn.Module, example_inputs: Any, candidates: list[Any]) -> ComputationGraph:
+    """The graph of the first of `candidates` that a copy of the model can be run on, with random numbers."""
+    twin, failures = copy.deepcopy(model).cpu(), []
+    for call in candidates:
+        try:
+            return _run(twin, *_map_tensors(call, _to_numbers), stand_ins={}, training=True)
+        except Exception as error:  # as above
+            failures.append(error)
+    raise _explain(model, example_inputs, failures[0]) from failures[0]
+
+
 def _reads_values(error: Exception) -> bool:
     """Whether a run may have failed for asking a meta tensor for its values.
 
     Open on purpose: torch words this error differently from call to call. Where it is taken for one wrongly, the model
-    runs once more, on a copy with numbers, and the graph of a run that succeeds is right either way.
+    runs on a copy with numbers, and the graph of a run that succeeds is right either way.
     """
     return isinstance(error, NotImplementedError) or "meta" in str(error).lower() or "item()" in str(error)
 

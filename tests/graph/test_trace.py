@@ -181,6 +181,22 @@ def test_control_flow_on_values_runs_on_numbers():
     assert set(graph.parameters) == {"conv.weight", "conv.bias"}
 
 
+def test_a_model_that_reads_values_finds_its_size_among_the_guesses():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * 30 * 30, 10)
+
+        def forward(self, x):
+            x = self.conv(x)
+            if x.mean() > 0:
+                x = x.relu()
+            return self.head(x.flatten(1))
+
+    model = Fixed()
+    assert set(trace(model).parameters) == {name for name, _ in model.named_parameters()}
+
+
 def test_nothing_of_the_model_changes():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.LazyLinear(5))
     model(IMAGE)

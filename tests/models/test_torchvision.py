@@ -63,6 +63,24 @@ def test_segmentation_models_are_claimed_in_whole(name, weightless):
     assert set(graph.parameters) == {n for n, _ in model.named_parameters()}
 
 
+@pytest.mark.parametrize("name", ["resnet", "mobilenet"])
+def test_detection_backbones_are_predicted_in_whole(small, name):
+    utils = torchvision.models.detection.backbone_utils
+    if name == "resnet":  # with FrozenBatchNorm2d, and the first layers frozen
+        backbone = utils.resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=3)
+    else:
+        mobilenet = torchvision.models.mobilenet_v3_small(weights=None)
+        backbone = utils._mobilenet_extractor(mobilenet, fpn=True, trainable_layers=6)
+    qmodel = gq.predict_quantized_params(backbone, hypernetwork=small)
+    report = gq.prediction_report(qmodel)
+    assert set(report.predicted) == {n for n, _ in backbone.named_parameters()}
+    features = qmodel.train()(torch.randn(2, 3, 64, 64))
+    assert all(level.isfinite().all() for level in features.values())
+    sum(level.mean() for level in features.values()).backward()
+    gq.calibrate(qmodel, [torch.randn(8, 3, 64, 64)])
+    assert all(level.isfinite().all() for level in qmodel.eval()(torch.randn(1, 3, 64, 64)).values())
+
+
 @pytest.mark.parametrize(
     "name", ["resnet18", "mobilenet_v2", "densenet121", "efficientnet_b0", "vgg11_bn", "googlenet", "convnext_tiny"]
 )

@@ -1,0 +1,84 @@
+"""What of torchvision's classifiers is predicted: all of them, one after the other, run and trained for one step.
+
+    python benchmarks/coverage.py --json benchmarks/results/coverage.json
+    python benchmarks/coverage.py resnet18 vit_b_16
+
+Each model has ten classes and a process of its own. It is predicted at W4/A4 with the weights that ship, run in
+training mode on two random images of 224 × 224 (299 × 299 for inception_v3), trained for one step of SGD, calibrated,
+and run in evaluation mode. A row says how many parameters were predicted, whether outputs and gradients were finite,
+how many parameters had a finite gradient, and how long all of it took, in seconds. The largest need 20 GB of memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+from ghnqat_sdk import calibrate, predict_quantized_params, prediction_report
+
+COLUMNS = ("parameters", "predicted", "kept", "training finite", "evaluation finite", "gradients", "seconds")
+
+
+def measure(name: str) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    started = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # googlenet and inception_v3 announce a change of their initialization
+        model = torchvision.models.get_model(name, weights=None, num_classes=10)
+    predict_quantized_params(model, inplace=True)
+    report, parameters = prediction_report(model), list(model.parameters())
+    side = 299 if name == "inception_v3" else 224
+    images = torch.randn(2, 3, side, side)
+    outputs = model.train()(images)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    sum(output.square().mean() for output in outputs).backward()
+    gradients = sum(p.grad is not None and bool(p.grad.isfinite().all()) for p in parameters)
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    model.zero_grad()
+    calibrate(model, [images])
+    with torch.no_grad():
+        evaluated = model.eval()(images)
+    return {
+        "parameters": len(parameters),
+        "predicted": len(report.predicted),
+        "kept": len(report.kept),
+        "training finite": all(bool(output.isfinite().all()) for output in outputs),
+        "evaluation finite": bool(evaluated.isfinite().all()),
+        "gradients": gradients,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = torchvision.models.list_models(module=torchvision.models)
+    parser.add_argument("models", nargs="*", default=known, help="names of torchvision classifiers")
+    parser.add_argument("--json", type=Path, help="write the figures there as well")
+    options = parser.parse_args()
+
+    print(f"| model | {' | '.join(COLUMNS)} |\n| --- |" + " ---: |" * len(COLUMNS))
+    figures = {}
+    for name in options.models:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            figures[name] = row = process.submit(measure, name).result()
+        print(f"| {name} | {' | '.join(str(row[column]) for column in COLUMNS)} |", flush=True)
+    finite = [row for row in figures.values() if row["training finite"] and row["evaluation finite"]]
+    whole = sum(row["parameters"] == row["predicted"] == row["gradients"] for row in finite)
+    print(f"\n{whole} of {len(figures)}: every parameter predicted and trained, every output finite")
+    if options.json:
+        options.json.parent.mkdir(exist_ok=True)
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
