@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,23 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.graph.graph import ComputationGraph
+from ghnqat_sdk.graph.graph import FLOAT_BITS, ComputationGraph
 from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
 from ghnqat_sdk.parameters import PredictionReport, copy_into, copy_with
-from ghnqat_sdk.quantization.bits import Bits, parse_bits
+from ghnqat_sdk.quantization.bits import Bits, end_layers, parse_bits, resolve_bits, tell_bits
 from ghnqat_sdk.quantization.calibrate import calibrate
-from ghnqat_sdk.quantization.convert import fake_quantized_layers, to_fake_quantized
+from ghnqat_sdk.quantization.convert import fake_quantized_layers, quantizable_layers, to_fake_quantized
 
 Head = Literal["auto", "predict", "keep"]
+_FLOAT: Bits = (FLOAT_BITS, FLOAT_BITS)
 
 
 @torch.inference_mode(False)  # whose tensors could never be trained
 def predict_quantized_params(
     model: nn.Module,
-    bits: Bits = (4, 4),
+    bits: Bits | Mapping[str, Bits] = (4, 4),
     *,
+    ends: int | None = None,
     hypernetwork: str | Path | GraphHypernetwork = DEFAULT,
     revision: str | None = None,
     example_inputs: Any = None,
@@ -41,7 +43,10 @@ def predict_quantized_params(
 
     Args:
         model: Any CNN.
-        bits: (weight, activation), each 2 to 8, or 32 for float.
+        bits: (weight, activation), each 2 to 8, or 32 for float. Or a mapping from patterns of layer names to such
+            pairs, of which the first that matches holds: {"stem*": (8, 8), "*": (4, 4)}. The hypernetwork is told
+            the bits of each layer.
+        ends: Bits of the weights and activations of the first and the last layers; as `bits` says if omitted.
         hypernetwork: "default" for the weights that ship with the package, a Hub repo id, a local folder, or an
             object.
         revision: Branch, tag or commit of a Hub repo.
@@ -68,17 +73,21 @@ def predict_quantized_params(
         >>> qmodel.eval()(torch.randn(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
-    bits = parse_bits(bits)
     _check_arguments(model, head)
+    by_layer = resolve_bits(bits, quantizable_layers(model))
     network = hypernetwork
     if not isinstance(network, GraphHypernetwork):
         network = load_pretrained(network, revision=revision)
-    graph = trace(model, example_inputs).with_bits(bits)
+    graph = trace(model, example_inputs)
+    if ends is not None:
+        by_layer |= dict.fromkeys(end_layers(graph, by_layer), parse_bits((ends, ends)))
+    elsewhere = next(iter(by_layer.values()), _FLOAT) if isinstance(bits, Mapping) else parse_bits(bits)
+    graph = tell_bits(graph, by_layer, elsewhere)
     predicted, kept = _predict(network, graph, head)
     result = model if inplace else copy_with(model, predicted)
     kept |= {n: "not floating-point" for n, p in result.named_parameters() if not p.is_floating_point()}
     report = copy_into(result, predicted, kept)
-    state = to_fake_quantized(result, bits, network.config.ranges)
+    state = to_fake_quantized(result, by_layer, network.config.ranges)
     result.ghnqat_report = PredictionReport(report.predicted, report.kept, state.unquantized)  # type: ignore[assignment]
     if calibration is not None:
         calibrate(result, calibration)

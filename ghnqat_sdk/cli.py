@@ -57,6 +57,9 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument(
         "--head", choices=("auto", "predict", "keep"), default="auto", help="what happens to classifiers"
     )
+    predict.add_argument(
+        "--ends", type=int, metavar="BITS", help="bits of the first and the last layers (default: --bits)"
+    )
     predict.add_argument("--output", help="write the predicted state_dict to this safetensors file")
     add_json_flag(predict)
     predict.set_defaults(handler=_predict)
@@ -95,6 +98,7 @@ def _predict(options: argparse.Namespace) -> None:
         revision=options.revision,
         example_inputs=_example(options),
         head=options.head,
+        ends=options.ends,
         inplace=True,
     )
     report = prediction_report(qmodel)

@@ -148,7 +148,7 @@ IMAGES = {f"{n} of {s} × {s}": torch.rand(n, 3, s, s) for n, s in ((1, 8), (2, 
 SMALL, TWO = IMAGES["2 of 8 × 8"], {"x": IMAGES["2 of 8 × 8"], "y": IMAGES["1 of 8 × 8"]}
 BATCHES = {"many": [*IMAGES.values()], "few": [SMALL, IMAGES["70 of 8 × 8"]], "named": [TWO, TWO], "none": []}
 EXAMPLES = {"two inputs": (SMALL, SMALL), "linear": torch.rand(2, 5)}
-BITS = ((4, 4), (2, 2), (8, 32), (32, 32), [3, 5])
+BITS = ((4, 4), (2, 2), (8, 32), (32, 32), [3, 5], {"*": (4, 4)}, {"0": (8, 8), "*": (2, 2)}, {"nowhere": (4, 4)})
 models = st.sampled_from(sorted(MODELS))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.graph.graph import FLOAT_BITS
+from ghnqat_sdk.graph.graph import FLOAT_BITS, ComputationGraph, Node
 
 Bits = tuple[int, int]
 """(weight, activation) bit-widths; 32 is float."""
@@ -41,3 +43,87 @@ def parse_bits_text(text: str) -> Bits:
             f"--bits {text!r} is not WEIGHT,ACTIVATION with each from 2 to 8, or 32 for float. Write, for example, "
             f"--bits 4,4"
         ) from error
+
+
+def resolve_bits(bits: Any, layers: Collection[str]) -> dict[str, Bits]:
+    """The (weight, activation) pair of each of `layers`.
+
+    Args:
+        bits: One pair for all, or a mapping from patterns of layer names (`fnmatch`: *, ?, [abc]) to pairs, of which
+            the first that matches a layer is its own.
+        layers: Names of the convolutions and linear layers.
+
+    Raises:
+        ArgumentError: a pair that is none, a pattern that no layer has, or a layer that no pattern matches.
+
+    Examples:
+        >>> resolve_bits({"stem": (8, 8), "*": (2, 2)}, ["stem", "body.0", "body.1"])
+        {'stem': (8, 8), 'body.0': (2, 2), 'body.1': (2, 2)}
+    """
+    if not isinstance(bits, Mapping):
+        return dict.fromkeys(layers, parse_bits(bits))
+    pairs = {pattern: parse_bits(pair) for pattern, pair in bits.items()}
+    resolved: dict[str, Bits] = {}
+    for pattern, pair in pairs.items():
+        if not isinstance(pattern, str) or not any(fnmatchcase(name, pattern) for name in layers):
+            raise ArgumentError(
+                f"bits has an entry for {pattern!r}, and no layer has such a name. The layers are: "
+                f"{', '.join(layers) or 'none'}. Write, for example, bits={{'stem*': (8, 8), '*': (4, 4)}}."
+            )
+        resolved |= {n: pair for n in layers if fnmatchcase(n, pattern) and n not in resolved}
+    if missing := [name for name in layers if name not in resolved]:
+        raise ArgumentError(
+            f"bits has no entry for {', '.join(missing)}. Add one for all others, as the last: '*': (4, 4)."
+        )
+    return {name: resolved[name] for name in layers}
+
+
+def tell_bits(graph: ComputationGraph, by_layer: Mapping[str, Bits], elsewhere: Bits) -> ComputationGraph:
+    """The graph with the bits of each layer in its node; the other nodes have those of the layer that they follow.
+
+    Args:
+        graph: The model's graph.
+        by_layer: Pairs by module name.
+        elsewhere: For nodes that follow no layer.
+    """
+    before = {target: source for source, target in sorted(graph.edges)}  # the last of its sources
+    told: list[Bits] = []
+    for index, node in enumerate(graph.nodes):
+        follows = told[before[index]] if index in before else elsewhere
+        told.append(by_layer.get(_layer(node, by_layer), follows) if node.quantized else follows)
+    pairs = {id(node): pair for node, pair in zip(graph.nodes, told, strict=True)}
+    return graph.with_bits(lambda node: pairs[id(node)])
+
+
+def end_layers(graph: ComputationGraph, by_layer: Mapping[str, Bits]) -> list[str]:
+    """The first and the last layers on every path from an input to the output."""
+    backwards = [(target, source) for source, target in graph.edges]
+    found = _reached(graph, graph.edges, "input") | _reached(graph, backwards, "output")
+    return [name for index in sorted(found) if (name := _layer(graph.nodes[index], by_layer)) in by_layer]
+
+
+def _reached(graph: ComputationGraph, steps: Collection[tuple[int, int]], start: str) -> set[int]:
+    """Quantized nodes that are reached from those of type `start` before any other one."""
+    following: dict[int, list[int]] = {}
+    for source, target in steps:
+        following.setdefault(source, []).append(target)
+    waiting, seen = [i for i, node in enumerate(graph.nodes) if node.op == start], set()
+    found: set[int] = set()
+    while waiting:
+        for index in following.get(waiting.pop(), ()):
+            if index in seen:
+                continue
+            seen.add(index)
+            if graph.nodes[index].quantized:
+                found.add(index)
+            else:
+                waiting.append(index)
+    return found
+
+
+def _layer(node: Node, layers: Collection[str]) -> str:
+    """The layer that a node runs in: its module, or one above it, as for parametrized weights."""
+    name = node.module
+    while name and name not in layers:
+        name = name.rpartition(".")[0]
+    return name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -185,7 +185,7 @@ def fake_quantized_layers(model: nn.Module) -> dict[str, Any]:
 
 def to_fake_quantized(
     model: nn.Module,
-    bits: Bits,
+    bits: Bits | Mapping[str, Bits],
     ranges: MinMaxRanges | ClippedRanges,
     *,
     noise: bool = False,
@@ -197,7 +197,7 @@ def to_fake_quantized(
 
     Args:
         model: Any model; modules of other types are left alone.
-        bits: (weight, activation).
+        bits: (weight, activation), or one such pair for each layer by its name.
         ranges: Rule that gives a tensor's range.
         noise: NoiseQuant instead of SimQuant.
         warn: Whether an evaluation before calibration is pointed out.
@@ -209,10 +209,11 @@ def to_fake_quantized(
     for name, module in list(model.named_modules()):
         if type(module) in LAYERS:
             module.__class__ = LAYERS[type(module)]
-            module.input_quantizer = FakeQuantizer(bits[1], "activation", ranges, noise)
-            module.weight_quantizer = FakeQuantizer(bits[0], "weight", ranges, noise)
+            weight_bits, input_bits = bits[name] if isinstance(bits, Mapping) else bits
+            module.input_quantizer = FakeQuantizer(input_bits, "activation", ranges, noise)
+            module.weight_quantizer = FakeQuantizer(weight_bits, "weight", ranges, noise)
             module.quantization = state
-            state.bits[name] = bits
+            state.bits[name] = (weight_bits, input_bits)
         elif type(module) in NORMS:
             module.__class__ = NORMS[type(module)]
             module.quantization = state

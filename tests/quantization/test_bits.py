@@ -1,7 +1,10 @@
 import pytest
+import torch
+from torch import nn
 
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.quantization.bits import parse_bits, parse_bits_text
+from ghnqat_sdk.graph.trace import trace
+from ghnqat_sdk.quantization.bits import end_layers, parse_bits, parse_bits_text, resolve_bits, tell_bits
 
 
 @pytest.mark.parametrize("bits", [(2, 2), (4, 8), (32, 32), (8, 32), [3, 5]])
@@ -13,6 +16,41 @@ def test_pairs_of_supported_widths_are_taken(bits):
 def test_anything_else_is_refused_with_an_example(bits):
     with pytest.raises(ArgumentError, match=r"bits=\(4, 4\)"):
         parse_bits(bits)
+
+
+def test_the_first_pattern_that_matches_holds():
+    layers = ["stem.0", "body.0.conv", "body.1.conv", "head"]
+    resolved = resolve_bits({"body.1*": (8, 4), "body*": (2, 2), "*": (4, 4)}, layers)
+    assert resolved == {"stem.0": (4, 4), "body.0.conv": (2, 2), "body.1.conv": (8, 4), "head": (4, 4)}
+    assert list(resolved) == layers
+    assert resolve_bits((4, 8), layers) == dict.fromkeys(layers, (4, 8))
+
+
+@pytest.mark.parametrize(
+    ("bits", "message"),
+    [
+        ({"stem": (8, 8)}, r"no entry for head.*'\*': \(4, 4\)"),
+        ({"steam": (8, 8), "*": (4, 4)}, r"'steam', and no layer has such a name. The layers are: stem, head"),
+        ({"stem": 8, "*": (4, 4)}, "bits=8 is not a"),
+        ({3: (4, 4)}, "entry for 3"),
+        ({}, "no entry for stem, head"),
+    ],
+)
+def test_mappings_that_leave_doubt_are_refused(bits, message):
+    with pytest.raises(ArgumentError, match=message):
+        resolve_bits(bits, ["stem", "head"])
+
+
+def test_nodes_are_told_the_bits_of_the_layer_that_they_follow(diamond):
+    told = tell_bits(diamond, {"a": (8, 8), "b": (2, 2), "c": (3, 3)}, elsewhere=(5, 5))
+    assert [node.bits for node in told.nodes] == [(5, 5), (8, 8), (8, 8), (2, 2), (2, 2), (3, 3), (3, 3)]
+
+
+def test_first_and_last_layers_of_every_path(diamond):
+    layers = {"a": (4, 4), "b": (4, 4), "c": (4, 4)}
+    assert end_layers(diamond, layers) == ["a", "c"]
+    graph = trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(3600, 5)), torch.empty(1, 3, 32, 32))
+    assert end_layers(graph, {"0": (4, 4), "2": (4, 4)}) == ["0", "2"]
 
 
 def test_text_of_a_command_line_is_read():
