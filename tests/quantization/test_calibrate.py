@@ -5,6 +5,7 @@ from torch import nn
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.convert import to_fake_quantized
+from ghnqat_sdk.quantization.functional import fake_quantize
 from ghnqat_sdk.quantization.quantizers import ClippedRanges, MinMaxRanges
 
 
@@ -65,6 +66,62 @@ def test_ranges_are_frozen_and_reported_by_layer(images):
     assert model[3].input_quantizer.frozen_range == report.ranges["3"]
     low, high = report.ranges["0"]
     assert images.min() <= low < high <= images.max()
+
+
+def test_min_max_ranges_are_the_extremes_of_all_images(images):
+    report = calibrate(make(ranges=ClippedRanges()), [images], method="min-max")
+    assert report.ranges["0"] == (images.min().item(), images.max().item())
+
+
+def test_percentile_ranges_leave_out_a_share_on_each_side(images):
+    report = calibrate(make(), [images], method="percentile", percentile=95)
+    low, high = report.ranges["0"]
+    assert (images < low).float().mean().item() == pytest.approx(0.05, abs=0.005)
+    assert (images > high).float().mean().item() == pytest.approx(0.05, abs=0.005)
+    whole = calibrate(make(), [images], method="percentile", percentile=100)
+    assert whole.ranges["0"] == pytest.approx((images.min().item(), images.max().item()))
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_mse_ranges_quantize_better_than_any_other(images, bits):
+    def error(low: float, high: float) -> float:
+        return (fake_quantize(images, low, high, bits) - images).square().mean().item()
+
+    reports = {m: calibrate(make((4, bits)), [images], method=m) for m in ("mse", "min-max", "percentile", "mean")}
+    errors = {method: error(*report.ranges["0"]) for method, report in reports.items()}
+    assert errors["mse"] == min(errors.values())
+    assert errors["mse"] < 0.9 * errors["min-max"]
+    grid = torch.linspace(0.1, 1.0, 19).tolist()
+    low, high = reports["min-max"].ranges["0"]
+    assert errors["mse"] < 1.03 * min(error(a * low, b * high) for a in grid for b in grid)
+
+
+@pytest.mark.parametrize("method", ["min-max", "percentile", "mse"])
+@pytest.mark.parametrize("size", [1, 100])
+def test_every_method_gives_the_same_for_every_batch_size(images, method, size):
+    assert calibrate(make(), images.split(size), method=method) == calibrate(make(), [images], method=method)
+
+
+def test_constant_inputs_have_a_range(images):
+    for method in ("mean", "min-max", "percentile", "mse"):
+        model = make()
+        calibrate(model, [torch.full_like(images, 2.0)], method=method)
+        assert model.eval()(images).isfinite().all()
+
+
+def test_report_is_a_table_of_layers(images):
+    text = str(calibrate(make(), [images], method="mse"))
+    assert "256 images, 2 batch norms, ranges by 'mse'" in text
+    assert len([line for line in text.splitlines() if "4 bits" in line and "zero point" in line]) == 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"method": "median"}, {"method": None}, {"percentile": 50}, {"percentile": 101}, {"percentile": "all"}],
+)
+def test_unknown_methods_are_refused(images, arguments):
+    with pytest.raises(ArgumentError, match="Write"):
+        calibrate(make(), [images], **arguments)
 
 
 def test_loaders_that_give_images_and_labels_are_taken(images):
