@@ -115,10 +115,21 @@ def test_report_is_a_table_of_layers(images):
     assert len([line for line in text.splitlines() if "4 bits" in line and "zero point" in line]) == 3
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [{"method": "median"}, {"method": None}, {"percentile": 50}, {"percentile": 101}, {"percentile": "all"}],
-)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_images_that_are_not_finite_are_refused(images, value):
+    model = make()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    images[5, 0, 0, 0] = value
+    with pytest.raises(ArgumentError, match="'0' was not finite"):
+        calibrate(model, [images])
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert model[0].input_quantizer.frozen_range is None
+
+
+WRONG = [{"method": "median"}, {"method": None}, {"percentile": 50}, {"percentile": 101}, {"percentile": "all"}]
+
+
+@pytest.mark.parametrize("arguments", WRONG)
 def test_unknown_methods_are_refused(images, arguments):
     with pytest.raises(ArgumentError, match="Write"):
         calibrate(make(), [images], **arguments)
