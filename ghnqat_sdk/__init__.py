@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ghnqat_sdk.parameters import PredictionReport
     from ghnqat_sdk.quantization.calibrate import CalibrationReport, calibrate
     from ghnqat_sdk.quantization.convert import to_float
+    from ghnqat_sdk.quantization.report import QuantizationReport, quantization_report
 
 __all__ = [
     "ArgumentError",
@@ -45,6 +46,7 @@ __all__ = [
     "Node",
     "Parameter",
     "PredictionReport",
+    "QuantizationReport",
     "TraceError",
     "UncalibratedWarning",
     "__version__",
@@ -53,6 +55,7 @@ __all__ = [
     "predict_quantized_params",
     "prediction_report",
     "push_to_hub",
+    "quantization_report",
     "save_pretrained",
     "to_float",
     "trace",
@@ -70,6 +73,7 @@ _HOMES = {
     "Node": "graph.graph",
     "Parameter": "graph.graph",
     "PredictionReport": "parameters",
+    "QuantizationReport": "quantization.report",
     "TraceError": "errors",
     "UncalibratedWarning": "errors",
     "calibrate": "quantization.calibrate",
@@ -77,6 +81,7 @@ _HOMES = {
     "predict_quantized_params": "api",
     "prediction_report": "api",
     "push_to_hub": "hypernetwork.pretrained",
+    "quantization_report": "quantization.report",
     "save_pretrained": "hypernetwork.pretrained",
     "to_float": "quantization.convert",
     "trace": "graph.trace",

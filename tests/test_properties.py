@@ -278,10 +278,10 @@ def test_calibrate(small, name, batches):
 
 
 @cases(200)
-@given(st.one_of(models, junk()))
-def test_calibrate_to_float_and_report_of_anything(name):
+@given(st.one_of(models, junk()), mostly(*named(IMAGES)).map(value))
+def test_calibrate_to_float_and_reports_of_anything(name, images):
     model = MODELS[name]() if isinstance(name, str) and name in MODELS else name
-    for function in (lambda m: gq.calibrate(m, []), gq.prediction_report):
+    for function in (lambda m: gq.calibrate(m, []), gq.prediction_report, lambda m: gq.quantization_report(m, images)):
         check(function, model)
     if name != "quantized":  # whose classes change, as they should
         check(gq.to_float, model)

@@ -1,0 +1,245 @@
+"""What quantization does to each layer of a model, measured on one batch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.graph.graph import FLOAT_BITS
+from ghnqat_sdk.quantization.convert import fake_quantized_layers
+from ghnqat_sdk.quantization.functional import fake_quantize, scale_and_zero_point
+from ghnqat_sdk.quantization.quantizers import FakeQuantizer
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One tensor on its way through a fake-quantizer.
+
+    Attributes:
+        bits: Its bit-width.
+        low, high: The range that it is quantized with.
+        scale: Step between two levels.
+        zero_point: Level of 0.
+        clipped: Share of its values beyond the outermost levels, from 0 to 1.
+        sqnr: Signal-to-quantization-noise ratio in dB; infinite without noise.
+    """
+
+    bits: int
+    low: float
+    high: float
+    scale: float
+    zero_point: int
+    clipped: float
+    sqnr: float
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One fake-quantized layer.
+
+    Attributes:
+        name: Of the module.
+        weight, activation: Its weight and its input; None where they are float.
+        output_error: Mean squared change of the model's output when this layer alone is quantized, relative to the
+            output's mean square.
+    """
+
+    name: str
+    weight: TensorReport | None
+    activation: TensorReport | None
+    output_error: float
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """All fake-quantized layers that a batch reached, in the model's order; printed as a table.
+
+    Attributes:
+        layers: One report each.
+        output_error: As a layer's, with the whole model quantized.
+    """
+
+    layers: tuple[LayerReport, ...]
+    output_error: float
+
+    def to_json(self) -> str:
+        """The report for machines; ratios that are infinite are null."""
+        text = json.dumps(asdict(self)).replace("Infinity", "null")
+        return json.dumps(json.loads(text), indent=2)
+
+    def plot(self, path: str | Path) -> None:
+        """Draw the layers' noise ratios and their part in the output error as an image (needs matplotlib).
+
+        Raises:
+            ArgumentError: matplotlib is not installed, or the file cannot be written.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ArgumentError('matplotlib is not installed. Write pip install "ghnqat-sdk[plot]".') from error
+        figure = Figure(figsize=(8, 1.5 + 0.25 * len(self.layers)), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        names, places = [layer.name for layer in self.layers], range(len(self.layers))
+        for kind, offset in (("weight", -0.2), ("activation", 0.2)):
+            ratios = [min(getattr(layer, kind).sqnr, 60.0) if getattr(layer, kind) else 0.0 for layer in self.layers]
+            left.barh([place + offset for place in places], ratios, 0.4, label=kind)
+        left.set_yticks(list(places), names)
+        left.invert_yaxis()
+        left.set_xlabel("SQNR, dB")
+        left.legend()
+        right.barh(list(places), [100 * layer.output_error for layer in self.layers], color="tab:red")
+        right.set_xlabel("error of the output, %")
+        try:
+            figure.savefig(str(path))
+        except (OSError, ValueError) as error:
+            raise ArgumentError(
+                f"{str(path)!r} cannot be written: {error}. Write report.plot('report.png')."
+            ) from error
+
+    def __str__(self) -> str:
+        width = max((len(layer.name) for layer in self.layers), default=5)
+        columns = f"{'bits':>4} {'range':^21} {'scale':>9} {'zero':>4} {'clipped':>7} {'dB':>5}"
+        lines = [f"{'layer':{width}} {'':10} {columns} {'output error':>12}"]
+        for layer in self.layers:
+            for kind in ("weight", "activation"):
+                name, error = (layer.name, f"{100 * layer.output_error:10.2f} %") if kind == "weight" else ("", "")
+                lines.append(f"{name:{width}} {kind:10} {_cells(getattr(layer, kind))} {error}".rstrip())
+        return "\n".join([*lines, f"all layers: {100 * self.output_error:.2f} % of the output"])
+
+
+def _cells(tensor: TensorReport | None) -> str:
+    if tensor is None:
+        return f"{'32':>4} {'':21} {'':>9} {'':>4} {'':>7} {'':>5}"
+    t = tensor
+    span = f"{t.low:10.4g} {t.high:10.4g}"
+    return f"{t.bits:4} {span} {t.scale:9.3g} {t.zero_point:4} {100 * t.clipped:5.1f} % {t.sqnr:5.1f}"
+
+
+@torch.no_grad()
+def quantization_report(qmodel: nn.Module, batch: Any) -> QuantizationReport:
+    """Measure what quantization costs, layer by layer, in evaluation mode; the model stays as it is.
+
+    The model runs once for each layer and twice more.
+
+    Args:
+        qmodel: From `predict_quantized_params`; calibrated or not.
+        batch: A tensor (N, C, H, W), a tuple of arguments, or a dict of keyword arguments.
+
+    Raises:
+        ArgumentError: the model has no fake-quantized layer, or cannot be run on the batch.
+    """
+    layers = fake_quantized_layers(qmodel) if isinstance(qmodel, nn.Module) else {}
+    if not layers:
+        raise ArgumentError(
+            f"quantization_report needs a model from predict_quantized_params; this {type(qmodel).__name__} has no "
+            f"fake-quantized layer. Write qmodel = predict_quantized_params(model) first."
+        )
+    inputs: dict[str, Tensor] = {}
+    with _quiet(qmodel, layers):
+        hooks = [layer.register_forward_pre_hook(_keep(inputs, name)) for name, layer in layers.items()]
+        try:
+            quantized = _outputs(qmodel, batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        tensors = {
+            name: (_measure(layer.weight_quantizer, layer.weight), _measure(layer.input_quantizer, inputs[name]))
+            for name, layer in layers.items()
+            if name in inputs
+        }
+        with _float(layers):
+            exact = _outputs(qmodel, batch)
+            errors = {}
+            for name in tensors:
+                with _bits_of(layers[name], *(t.bits if t else FLOAT_BITS for t in tensors[name])):
+                    errors[name] = _difference(_outputs(qmodel, batch), exact)
+    reports = (LayerReport(name, *tensors[name], errors[name]) for name in tensors)
+    return QuantizationReport(tuple(reports), _difference(quantized, exact))
+
+
+def _keep(inputs: dict[str, Tensor], name: str) -> Any:
+    return lambda _, args: inputs.setdefault(name, args[0])
+
+
+def _measure(quantizer: FakeQuantizer, x: Tensor) -> TensorReport | None:
+    if quantizer.bits == FLOAT_BITS:
+        return None
+    low, high = (float(end) for end in quantizer.range_of(x))
+    scale, zero_point = (number.item() for number in scale_and_zero_point(low, high, quantizer.bits))
+    levels = 2**quantizer.bits - 1
+    outside = (x < (-zero_point - 0.5) * scale) | (x > (levels - zero_point + 0.5) * scale)
+    noise = (fake_quantize(x, low, high, quantizer.bits) - x).double().square().sum().item()
+    signal = x.double().square().sum().item()
+    sqnr = 10 * math.log10(signal / noise) if noise and signal else math.inf
+    return TensorReport(
+        quantizer.bits, low, high, scale, round(zero_point), outside.double().mean().item(), sqnr
+    )  # fmt: skip
+
+
+def _outputs(qmodel: nn.Module, batch: Any) -> Tensor:
+    """All outputs of one run as one vector."""
+    try:
+        if isinstance(batch, dict):
+            output = qmodel(**batch)
+        else:
+            output = qmodel(*batch) if isinstance(batch, (tuple, list)) else qmodel(batch)
+    except Exception as error:  # whatever the user's forward raises
+        raise ArgumentError(
+            f"The model could not be run on this batch: {type(error).__name__}: {error}. Pass a tensor, a tuple of "
+            f"arguments, or a dict of keyword arguments."
+        ) from error
+    return torch.cat([tensor.flatten().double() for tensor in _tensors(output)])
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, (tuple, list, dict)):
+        for item in output.values() if isinstance(output, dict) else output:
+            yield from _tensors(item)
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    return ((one - other).square().sum() / other.square().sum().clamp(min=1e-30)).item()
+
+
+@contextmanager
+def _quiet(qmodel: nn.Module, layers: dict[str, Any]) -> Iterator[None]:
+    """Evaluation mode, without the warning before calibration."""
+    state = next(iter(layers.values())).quantization
+    modes, warn = {module: module.training for module in qmodel.modules()}, state.warn
+    try:
+        state.warn = False
+        qmodel.eval()
+        yield
+    finally:
+        state.warn = warn
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def _bits_of(layer: Any, weight: int, activation: int) -> Iterator[None]:
+    before = layer.weight_quantizer.bits, layer.input_quantizer.bits
+    layer.weight_quantizer.bits, layer.input_quantizer.bits = weight, activation
+    try:
+        yield
+    finally:
+        layer.weight_quantizer.bits, layer.input_quantizer.bits = before
+
+
+@contextmanager
+def _float(layers: dict[str, Any]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for layer in layers.values():
+            stack.enter_context(_bits_of(layer, FLOAT_BITS, FLOAT_BITS))
+        yield
