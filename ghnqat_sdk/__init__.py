@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ghnqat_sdk.quantization.calibrate import CalibrationReport, calibrate
     from ghnqat_sdk.quantization.convert import to_float
     from ghnqat_sdk.quantization.report import QuantizationReport, quantization_report
+    from ghnqat_sdk.quantization.store import load_quantized, save_quantized
 
 __all__ = [
     "ArgumentError",
@@ -52,11 +53,13 @@ __all__ = [
     "__version__",
     "calibrate",
     "load_pretrained",
+    "load_quantized",
     "predict_quantized_params",
     "prediction_report",
     "push_to_hub",
     "quantization_report",
     "save_pretrained",
+    "save_quantized",
     "to_float",
     "trace",
 ]
@@ -78,11 +81,13 @@ _HOMES = {
     "UncalibratedWarning": "errors",
     "calibrate": "quantization.calibrate",
     "load_pretrained": "hypernetwork.pretrained",
+    "load_quantized": "quantization.store",
     "predict_quantized_params": "api",
     "prediction_report": "api",
     "push_to_hub": "hypernetwork.pretrained",
     "quantization_report": "quantization.report",
     "save_pretrained": "hypernetwork.pretrained",
+    "save_quantized": "quantization.store",
     "to_float": "quantization.convert",
     "trace": "graph.trace",
 }

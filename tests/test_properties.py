@@ -307,6 +307,16 @@ def test_save_pretrained_and_push_to_hub(tmp_path_factory, small, anything, name
     check(gq.push_to_hub, anything, "me/ghn")
 
 
+@cases(150)
+@given(st.one_of(models, junk()), st.one_of(st.just("folder"), junk()))
+def test_save_quantized_and_load_quantized(tmp_path_factory, name, folder):
+    model = MODELS[name]() if isinstance(name, str) and name in MODELS else name
+    target = tmp_path_factory.mktemp("x") / "y" if folder == "folder" else None
+    saved = None if target is None else check(gq.save_quantized, model, target)
+    assert saved is None or (saved / "quantization.json").exists()
+    check(gq.load_quantized, model, folder if saved is None else saved)
+
+
 @cases(200)
 @given(junk(), st.lists(st.one_of(st.just("graph"), junk()), max_size=2))
 def test_graph_hypernetwork(small, diamond, config, graphs):

@@ -1,0 +1,138 @@
+"""A fake-quantized model on disk: model.safetensors, and its bits and ranges as quantization.json."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, load_model, save_model
+from torch import nn
+
+from ghnqat_sdk.errors import ArgumentError, CheckpointError
+from ghnqat_sdk.files import digest, write_atomically
+from ghnqat_sdk.quantization.bits import SUPPORTED_BITS
+from ghnqat_sdk.quantization.convert import fake_quantized_layers, quantizable_layers, to_fake_quantized
+from ghnqat_sdk.quantization.quantizers import Ranges
+
+SETTINGS_FILE = "quantization.json"
+WEIGHTS_FILE = "model.safetensors"
+_Range = tuple[FiniteFloat, FiniteFloat]
+
+
+class LayerSettings(BaseModel):
+    """How one layer is quantized; a range of None follows the tensor."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    weight_bits: Literal[SUPPORTED_BITS]  # type: ignore[valid-type]
+    activation_bits: Literal[SUPPORTED_BITS]  # type: ignore[valid-type]
+    weight_range: _Range | None
+    activation_range: _Range | None
+
+
+class QuantizationSettings(BaseModel):
+    """What a model's files hold beside its tensors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    format: Literal[1] = 1
+    ranges: Ranges
+    noise: bool
+    calibrated: bool
+    layers: dict[str, LayerSettings] = Field(min_length=1)
+    sha256: str
+    """Over the tensors of model.safetensors."""
+
+
+def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
+    """Write a fake-quantized model's tensors, bits and ranges into `folder`, made if needed, and return it.
+
+    Raises:
+        ArgumentError: the model is not fake-quantized, or `folder` is no folder's name.
+        CheckpointError: the folder cannot be written.
+    """
+    layers = fake_quantized_layers(qmodel) if isinstance(qmodel, nn.Module) else {}
+    if not layers:
+        raise ArgumentError(
+            f"save_quantized needs a model from predict_quantized_params; this {type(qmodel).__name__} has no "
+            f"fake-quantized layer. Write qmodel = predict_quantized_params(model) first."
+        )
+    if not isinstance(folder, (str, os.PathLike)) or (os.path.exists(folder) and not os.path.isdir(folder)):
+        raise ArgumentError(f"folder={folder!r} is not a folder. Write save_quantized(qmodel, 'my-model').")
+    folder, first = Path(folder), next(iter(layers.values()))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{WEIGHTS_FILE}.{os.getpid()}.tmp"
+        try:
+            save_model(qmodel, str(temporary))
+            settings = QuantizationSettings(
+                ranges=first.weight_quantizer.ranges,
+                noise=first.weight_quantizer.noise,
+                calibrated=first.quantization.calibrated,
+                layers={name: _settings_of(layer) for name, layer in layers.items()},
+                sha256=digest(load_file(temporary)),
+            )
+            os.replace(temporary, folder / WEIGHTS_FILE)
+        finally:
+            temporary.unlink(missing_ok=True)
+        write_atomically(folder / SETTINGS_FILE, settings.model_dump_json(indent=2).encode())
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"Cannot write to {str(folder)!r} ({error}). Name another folder.") from error
+    return folder
+
+
+def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
+    """A fake-quantized copy of the float `model` with the tensors, bits and ranges that `save_quantized` wrote.
+
+    Args:
+        model: Of the architecture that was saved; its values are not used.
+        folder: Where `save_quantized` wrote.
+
+    Raises:
+        ArgumentError: `model` is no float model.
+        CheckpointError: the files are missing, damaged, of another version, or of another architecture.
+    """
+    if not isinstance(model, nn.Module) or fake_quantized_layers(model):
+        what = "is fake-quantized already" if isinstance(model, nn.Module) else f"is a {type(model).__name__}"
+        raise ArgumentError(f"model {what}; expected a float nn.Module of the architecture that was saved.")
+    try:
+        folder = Path(folder)
+        settings = QuantizationSettings.model_validate_json((folder / SETTINGS_FILE).read_bytes())
+        if digest(load_file(folder / WEIGHTS_FILE)) != settings.sha256:
+            raise ValueError(f"{WEIGHTS_FILE} does not belong to {SETTINGS_FILE}, or is damaged")
+        if missing := sorted({*settings.layers} ^ {*quantizable_layers(model)}):
+            raise ValueError(f"the layers differ: {', '.join(missing)}")
+        qmodel = copy.deepcopy(model)
+        bits = {name: (layer.weight_bits, layer.activation_bits) for name, layer in settings.layers.items()}
+        state = to_fake_quantized(qmodel, bits, settings.ranges, noise=settings.noise)
+        load_model(qmodel, str(folder / WEIGHTS_FILE))
+    except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
+        reason = _first_problem(error) if isinstance(error, ValidationError) else str(error)
+        raise CheckpointError(
+            f"{str(folder)!r} does not hold this model: {reason}. Name a folder that save_quantized wrote, and a model "
+            f"of that architecture."
+        ) from error
+    state.calibrated = settings.calibrated
+    for name, layer in fake_quantized_layers(qmodel).items():
+        layer.weight_quantizer.frozen_range = settings.layers[name].weight_range
+        layer.input_quantizer.frozen_range = settings.layers[name].activation_range
+    return qmodel
+
+
+def _settings_of(layer: Any) -> LayerSettings:
+    weight, activation = layer.weight_quantizer, layer.input_quantizer
+    return LayerSettings.model_validate(
+        {
+            "weight_bits": weight.bits,
+            "activation_bits": activation.bits,
+            "weight_range": weight.frozen_range,
+            "activation_range": activation.frozen_range,
+        }
+    )
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    return f"{SETTINGS_FILE}: {'.'.join(map(str, problem['loc'])) or 'JSON'}: {problem['msg']}"
