@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, push_to_hub, save_pretrained
     from ghnqat_sdk.parameters import PredictionReport
     from ghnqat_sdk.quantization.calibrate import CalibrationReport, calibrate
-    from ghnqat_sdk.quantization.convert import to_float
+    from ghnqat_sdk.quantization.convert import fix_steps, learn_steps, to_float
     from ghnqat_sdk.quantization.report import QuantizationReport, quantization_report
     from ghnqat_sdk.quantization.store import load_quantized, save_quantized
 
@@ -52,6 +52,8 @@ __all__ = [
     "UncalibratedWarning",
     "__version__",
     "calibrate",
+    "fix_steps",
+    "learn_steps",
     "load_pretrained",
     "load_quantized",
     "predict_quantized_params",
@@ -80,6 +82,8 @@ _HOMES = {
     "TraceError": "errors",
     "UncalibratedWarning": "errors",
     "calibrate": "quantization.calibrate",
+    "fix_steps": "quantization.convert",
+    "learn_steps": "quantization.convert",
     "load_pretrained": "hypernetwork.pretrained",
     "load_quantized": "quantization.store",
     "predict_quantized_params": "api",

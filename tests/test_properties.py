@@ -284,7 +284,8 @@ def test_calibrate_to_float_and_reports_of_anything(name, images):
     for function in (lambda m: gq.calibrate(m, []), gq.prediction_report, lambda m: gq.quantization_report(m, images)):
         check(function, model)
     if name != "quantized":  # whose classes change, as they should
-        check(gq.to_float, model)
+        for function in (gq.to_float, gq.learn_steps, gq.fix_steps):
+            check(function, model)
 
 
 @cases(250)

@@ -20,6 +20,7 @@ from ghnqat_sdk.quantization.functional import (
     percentile_range,
     scale_and_zero_point,
 )
+from ghnqat_sdk.quantization.quantizers import LearnedStepQuantizer
 
 CHUNK = 64
 """Images that share statistics while calibrating, as in the paper's protocol."""
@@ -109,7 +110,7 @@ def calibrate(
     - "percentile": all values but `100 - percentile` percent on either side;
     - "mse": the range with the smallest mean squared error of quantization.
 
-    The last two take a second pass and keep the batches in memory.
+    The last two take a second pass and keep the batches in memory. Learned steps (`learn_steps`) stay as they are.
 
     Args:
         qmodel: From `predict_quantized_params`.
@@ -333,9 +334,10 @@ def _second_hooks(qmodel: nn.Module, observed: _Observed) -> list[Any]:
 
 
 def _with_ranges(qmodel: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The fake-quantized layers whose inputs are not float."""
+    """The fake-quantized layers whose inputs are neither float nor quantized by a learned step."""
     for name, layer in fake_quantized_layers(qmodel).items():
-        if layer.input_quantizer.bits != FLOAT_BITS:
+        learned = isinstance(layer.input_quantizer, LearnedStepQuantizer)
+        if layer.input_quantizer.bits != FLOAT_BITS and not learned:
             yield name, layer
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ghnqat_sdk.errors import ArgumentError, UncalibratedWarning
 from ghnqat_sdk.graph.graph import FLOAT_BITS
 from ghnqat_sdk.quantization.bits import Bits
-from ghnqat_sdk.quantization.quantizers import ClippedRanges, FakeQuantizer, MinMaxRanges
+from ghnqat_sdk.quantization.quantizers import ClippedRanges, FakeQuantizer, LearnedStepQuantizer, MinMaxRanges
 
 
 @dataclass
@@ -220,6 +220,56 @@ def to_fake_quantized(
         elif isinstance(module, tuple(LAYERS)) or hasattr(module, "in_proj_weight"):
             state.unquantized[name] = f"{type(module).__qualname__} computes with its weight in a way of its own"
     return state
+
+
+def learn_steps(qmodel: nn.Module) -> list[nn.Parameter]:
+    """Make the quantization steps of a calibrated model trainable, in place (LSQ, Esser et al. 2020).
+
+    Activations start from their calibrated ranges, weights from those of their values. The `state_dict` gains a
+    `log_scale` for each quantizer; `fix_steps` takes them away again.
+
+    Returns:
+        The new parameters, for an optimizer.
+
+    Raises:
+        ArgumentError: the model is not fake-quantized, or not calibrated.
+    """
+    layers = fake_quantized_layers(qmodel) if isinstance(qmodel, nn.Module) else {}
+    if not layers or not next(iter(layers.values())).quantization.calibrated:
+        raise ArgumentError(
+            f"learn_steps needs a calibrated model; this {type(qmodel).__name__} is not. Write "
+            f"qmodel = predict_quantized_params(model, calibration=batches) first."
+        )
+    steps: list[nn.Parameter] = []
+    for layer in layers.values():
+        for name, tensor in (("weight_quantizer", layer.weight), ("input_quantizer", None)):
+            quantizer = getattr(layer, name)
+            known = tensor is not None or quantizer.frozen_range is not None
+            if quantizer.bits == FLOAT_BITS or isinstance(quantizer, LearnedStepQuantizer) or not known:
+                continue
+            low, high = (float(end) for end in quantizer.range_of(tensor))
+            learned = LearnedStepQuantizer(quantizer, low, high).to(layer.weight.device)
+            setattr(layer, name, learned)
+            steps.append(learned.log_scale)
+    return steps
+
+
+def fix_steps(qmodel: nn.Module) -> nn.Module:
+    """Undo `learn_steps` in place: every learned step becomes a fixed range, and the `state_dict` the float model's.
+
+    Raises:
+        ArgumentError: `qmodel` is no nn.Module.
+    """
+    if not isinstance(qmodel, nn.Module):
+        raise ArgumentError(f"qmodel is a {type(qmodel).__name__}; expected an nn.Module. Write fix_steps(qmodel).")
+    for layer in fake_quantized_layers(qmodel).values():
+        for name in ("weight_quantizer", "input_quantizer"):
+            learned = getattr(layer, name)
+            if isinstance(learned, LearnedStepQuantizer):
+                fixed = FakeQuantizer(learned.bits, learned.kind, learned.ranges)
+                fixed.freeze(*learned.range_of(layer.weight))
+                setattr(layer, name, fixed)
+    return qmodel
 
 
 def to_float(model: nn.Module) -> nn.Module:

@@ -115,6 +115,21 @@ def fake_quantize(x: Tensor, low: Tensor | float, high: Tensor | float, bits: in
     return _FakeQuantize.apply(x, low, high, *numbers, 2**bits - 1)
 
 
+def learned_step_quantize(x: Tensor, scale: Tensor, zero_point: int, bits: int) -> Tensor:
+    """Round x (...) to the 2^bits levels of a learned step, with a gradient for the step (LSQ, Esser et al. 2020).
+
+    The gradient of x passes straight through inside the range. That of the scale is the level less x / scale inside,
+    the level outside, times 1 / sqrt(values · (2^bits - 1)).
+
+    Args:
+        x: Any shape.
+        scale: 0-d, positive.
+        zero_point: Level of 0, fixed.
+        bits: Of the levels.
+    """
+    return _LearnedStep.apply(x, scale, -zero_point, 2**bits - 1 - zero_point)
+
+
 def uniform_noise(
     x: Tensor, low: Tensor | float, high: Tensor | float, bits: int, generator: torch.Generator | None = None
 ) -> Tensor:
@@ -127,6 +142,26 @@ def uniform_noise(
     clipped = torch.clamp(x, -zero_point * scale, (2**bits - 1 - zero_point) * scale)
     noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device) - 0.5
     return clipped + noise * scale
+
+
+class _LearnedStep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, lowest: int, highest: int) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.ends = lowest, highest
+        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        return torch.round(wide / scale).clamp_(lowest, highest).mul_(scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale = ctx.saved_tensors
+        lowest, highest = ctx.ends
+        ratio = (x if x.dtype in (torch.float32, torch.float64) else x.float()) / scale
+        level = torch.round(ratio)
+        inside = (level >= lowest) & (level <= highest)
+        per_scale = torch.where(inside, level - ratio, level.clamp(lowest, highest))
+        weight = (x.numel() * (highest - lowest)) ** -0.5
+        return grad * inside, (grad * per_scale).sum().mul(weight).to(scale.dtype), None, None
 
 
 def _detach(value: Tensor | float) -> Tensor | float:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from ghnqat_sdk.graph.graph import FLOAT_BITS
 from ghnqat_sdk.quantization.functional import (
     fake_quantize,
+    learned_step_quantize,
     min_max_range,
     ratio_clipped_range,
+    scale_and_zero_point,
     sigma_clipped_range,
     uniform_noise,
 )
@@ -100,3 +102,32 @@ class FakeQuantizer(nn.Module):
         """Shown by `print(model)`."""
         frozen = "dynamic" if self.frozen_range is None else "[{:.4g}, {:.4g}]".format(*self.frozen_range)
         return f"{self.kind}, bits={self.bits}, ranges={self.ranges.type}, range={frozen}"
+
+
+class LearnedStepQuantizer(FakeQuantizer):
+    """Fake-quantizes one tensor with a step that is trained (LSQ, Esser et al. 2020).
+
+    The parameter is the logarithm of the scale, so that the scale stays positive. The zero point stays that of the
+    range it starts from.
+
+    Args:
+        like: Where bits, kind and rules come from.
+        low, high: The range to start from.
+    """
+
+    def __init__(self, like: FakeQuantizer, low: float, high: float) -> None:
+        super().__init__(like.bits, like.kind, like.ranges)
+        scale, zero_point = scale_and_zero_point(low, high, like.bits)
+        self.log_scale = nn.Parameter(scale.log())
+        self.zero_point = int(zero_point)
+
+    def range_of(self, x: Tensor) -> tuple[float, float]:
+        """(low, high) of the levels as they stand, whatever x is."""
+        scale = self.log_scale.detach().exp().item()
+        return -self.zero_point * scale, (2**self.bits - 1 - self.zero_point) * scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (...) on the levels of its learned step: same shape and dtype."""
+        if self.bits == FLOAT_BITS or x.numel() == 0 or not torch.is_floating_point(x):
+            return x
+        return learned_step_quantize(x, self.log_scale.exp(), self.zero_point, self.bits)

@@ -15,7 +15,7 @@ from torch import nn
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.files import digest, write_atomically
 from ghnqat_sdk.quantization.bits import SUPPORTED_BITS
-from ghnqat_sdk.quantization.convert import fake_quantized_layers, quantizable_layers, to_fake_quantized
+from ghnqat_sdk.quantization.convert import fake_quantized_layers, fix_steps, quantizable_layers, to_fake_quantized
 from ghnqat_sdk.quantization.quantizers import Ranges
 
 SETTINGS_FILE = "quantization.json"
@@ -66,6 +66,8 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f".{WEIGHTS_FILE}.{os.getpid()}.tmp"
         try:
+            qmodel = fix_steps(copy.deepcopy(qmodel))
+            layers = fake_quantized_layers(qmodel)
             save_model(qmodel, str(temporary))
             settings = QuantizationSettings(
                 ranges=first.weight_quantizer.ranges,

@@ -1,0 +1,136 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.quantization.calibrate import calibrate
+from ghnqat_sdk.quantization.convert import fake_quantized_layers, fix_steps, learn_steps, to_fake_quantized
+from ghnqat_sdk.quantization.functional import fake_quantize, learned_step_quantize, scale_and_zero_point
+from ghnqat_sdk.quantization.quantizers import ClippedRanges
+from ghnqat_sdk.quantization.report import quantization_report
+from ghnqat_sdk.quantization.store import load_quantized, save_quantized
+
+IMAGES = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(64) % 5
+
+
+def cnn() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5))
+
+
+def make(bits=(4, 4)) -> nn.Module:
+    model = cnn()
+    to_fake_quantized(model, bits, ClippedRanges())
+    calibrate(model, [IMAGES])
+    return model
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_forward_is_fake_quantization_and_gradients_are_those_of_lsq(bits):
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    scale, zero_point = scale_and_zero_point(-1.0, 1.5, bits)
+    scale.requires_grad_()
+    y = learned_step_quantize(x, scale, int(zero_point), bits)
+    torch.testing.assert_close(y, fake_quantize(x, -1.0, 1.5, bits), rtol=1e-5, atol=1e-6)
+    incoming = torch.randn(1000, generator=torch.Generator().manual_seed(2))
+    mine = torch.autograd.grad(y, (x, scale), incoming)
+
+    ratio = x / scale  # the formula, with autograd
+    rounded = ratio.round().detach() + (ratio - ratio.detach())
+    levels = 2**bits - 1
+    expected = torch.autograd.grad(rounded.clamp(-zero_point, levels - zero_point) * scale, (x, scale), incoming)
+    near = (ratio.round() + zero_point).clamp(0, levels) == (ratio.round() + zero_point)
+    torch.testing.assert_close(mine[0], incoming * near, rtol=0, atol=0)
+    torch.testing.assert_close(mine[0], expected[0])
+    torch.testing.assert_close(mine[1], expected[1] / (1000 * levels) ** 0.5, rtol=1e-3, atol=1e-4)
+
+
+def test_learned_steps_start_where_calibration_ended():
+    model = make().eval()
+    before = model(IMAGES)
+    steps = learn_steps(model)
+    assert len(steps) == 4
+    torch.testing.assert_close(model(IMAGES), before, rtol=1e-4, atol=1e-4)
+    assert {id(p) for p in steps} <= {id(p) for p in model.parameters()}
+
+
+def test_training_moves_steps_and_lowers_the_loss():
+    model = make((2, 2))
+    steps = learn_steps(model)
+    before = [step.item() for step in steps]
+    optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), []
+    for _ in range(30):
+        loss = nn.functional.cross_entropy(model.train()(IMAGES), LABELS)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    assert all(step.item() != old for step, old in zip(steps, before, strict=True))
+
+
+def test_scales_stay_positive_whatever_a_step_of_the_optimizer_does():
+    model = make()
+    for step in learn_steps(model):
+        with torch.no_grad():
+            step.sub_(20.0)
+    low, high = model[0].input_quantizer.range_of(IMAGES)
+    assert low < 0 < high
+    assert model.eval()(IMAGES).isfinite().all()
+
+
+def test_fixed_steps_give_the_same_outputs_and_the_keys_of_the_float_model():
+    model = make()
+    for step in learn_steps(model):
+        with torch.no_grad():
+            step.add_(0.1)
+    before = model.eval()(IMAGES)
+    fix_steps(model)
+    torch.testing.assert_close(model(IMAGES), before, rtol=1e-4, atol=1e-4)
+    assert list(model.state_dict()) == list(cnn().state_dict())
+
+
+def test_calibration_keeps_learned_steps():
+    model = make()
+    steps = [step.detach().clone() for step in learn_steps(model)]
+    report = calibrate(model, [2 * IMAGES])
+    assert report.ranges == {}
+    assert report.norms == ("1",)
+    now = [q.log_scale for x in fake_quantized_layers(model).values() for q in (x.weight_quantizer, x.input_quantizer)]
+    assert all(torch.equal(a, b) for a, b in zip(steps, now, strict=True))
+
+
+def test_copies_pickles_and_files_keep_learned_steps(tmp_path):
+    model = make()
+    learn_steps(model)
+    with torch.no_grad():
+        model[0].input_quantizer.log_scale.add_(0.3)
+    outputs = model.eval()(IMAGES)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(IMAGES), outputs)
+    loaded = load_quantized(cnn(), save_quantized(model, tmp_path))
+    torch.testing.assert_close(loaded.eval()(IMAGES), outputs, rtol=1e-4, atol=1e-4)
+    fresh = make()
+    learn_steps(fresh)
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh.eval()(IMAGES), outputs)
+
+
+def test_float_tensors_have_no_step_and_calling_again_adds_none():
+    model = make((32, 4))
+    assert len(learn_steps(model)) == 2
+    assert learn_steps(model) == []
+    assert len(quantization_report(model, IMAGES).layers) == 2
+
+
+def test_an_uncalibrated_model_is_refused():
+    model = cnn()
+    with pytest.raises(ArgumentError, match="needs a calibrated model"):
+        learn_steps(model)
+    to_fake_quantized(model, (4, 4), ClippedRanges())
+    with pytest.raises(ArgumentError, match="needs a calibrated model"):
+        learn_steps(model)
