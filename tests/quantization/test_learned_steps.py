@@ -41,8 +41,8 @@ def test_forward_is_fake_quantization_and_gradients_are_those_of_lsq(bits):
 
     ratio = x / scale  # the formula, with autograd
     rounded = ratio.round().detach() + (ratio - ratio.detach())
-    levels = 2**bits - 1
-    expected = torch.autograd.grad(rounded.clamp(-zero_point, levels - zero_point) * scale, (x, scale), incoming)
+    lowest, levels = -int(zero_point), 2**bits - 1
+    expected = torch.autograd.grad(rounded.clamp(lowest, lowest + levels) * scale, (x, scale), incoming)
     near = (ratio.round() + zero_point).clamp(0, levels) == (ratio.round() + zero_point)
     torch.testing.assert_close(mine[0], incoming * near, rtol=0, atol=0)
     torch.testing.assert_close(mine[0], expected[0])
