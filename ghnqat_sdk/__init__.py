@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from ghnqat_sdk.quantization.convert import fix_steps, learn_steps, to_float
     from ghnqat_sdk.quantization.report import QuantizationReport, quantization_report
     from ghnqat_sdk.quantization.store import load_quantized, save_quantized
+    from ghnqat_sdk.suggest import BitsSuggestion, suggest_bits
 
 __all__ = [
     "ArgumentError",
+    "BitsSuggestion",
     "CalibrationReport",
     "CheckpointError",
     "ComputationGraph",
@@ -62,12 +64,14 @@ __all__ = [
     "quantization_report",
     "save_pretrained",
     "save_quantized",
+    "suggest_bits",
     "to_float",
     "trace",
 ]
 
 _HOMES = {
     "ArgumentError": "errors",
+    "BitsSuggestion": "suggest",
     "CalibrationReport": "quantization.calibrate",
     "CheckpointError": "errors",
     "ComputationGraph": "graph.graph",
@@ -92,6 +96,7 @@ _HOMES = {
     "quantization_report": "quantization.report",
     "save_pretrained": "hypernetwork.pretrained",
     "save_quantized": "quantization.store",
+    "suggest_bits": "suggest",
     "to_float": "quantization.convert",
     "trace": "graph.trace",
 }

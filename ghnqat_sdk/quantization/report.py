@@ -144,10 +144,10 @@ def quantization_report(qmodel: nn.Module, batch: Any) -> QuantizationReport:
             f"fake-quantized layer. Write qmodel = predict_quantized_params(model) first."
         )
     inputs: dict[str, Tensor] = {}
-    with _quiet(qmodel, layers):
+    with model_in_evaluation(qmodel, layers):
         hooks = [layer.register_forward_pre_hook(_keep(inputs, name)) for name, layer in layers.items()]
         try:
-            quantized = _outputs(qmodel, batch)
+            quantized = run_on(qmodel, batch)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -156,14 +156,14 @@ def quantization_report(qmodel: nn.Module, batch: Any) -> QuantizationReport:
             for name, layer in layers.items()
             if name in inputs
         }
-        with _float(layers):
-            exact = _outputs(qmodel, batch)
+        with all_in_float(layers):
+            exact = run_on(qmodel, batch)
             errors = {}
             for name in tensors:
-                with _bits_of(layers[name], *(t.bits if t else FLOAT_BITS for t in tensors[name])):
-                    errors[name] = _difference(_outputs(qmodel, batch), exact)
+                with layer_at(layers[name], *(t.bits if t else FLOAT_BITS for t in tensors[name])):
+                    errors[name] = output_difference(run_on(qmodel, batch), exact)
     reports = (LayerReport(name, *tensors[name], errors[name]) for name in tensors)
-    return QuantizationReport(tuple(reports), _difference(quantized, exact))
+    return QuantizationReport(tuple(reports), output_difference(quantized, exact))
 
 
 def _keep(inputs: dict[str, Tensor], name: str) -> Any:
@@ -185,7 +185,7 @@ def _measure(quantizer: FakeQuantizer, x: Tensor) -> TensorReport | None:
     )  # fmt: skip
 
 
-def _outputs(qmodel: nn.Module, batch: Any) -> Tensor:
+def run_on(qmodel: nn.Module, batch: Any) -> Tensor:
     """All outputs of one run as one vector."""
     try:
         if isinstance(batch, dict):
@@ -208,12 +208,13 @@ def _tensors(output: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _difference(one: Tensor, other: Tensor) -> float:
+def output_difference(one: Tensor, other: Tensor) -> float:
+    """Mean squared difference relative to the mean square of `other`."""
     return ((one - other).square().sum() / other.square().sum().clamp(min=1e-30)).item()
 
 
 @contextmanager
-def _quiet(qmodel: nn.Module, layers: dict[str, Any]) -> Iterator[None]:
+def model_in_evaluation(qmodel: nn.Module, layers: dict[str, Any]) -> Iterator[None]:
     """Evaluation mode, without the warning before calibration."""
     state = next(iter(layers.values())).quantization
     modes, warn = {module: module.training for module in qmodel.modules()}, state.warn
@@ -228,7 +229,8 @@ def _quiet(qmodel: nn.Module, layers: dict[str, Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _bits_of(layer: Any, weight: int, activation: int) -> Iterator[None]:
+def layer_at(layer: Any, weight: int, activation: int) -> Iterator[None]:
+    """One fake-quantized layer at other bits."""
     before = layer.weight_quantizer.bits, layer.input_quantizer.bits
     layer.weight_quantizer.bits, layer.input_quantizer.bits = weight, activation
     try:
@@ -238,8 +240,9 @@ def _bits_of(layer: Any, weight: int, activation: int) -> Iterator[None]:
 
 
 @contextmanager
-def _float(layers: dict[str, Any]) -> Iterator[None]:
+def all_in_float(layers: dict[str, Any]) -> Iterator[None]:
+    """No layer quantized."""
     with ExitStack() as stack:
         for layer in layers.values():
-            stack.enter_context(_bits_of(layer, FLOAT_BITS, FLOAT_BITS))
+            stack.enter_context(layer_at(layer, FLOAT_BITS, FLOAT_BITS))
         yield

@@ -1,0 +1,195 @@
+"""Bits for each layer under a budget, from what quantizing it alone does to the output of the predicted network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ghnqat_sdk.api import predict_quantized_params
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.graph.graph import FLOAT_BITS
+from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
+from ghnqat_sdk.hypernetwork.pretrained import DEFAULT
+from ghnqat_sdk.quantization.bits import Bits, parse_bits
+from ghnqat_sdk.quantization.convert import fake_quantized_layers
+from ghnqat_sdk.quantization.report import all_in_float, layer_at, model_in_evaluation, output_difference, run_on
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """Size of one layer.
+
+    Attributes:
+        weights: Values of its weight.
+        macs: Multiply-accumulates for one image.
+    """
+
+    weights: int
+    macs: int
+
+    def weight_bytes(self, bits: Bits) -> float:
+        """Of its weight at these bits."""
+        return self.weights * bits[0] / 8
+
+    def bit_operations(self, bits: Bits) -> float:
+        """Multiply-accumulates times both bit-widths."""
+        return float(self.macs * bits[0] * bits[1])
+
+
+@dataclass(frozen=True)
+class BitsSuggestion:
+    """Bits for each layer; `bits` goes into `predict_quantized_params` as it is. Printed as a table.
+
+    Attributes:
+        bits: Layer name to (weight, activation).
+        cost: What they cost, in the unit of the budget.
+        budget: What they may cost.
+        sensitivity: Layer name to candidate to the relative mean squared change of the output.
+        layers: Layer name to its size.
+    """
+
+    bits: dict[str, Bits]
+    cost: float
+    budget: float
+    sensitivity: dict[str, dict[Bits, float]]
+    layers: dict[str, LayerCost]
+
+    def __str__(self) -> str:
+        width = max(len(name) for name in self.bits)
+        lines = [
+            f"{name:{width}}  W{weight}/A{activation}  {self.layers[name].weights:10,} weights  "
+            f"{100 * self.sensitivity[name][weight, activation]:8.3f} % of the output"
+            for name, (weight, activation) in self.bits.items()
+        ]
+        return "\n".join([*lines, f"cost {self.cost:,.0f} of {self.budget:,.0f}"])
+
+
+def suggest_bits(
+    model: nn.Module,
+    batch: Any,
+    *,
+    weight_bytes: float | None = None,
+    bit_operations: float | None = None,
+    candidates: Sequence[Bits] = ((2, 2), (3, 3), (4, 4), (6, 6), (8, 8)),
+    hypernetwork: str | Path | GraphHypernetwork = DEFAULT,
+) -> BitsSuggestion:
+    """Choose bits for each layer of `model` so that the predicted network keeps its output best within a budget.
+
+    Each layer is quantized alone with each candidate, and the change of the output is measured on `batch`. From the
+    cheapest candidate everywhere, layers are then raised one after the other, by the largest fall of the summed changes
+    for each unit of cost. The model runs once for each layer and candidate.
+
+    Args:
+        model: Any CNN; it stays as it is.
+        batch: Images (N, C, H, W) to measure on, a tuple of arguments, or a dict of keyword arguments; some tens of
+            images are enough.
+        weight_bytes: Budget for the weights of all layers, in bytes; or
+        bit_operations: budget for one image, in multiply-accumulates times weight bits times activation bits.
+        candidates: (weight, activation) pairs to choose from.
+        hypernetwork: As in `predict_quantized_params`.
+
+    Raises:
+        ArgumentError: not one budget, a budget below the cheapest choice, candidates that are no pairs, or a model that
+            cannot be run on the batch.
+    """
+    budget = _check_budget(weight_bytes, bit_operations)
+    pairs = _check_candidates(candidates)
+    example = batch if isinstance(batch, (torch.Tensor, tuple, dict)) else None
+    qmodel = predict_quantized_params(model, pairs[-1], hypernetwork=hypernetwork, example_inputs=example)
+    sensitivity, layers = _measure(qmodel, batch, pairs)
+    if not layers:
+        raise ArgumentError(
+            f"This {type(model).__name__} has no layer that could be quantized and that the batch reaches."
+        )
+
+    def cost(name: str, bits: Bits) -> float:
+        size = layers[name]
+        return size.weight_bytes(bits) if weight_bytes is not None else size.bit_operations(bits)
+
+    chosen = {name: min(pairs, key=lambda bits: cost(name, bits)) for name in layers}
+    spent = sum(cost(name, bits) for name, bits in chosen.items())
+    if spent > budget:
+        raise ArgumentError(
+            f"The budget of {budget:,.0f} is below {spent:,.0f}, which the cheapest candidates cost everywhere. Raise "
+            f"it, or add cheaper candidates."
+        )
+    while step := _best_step(chosen, sensitivity, pairs, cost, budget - spent):
+        name, bits = step
+        spent += cost(name, bits) - cost(name, chosen[name])
+        chosen[name] = bits
+    return BitsSuggestion(chosen, spent, budget, sensitivity, layers)
+
+
+def _best_step(
+    chosen: Mapping[str, Bits],
+    sensitivity: Mapping[str, Mapping[Bits, float]],
+    pairs: Sequence[Bits],
+    cost: Any,
+    left: float,
+) -> tuple[str, Bits] | None:
+    """The layer and the candidate with the largest fall of sensitivity for each unit of cost, within what is left."""
+    best, rate = None, 0.0
+    for name, now in chosen.items():
+        for bits in pairs:
+            more = cost(name, bits) - cost(name, now)
+            gain = sensitivity[name][now] - sensitivity[name][bits]
+            if gain > 0 and more <= left and (more <= 0 or gain / more > rate):
+                best, rate = (name, bits), gain / more if more > 0 else math.inf
+    return best
+
+
+@torch.no_grad()
+def _measure(
+    qmodel: nn.Module, batch: Any, pairs: Iterable[Bits]
+) -> tuple[dict[str, dict[Bits, float]], dict[str, LayerCost]]:
+    """Sensitivity and size of every layer that the batch reaches."""
+    layers, sizes = fake_quantized_layers(qmodel), dict[str, LayerCost]()
+
+    def keep(name: str) -> Any:
+        def hook(layer: Any, args: Any, output: torch.Tensor) -> None:
+            macs = output[0].numel() * layer.weight[0].numel()
+            sizes[name] = LayerCost(layer.weight.numel(), sizes[name].macs + macs if name in sizes else macs)
+
+        return hook
+
+    sensitivity: dict[str, dict[Bits, float]] = {}
+    if not layers:
+        return sensitivity, sizes
+    with model_in_evaluation(qmodel, layers), all_in_float(layers):
+        with ExitStack() as hooks:
+            for name, layer in layers.items():
+                hooks.callback(layer.register_forward_hook(keep(name)).remove)
+            exact = run_on(qmodel, batch)
+        for name in sizes:
+            sensitivity[name] = {}
+            for bits in pairs:
+                with layer_at(layers[name], *bits):
+                    sensitivity[name][bits] = output_difference(run_on(qmodel, batch), exact)
+    return sensitivity, sizes
+
+
+def _check_budget(weight_bytes: Any, bit_operations: Any) -> float:
+    given = [value for value in (weight_bytes, bit_operations) if value is not None]
+    if len(given) != 1 or isinstance(given[0], bool) or not isinstance(given[0], (int, float)) or not given[0] > 0:
+        raise ArgumentError(
+            f"suggest_bits needs one budget above 0; got weight_bytes={weight_bytes!r}, "
+            f"bit_operations={bit_operations!r}. Write suggest_bits(model, images, weight_bytes=100_000)."
+        )
+    return float(given[0])
+
+
+def _check_candidates(candidates: Any) -> list[Bits]:
+    pairs = [parse_bits(pair) for pair in candidates] if isinstance(candidates, (tuple, list)) else []
+    if not pairs or (FLOAT_BITS, FLOAT_BITS) in pairs:
+        raise ArgumentError(
+            f"candidates={candidates!r} is not a list of (weight, activation) pairs below float. Write "
+            f"candidates=[(2, 2), (4, 4), (8, 8)]."
+        )
+    return list(dict.fromkeys(pairs))

@@ -1,0 +1,91 @@
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import ghnqat_sdk as gq
+
+IMAGES = torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+PAIRS = ((2, 2), (4, 4), (8, 8))
+
+
+def cnn() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
+    )  # fmt: skip
+
+
+SIZES = {"0": (216, 216 * 100), "3": (1152, 1152 * 16), "7": (160, 160)}
+
+
+def test_sizes_are_those_of_the_layers(small):
+    suggestion = gq.suggest_bits(cnn(), IMAGES, weight_bytes=1e6, hypernetwork=small)
+    assert {name: (size.weights, size.macs) for name, size in suggestion.layers.items()} == SIZES
+
+
+def test_a_large_budget_takes_the_most_faithful_candidates(small):
+    suggestion = gq.suggest_bits(cnn(), IMAGES, weight_bytes=1e9, candidates=PAIRS, hypernetwork=small)
+    for name, bits in suggestion.bits.items():
+        assert suggestion.sensitivity[name][bits] == min(suggestion.sensitivity[name].values())
+    assert suggestion.cost == sum(SIZES[n][0] * b[0] / 8 for n, b in suggestion.bits.items())
+
+
+@pytest.mark.parametrize("unit", ["weight_bytes", "bit_operations"])
+@pytest.mark.parametrize("share", [1.0, 1.3, 2.0, 3.0])
+def test_the_budget_is_kept_and_spent_nearly_as_well_as_possible(small, unit, share):
+    def cost(bits: dict[str, tuple[int, int]]) -> float:
+        return sum(
+            SIZES[n][0] * b[0] / 8 if unit == "weight_bytes" else SIZES[n][1] * b[0] * b[1] for n, b in bits.items()
+        )
+
+    budget = share * cost(dict.fromkeys(SIZES, (2, 2)))
+    suggestion = gq.suggest_bits(cnn(), IMAGES, **{unit: budget}, candidates=PAIRS, hypernetwork=small)
+    assert suggestion.cost == pytest.approx(cost(suggestion.bits))
+    assert suggestion.cost <= budget + 1e-6
+    whole = [dict(zip(SIZES, choice, strict=True)) for choice in itertools.product(PAIRS, repeat=3)]
+    errors = [
+        sum(suggestion.sensitivity[n][b] for n, b in bits.items()) for bits in whole if cost(bits) <= budget + 1e-6
+    ]
+    mine = sum(suggestion.sensitivity[n][b] for n, b in suggestion.bits.items())
+    worst = sum(suggestion.sensitivity[n][2, 2] for n in SIZES)
+    assert worst - mine >= 0.7 * (worst - min(errors))
+
+
+def test_what_is_suggested_can_be_predicted(small):
+    model = cnn().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    suggestion = gq.suggest_bits(model, IMAGES, weight_bytes=600, hypernetwork=small)
+    qmodel = gq.predict_quantized_params(model, suggestion.bits, hypernetwork=small)
+    assert (qmodel[3].weight_quantizer.bits, qmodel[3].input_quantizer.bits) == suggestion.bits["3"]
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert len(str(suggestion).splitlines()) == 4
+    assert "cost" in str(suggestion)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "needs one budget"),
+        ({"weight_bytes": 100, "bit_operations": 100}, "needs one budget"),
+        ({"weight_bytes": 0}, "above 0"),
+        ({"weight_bytes": "1 MB"}, "weight_bytes='1 MB'"),
+        ({"weight_bytes": 10}, "below 382"),
+        ({"weight_bytes": 1e6, "candidates": []}, "candidates="),
+        ({"weight_bytes": 1e6, "candidates": [(4, 9)]}, "bits="),
+        ({"weight_bytes": 1e6, "candidates": [(32, 32)]}, "below float"),
+    ],
+)
+def test_wrong_arguments_say_what_to_write(small, arguments, message):
+    with pytest.raises(gq.ArgumentError, match=message):
+        gq.suggest_bits(cnn(), IMAGES, hypernetwork=small, **arguments)
+
+
+def test_models_without_layers_and_wrong_batches_are_refused(small):
+    with pytest.raises(gq.GhnqatError):
+        gq.suggest_bits(nn.ReLU(), IMAGES, weight_bytes=100, hypernetwork=small)
+    with pytest.raises(gq.GhnqatError):
+        gq.suggest_bits(cnn(), IMAGES[:, :2], weight_bytes=1000, hypernetwork=small)
