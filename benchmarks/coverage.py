@@ -47,7 +47,8 @@ def measure(name: str) -> dict[str, Any]:
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     sum(output.square().mean() for output in outputs).backward()
     gradients = sum(p.grad is not None and bool(p.grad.isfinite().all()) for p in parameters)
-    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)  # networks without norm have gradients of any size
+    torch.optim.SGD(parameters, lr=0.1).step()
     model.zero_grad()
     calibrate(model, [images])
     with torch.no_grad():

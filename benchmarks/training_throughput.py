@@ -159,12 +159,12 @@ def main() -> None:
     for name, (step, bits) in steps.items():
         rate = len(networks) / statistics.median(times[name])
         scale = (step.size / 32) ** 2
-        whole = sum(step.parts.values())
+        parts = {part: step.parts[part] / sum(step.parts.values()) for part in PARTS}
         row = {
             "networks/s": rate,
             "of float32 peak": rate * 6 * macs * scale * IMAGES / peak["float32"] / 1e9,
             "share in products": share_of_products(step, groups, bits) if not step.plain else float("nan"),
-            **{part: step.parts[part] / whole for part in PARTS},
+            **parts,
         }
         figures[name] = row
         print(f"| {name} | {rate:.2f} | " + " | ".join(f"{100 * v:.0f} %" for v in list(row.values())[1:]) + " |")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import gc
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +25,19 @@ Head = Literal["auto", "predict", "keep"]
 _FLOAT: Bits = (FLOAT_BITS, FLOAT_BITS)
 
 
+@contextmanager
+def _garbage_stays() -> Iterator[None]:
+    """No garbage collection meanwhile: for large models it goes through all that was made again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_garbage_stays()
 @torch.inference_mode(False)  # whose tensors could never be trained
 def predict_quantized_params(
     model: nn.Module,

@@ -6,6 +6,7 @@ states and torch's defaults.
 
 from __future__ import annotations
 
+import gc
 import random
 import warnings
 from collections.abc import Callable
@@ -195,6 +196,7 @@ def surroundings() -> Any:
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch.get_num_threads(),
+        gc.isenabled(),
     )
 
 

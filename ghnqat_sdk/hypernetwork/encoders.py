@@ -151,27 +151,32 @@ class TransformerEncoder(nn.Module):
         return self.norm(hidden[:, 1:])
 
     def _strips(self, batch: GraphBatch) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """(rows, (K,) tokens that they hear, (layers, B, heads, rows, K) biases, -inf between nodes too far apart).
+        """(rows, (K,) tokens that they hear, (layers, B, heads, rows, K) biases, -inf for those too far apart).
 
         Token 0 is the summary token, token i + 1 is node i.
         """
-        ahead, behind = (F.pad(paths, (1, 0, 1, 0)) for paths in (batch.paths, batch.paths.mT))
+        paths, (size, count) = batch.paths, batch.ops.shape
+        nodes = torch.arange(count, device=paths.device)
+        summary = torch.full((size, 1, count + 1), 2 * self.s_max + 1, device=paths.device)
+        summary[:, :, 0] += 1
         present = F.pad(batch.mask, (1, 0), value=True)
-        tokens = torch.arange(present.shape[1], device=present.device)
-        for start in range(0, len(tokens), _STRIP):
-            rows = slice(start, start + _STRIP)
-            itself = tokens[rows, None] == tokens
-            near = (ahead[:, rows] > 0) | (behind[:, rows] > 0) | itself
-            near |= (tokens[rows, None] == 0) | (tokens == 0)
-            near &= present[:, None]
-            heard = near.flatten(0, 1).any(dim=0).nonzero().flatten()
-            forward, backward = ahead[:, rows, heard].int(), behind[:, rows, heard].int()
-            buckets = torch.where(forward > 0, forward, torch.where(backward > 0, backward + self.s_max, 0))
-            buckets[:, tokens[rows] == 0] = 2 * self.s_max + 1
-            buckets[:, :, heard == 0] = 2 * self.s_max + 2
-            biases = self.distance(buckets).masked_fill(~near[:, :, heard].unsqueeze(-1), float("-inf"))
-            biases = biases.permute(3, 0, 1, 2).unflatten(0, (self.config.layers, self.config.heads))
-            yield rows, heard, biases.transpose(1, 2)
+        yield slice(0, 1), torch.arange(count + 1, device=paths.device), self._biases(summary, present.unsqueeze(1))
+        for start in range(0, count, _STRIP):
+            rows = slice(start, min(start + _STRIP, count))
+            near = (paths[:, rows] | paths[:, :, rows].mT).amax(dim=(0, 1)) > 0
+            near[rows] = True
+            heard = near.nonzero().flatten()
+            ahead, behind = paths[:, rows][:, :, heard].long(), paths[:, :, rows][:, heard].mT.long()
+            buckets = torch.where(ahead > 0, ahead, torch.where(behind > 0, behind + self.s_max, 0))
+            apart = ((buckets == 0) & (nodes[rows, None] != heard)) | ~batch.mask[:, None, heard]
+            buckets, within = F.pad(buckets, (1, 0), value=2 * self.s_max + 2), F.pad(~apart, (1, 0), value=True)
+            yield slice(rows.start + 1, rows.stop + 1), F.pad(heard + 1, (1, 0)), self._biases(buckets, within)
+
+    def _biases(self, buckets: Tensor, within: Tensor) -> Tensor:
+        """(B, rows, K) buckets to (layers, B, heads, rows, K)."""
+        biases = self.distance(buckets).masked_fill(~within.unsqueeze(-1), float("-inf"))
+        biases = biases.permute(3, 0, 1, 2).unflatten(0, (self.config.layers, self.config.heads))
+        return biases.transpose(1, 2)
 
 
 _STRIP = 256
