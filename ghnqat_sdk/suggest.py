@@ -18,8 +18,8 @@ from ghnqat_sdk.graph.graph import FLOAT_BITS
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT
 from ghnqat_sdk.quantization.bits import Bits, parse_bits
-from ghnqat_sdk.quantization.convert import fake_quantized_layers
-from ghnqat_sdk.quantization.report import all_in_float, layer_at, model_in_evaluation, output_difference, run_on
+from ghnqat_sdk.quantization.convert import evaluating, fake_quantized_layers
+from ghnqat_sdk.quantization.report import all_in_float, layer_at, output_difference, run_on
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _measure(
     sensitivity: dict[str, dict[Bits, float]] = {}
     if not layers:
         return sensitivity, sizes
-    with model_in_evaluation(qmodel, layers), all_in_float(layers):
+    with evaluating(qmodel, next(iter(layers.values())).quantization), all_in_float(layers):
         with ExitStack() as hooks:
             for name, layer in layers.items():
                 hooks.callback(layer.register_forward_hook(keep(name)).remove)

@@ -11,9 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ghnqat_sdk.console import progress_bar
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.graph import FLOAT_BITS
-from ghnqat_sdk.quantization.convert import NORMS, QuantizationState, fake_quantized_layers
+from ghnqat_sdk.quantization.convert import NORMS, QuantizationState, evaluating, fake_quantized_layers
 from ghnqat_sdk.quantization.functional import (
     mean_squared_error_range,
     min_max_range,
@@ -174,9 +175,7 @@ def _check_finite(observed: _Observed) -> None:
 
 
 def _bar(chunks: Iterable[dict[str, Tensor]], what: str, progress: bool) -> Iterable[dict[str, Tensor]]:
-    from tqdm import tqdm
-
-    return tqdm(chunks, desc=what, unit=" chunks", disable=None if progress else True, leave=False)
+    return progress_bar(chunks, what) if progress else chunks
 
 
 def _chosen(observed: _Observed, name: str, bits: int, method: Method, percentile: float) -> tuple[float, float]:
@@ -276,23 +275,20 @@ def _length(chunk: Mapping[str, Tensor]) -> int:
 @contextmanager
 def _observing(qmodel: nn.Module, state: QuantizationState, handles: list[Any]) -> Iterator[None]:
     """Evaluation mode with batch statistics and dynamic ranges; afterwards, modes are as before and hooks gone."""
-    modes = {module: module.training for module in qmodel.modules()}
-    before = state.calibrated, state.warn
+    calibrated = state.calibrated
     frozen = {layer: layer.input_quantizer.frozen_range for layer in fake_quantized_layers(qmodel).values()}
     try:
-        state.calibrated, state.warn = False, False
+        state.calibrated = False
         for layer in frozen:
             layer.input_quantizer.frozen_range = None
-        qmodel.eval()
-        yield
+        with evaluating(qmodel, state):
+            yield
     finally:
-        state.calibrated, state.warn = before
+        state.calibrated = calibrated
         for layer, range_ in frozen.items():
             layer.input_quantizer.frozen_range = range_
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
 
 
 def _first_hooks(qmodel: nn.Module, observed: _Observed) -> list[Any]:

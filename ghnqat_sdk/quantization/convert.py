@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -183,6 +184,35 @@ def fake_quantized_layers(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, _FakeQuantizedLayer)}
 
 
+def require_fake_quantized_layers(qmodel: Any, caller: str) -> dict[str, Any]:
+    """As `fake_quantized_layers`, of a model that has some.
+
+    Raises:
+        ArgumentError: `qmodel` is no fake-quantized model; the message names `caller`, the function that needs one.
+    """
+    layers = fake_quantized_layers(qmodel) if isinstance(qmodel, nn.Module) else {}
+    if not layers:
+        raise ArgumentError(
+            f"{caller} needs a model from predict_quantized_params; this {type(qmodel).__name__} has no "
+            f"fake-quantized layer. Write qmodel = predict_quantized_params(model) first."
+        )
+    return layers
+
+
+@contextmanager
+def evaluating(qmodel: nn.Module, state: QuantizationState) -> Iterator[None]:
+    """Evaluation mode, without the warning before calibration; afterwards, every module's mode is as before."""
+    modes, warn = {module: module.training for module in qmodel.modules()}, state.warn
+    try:
+        state.warn = False
+        qmodel.eval()
+        yield
+    finally:
+        state.warn = warn
+        for module, training in modes.items():
+            module.training = training
+
+
 def to_fake_quantized(
     model: nn.Module,
     bits: Bits | Mapping[str, Bits],
@@ -260,8 +290,7 @@ def fix_steps(qmodel: nn.Module) -> nn.Module:
     Raises:
         ArgumentError: `qmodel` is no nn.Module.
     """
-    if not isinstance(qmodel, nn.Module):
-        raise ArgumentError(f"qmodel is a {type(qmodel).__name__}; expected an nn.Module. Write fix_steps(qmodel).")
+    _require_module(qmodel, "fix_steps(qmodel)")
     for layer in fake_quantized_layers(qmodel).values():
         for name in ("weight_quantizer", "input_quantizer"):
             learned = getattr(layer, name)
@@ -278,8 +307,7 @@ def to_float(model: nn.Module) -> nn.Module:
     Raises:
         ArgumentError: `model` is no nn.Module.
     """
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model is a {type(model).__name__}; expected an nn.Module. Write to_float(qmodel).")
+    _require_module(model, "to_float(qmodel)")
     for module in model.modules():
         if type(module) in _FLOAT:
             module.__class__ = _FLOAT[type(module)]
@@ -287,3 +315,8 @@ def to_float(model: nn.Module) -> nn.Module:
                 module._modules.pop(name, None)
             del module.quantization
     return model
+
+
+def _require_module(model: Any, call: str) -> None:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model is a {type(model).__name__}; expected an nn.Module. Write {call}.")

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.graph import FLOAT_BITS
-from ghnqat_sdk.quantization.convert import fake_quantized_layers
+from ghnqat_sdk.graph.recorder import tensors_in
+from ghnqat_sdk.quantization.convert import evaluating, require_fake_quantized_layers
 from ghnqat_sdk.quantization.functional import fake_quantize, scale_and_zero_point
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
 
@@ -137,14 +138,9 @@ def quantization_report(qmodel: nn.Module, batch: Any) -> QuantizationReport:
     Raises:
         ArgumentError: the model has no fake-quantized layer, or cannot be run on the batch.
     """
-    layers = fake_quantized_layers(qmodel) if isinstance(qmodel, nn.Module) else {}
-    if not layers:
-        raise ArgumentError(
-            f"quantization_report needs a model from predict_quantized_params; this {type(qmodel).__name__} has no "
-            f"fake-quantized layer. Write qmodel = predict_quantized_params(model) first."
-        )
+    layers = require_fake_quantized_layers(qmodel, "quantization_report")
     inputs: dict[str, Tensor] = {}
-    with model_in_evaluation(qmodel, layers):
+    with evaluating(qmodel, next(iter(layers.values())).quantization):
         hooks = [layer.register_forward_pre_hook(_keep(inputs, name)) for name, layer in layers.items()]
         try:
             quantized = run_on(qmodel, batch)
@@ -197,35 +193,12 @@ def run_on(qmodel: nn.Module, batch: Any) -> Tensor:
             f"The model could not be run on this batch: {type(error).__name__}: {error}. Pass a tensor, a tuple of "
             f"arguments, or a dict of keyword arguments."
         ) from error
-    return torch.cat([tensor.flatten().double() for tensor in _tensors(output)])
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, (tuple, list, dict)):
-        for item in output.values() if isinstance(output, dict) else output:
-            yield from _tensors(item)
+    return torch.cat([tensor.flatten().double() for tensor in tensors_in(output)])
 
 
 def output_difference(one: Tensor, other: Tensor) -> float:
     """Mean squared difference relative to the mean square of `other`."""
     return ((one - other).square().sum() / other.square().sum().clamp(min=1e-30)).item()
-
-
-@contextmanager
-def model_in_evaluation(qmodel: nn.Module, layers: dict[str, Any]) -> Iterator[None]:
-    """Evaluation mode, without the warning before calibration."""
-    state = next(iter(layers.values())).quantization
-    modes, warn = {module: module.training for module in qmodel.modules()}, state.warn
-    try:
-        state.warn = False
-        qmodel.eval()
-        yield
-    finally:
-        state.warn = warn
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextmanager

@@ -15,7 +15,13 @@ from torch import nn
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.files import digest, write_atomically
 from ghnqat_sdk.quantization.bits import SUPPORTED_BITS
-from ghnqat_sdk.quantization.convert import fake_quantized_layers, fix_steps, quantizable_layers, to_fake_quantized
+from ghnqat_sdk.quantization.convert import (
+    fake_quantized_layers,
+    fix_steps,
+    quantizable_layers,
+    require_fake_quantized_layers,
+    to_fake_quantized,
+)
 from ghnqat_sdk.quantization.quantizers import Ranges
 
 SETTINGS_FILE = "quantization.json"
@@ -53,12 +59,7 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
         ArgumentError: the model is not fake-quantized, or `folder` is no folder's name.
         CheckpointError: the folder cannot be written.
     """
-    layers = fake_quantized_layers(qmodel) if isinstance(qmodel, nn.Module) else {}
-    if not layers:
-        raise ArgumentError(
-            f"save_quantized needs a model from predict_quantized_params; this {type(qmodel).__name__} has no "
-            f"fake-quantized layer. Write qmodel = predict_quantized_params(model) first."
-        )
+    layers = require_fake_quantized_layers(qmodel, "save_quantized")
     if not isinstance(folder, (str, os.PathLike)) or (os.path.exists(folder) and not os.path.isdir(folder)):
         raise ArgumentError(f"folder={folder!r} is not a folder. Write save_quantized(qmodel, 'my-model').")
     folder, first = Path(folder), next(iter(layers.values()))
