@@ -42,6 +42,8 @@ class RunConfig(BaseModel):
     """Architectures in each step of each process."""
     image_batch: int = Field(64, ge=2)
     """Images for each architecture."""
+    batch_macs: float | None = Field(None, gt=0)
+    """Multiply-accumulates of one network's batch: costlier networks see fewer images, an eighth of them at least."""
     max_macs: float = Field(12e6, gt=0)
     """Architectures that cost more multiply-accumulates for one image are passed over."""
     pool: int = Field(250_000, ge=1, le=250_000)

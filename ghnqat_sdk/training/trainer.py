@@ -184,7 +184,7 @@ class Trainer:
         predicted = self.model([n.graph.with_bits(bits) for n, (_, bits) in zip(networks, chosen, strict=True)])
         results = []
         for network, (architecture, bits), parameters in zip(networks, chosen, predicted, strict=True):
-            images, labels = self._draw_images(draw, self._image_size(architecture, step))
+            images, labels = self._draw_images(draw, self._batch(architecture), self._image_size(architecture, step))
             results.append(network_loss(network.at(bits), parameters, images, labels, config.label_smoothing))
         self.optimizer.zero_grad()
         self._backward(predicted, results)
@@ -250,8 +250,12 @@ class Trainer:
             (self._draw_architecture(draw, step), self._draw_bits(draw, step))
             for _ in range(self.config.meta_batch * size)
         ]
-        drawn.sort(key=lambda pair: pair[0].macs + _MACS_PER_LAYER * pair[0].depth)
+        drawn.sort(key=lambda pair: self._cost(pair[0]))
         return [pair for i, pair in enumerate(drawn) if i % (2 * size) in (rank, 2 * size - 1 - rank)]
+
+    def _cost(self, architecture: Architecture) -> float:
+        images = self._batch(architecture) / self.config.image_batch
+        return architecture.macs * images + _MACS_PER_LAYER * architecture.depth
 
     def _draw_architecture(self, draw: random.Random, step: int) -> Architecture:
         simple = step < self.config.simple_phase * self.config.steps
@@ -270,9 +274,15 @@ class Trainer:
         crops = step < self.config.crop_phase * self.config.steps and architecture.head.pooled
         return self.config.crop if crops else self.train_images.images.shape[-1]
 
-    def _draw_images(self, draw: random.Random, size: int) -> tuple[Tensor, Tensor]:
+    def _batch(self, architecture: Architecture) -> int:
+        """Number of images; fewer for a network that costs more than `batch_macs` allows."""
+        whole = self.config.image_batch
+        affordable = whole if self.config.batch_macs is None else int(self.config.batch_macs / architecture.macs)
+        return max(min(whole, affordable), whole // 8, 2)
+
+    def _draw_images(self, draw: random.Random, count: int, size: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(draw.getrandbits(62))
-        chosen = torch.randint(len(self.train_images), (self.config.image_batch,), generator=generator)
+        chosen = torch.randint(len(self.train_images), (count,), generator=generator)
         batch = self.train_images.take(chosen)
         images = augment(normalise_images(batch.images), generator, size=size)
         return images.to(self.device), batch.labels.to(self.device)
