@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ArgumentError,
         CheckpointError,
         DataError,
+        ExportError,
         GhnqatError,
         TraceError,
         UncalibratedWarning,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ghnqat_sdk.parameters import PredictionReport
     from ghnqat_sdk.quantization.calibrate import CalibrationReport, calibrate
     from ghnqat_sdk.quantization.convert import fix_steps, learn_steps, to_float
+    from ghnqat_sdk.quantization.export import OnnxReport, export_onnx
     from ghnqat_sdk.quantization.report import QuantizationReport, quantization_report
     from ghnqat_sdk.quantization.store import load_quantized, save_quantized
     from ghnqat_sdk.suggest import BitsSuggestion, suggest_bits
@@ -43,10 +45,12 @@ __all__ = [
     "CheckpointError",
     "ComputationGraph",
     "DataError",
+    "ExportError",
     "GhnqatError",
     "GraphHypernetwork",
     "HypernetworkConfig",
     "Node",
+    "OnnxReport",
     "Parameter",
     "PredictionReport",
     "QuantizationReport",
@@ -54,6 +58,7 @@ __all__ = [
     "UncalibratedWarning",
     "__version__",
     "calibrate",
+    "export_onnx",
     "fix_steps",
     "learn_steps",
     "load_pretrained",
@@ -76,16 +81,19 @@ _HOMES = {
     "CheckpointError": "errors",
     "ComputationGraph": "graph.graph",
     "DataError": "errors",
+    "ExportError": "errors",
     "GhnqatError": "errors",
     "GraphHypernetwork": "hypernetwork.ghn",
     "HypernetworkConfig": "hypernetwork.ghn",
     "Node": "graph.graph",
+    "OnnxReport": "quantization.export",
     "Parameter": "graph.graph",
     "PredictionReport": "parameters",
     "QuantizationReport": "quantization.report",
     "TraceError": "errors",
     "UncalibratedWarning": "errors",
     "calibrate": "quantization.calibrate",
+    "export_onnx": "quantization.export",
     "fix_steps": "quantization.convert",
     "learn_steps": "quantization.convert",
     "load_pretrained": "hypernetwork.pretrained",

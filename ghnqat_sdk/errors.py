@@ -19,6 +19,10 @@ class CheckpointError(GhnqatError, RuntimeError):
     """A hypernetwork's files are missing, damaged, or of another version."""
 
 
+class ExportError(GhnqatError, RuntimeError):
+    """An exported model does not do what the model does."""
+
+
 class DataError(GhnqatError, RuntimeError):
     """A data set is missing, empty, or holds something other than images."""
 

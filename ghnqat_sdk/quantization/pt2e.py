@@ -1,0 +1,138 @@
+"""The weights and settings of a calibrated model in torchao's PT2E flow (PyTorch 2 export quantization)."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.graph.graph import FLOAT_BITS
+from ghnqat_sdk.quantization.convert import require_fake_quantized_layers
+from ghnqat_sdk.quantization.functional import scale_and_zero_point
+
+_aten = torch.ops.aten
+_CONVOLUTIONS = {
+    _aten.conv1d.default, _aten.conv1d.padding, _aten.conv2d.default, _aten.conv2d.padding, _aten.conv3d.default,
+    _aten.conv3d.padding, _aten.linear.default,
+}  # fmt: skip
+_TRANSPOSED = {_aten.conv_transpose1d.default, _aten.conv_transpose2d.input, _aten.conv_transpose3d.input}
+
+
+def pt2e_quantizer(qmodel: nn.Module) -> Any:
+    """A torchao `Quantizer` that quantizes the float twin of a calibrated model exactly as the model does.
+
+    `prepare_pt2e` folds batch norms into weights; the scales of a layer's output channels follow, so the integers
+    stay those of the model. Nothing is left to observe: `convert_pt2e` may follow at once.
+
+    Args:
+        qmodel: From `predict_quantized_params`, calibrated; stays as it is.
+
+    Returns:
+        A quantizer for `prepare_pt2e(torch.export.export(float_twin, (images,)).module(), quantizer)`, where the
+        float twin is `to_float(copy.deepcopy(qmodel)).eval()`.
+
+    Raises:
+        ArgumentError: the model is not calibrated, or torchao is not installed. Annotating raises it for a layer that
+            no image reached while calibrating, and for an exported model that is not the float twin.
+    """
+    layers = require_fake_quantized_layers(qmodel, "pt2e_quantizer")
+    if not next(iter(layers.values())).quantization.calibrated:
+        raise ArgumentError("pt2e_quantizer needs a calibrated model. Write calibrate(qmodel, batches) first.")
+    try:
+        from torchao.quantization.pt2e import ObserverBase
+        from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
+    except ImportError as error:
+        raise ArgumentError('torchao is not installed. Write pip install "ghnqat-sdk[torchao]".') from error
+
+    class KnownPerChannelObserver(ObserverBase):  # torchao tells the axis only to observers with PerChannel in the name
+        """Scales and zero points that are known beforehand."""
+
+        def __init__(self, scale: Tensor, zero_point: Tensor, dtype: torch.dtype, **settings: Any) -> None:
+            super().__init__(dtype=dtype)
+            vars(self).update(settings)  # quant_min, quant_max, qscheme, ch_axis, as the spec below says
+            self.register_buffer("scale", scale)
+            self.register_buffer("zero_point", zero_point.int())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+        def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+            return self.scale, self.zero_point
+
+    def spec(scale: Tensor, zero_point: Tensor, bits: int, axis: int | None = None) -> Any:
+        return QuantizationSpec(
+            dtype=torch.uint8,
+            observer_or_fake_quant_ctr=KnownPerChannelObserver.with_args(scale=scale, zero_point=zero_point),
+            quant_min=0,
+            quant_max=2**bits - 1,
+            qscheme=torch.per_tensor_affine if axis is None else torch.per_channel_affine,
+            ch_axis=axis,
+        )
+
+    class CalibratedQuantizer(Quantizer):
+        def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+            for node in model.graph.nodes:
+                if node.target not in _CONVOLUTIONS | _TRANSPOSED:
+                    continue
+                name = _layer_of(node, layers)
+                layer, specs = layers[name], {}
+                if layer.input_quantizer.bits != FLOAT_BITS:
+                    low, high = _frozen(name, layer)
+                    numbers = scale_and_zero_point(low, high, layer.input_quantizer.bits)
+                    specs[node.args[0]] = spec(*(x.reshape(1) for x in numbers), layer.input_quantizer.bits)
+                if layer.weight_quantizer.bits != FLOAT_BITS:
+                    axis = int(node.target in _TRANSPOSED)
+                    folded = operator.attrgetter(node.args[1].target)(model)
+                    numbers = _folded_numbers(name, layer, folded.detach(), axis)
+                    specs[node.args[1]] = spec(*numbers, layer.weight_quantizer.bits, axis)
+                node.meta["quantization_annotation"] = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
+            return model
+
+        def validate(self, model: torch.fx.GraphModule) -> None:
+            pass
+
+    return CalibratedQuantizer()
+
+
+def _layer_of(node: Any, layers: dict[str, Any]) -> str:
+    """The fake-quantized layer that a node of the exported model ran in."""
+    paths = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    for path in reversed(paths):
+        if path in layers:
+            return path
+    raise ArgumentError(
+        f"The exported model has a {node.target} in {paths[-1] if paths else 'no module'!r}, which is no layer of the "
+        f"fake-quantized model. Export to_float(copy.deepcopy(qmodel)).eval()."
+    )
+
+
+def _frozen(name: str, layer: Any) -> tuple[float, float]:
+    quantizer = layer.input_quantizer
+    if hasattr(quantizer, "log_scale"):
+        return quantizer.range_of(None)  # type: ignore[no-any-return]
+    if quantizer.frozen_range is None:
+        raise ArgumentError(
+            f"The input of {name!r} has no range: no image reached it while calibrating. Calibrate with images that "
+            f"do, or predict with bits={{{name!r}: (4, 32), '*': (4, 4)}}."
+        )
+    return quantizer.frozen_range  # type: ignore[no-any-return]
+
+
+def _folded_numbers(name: str, layer: Any, folded: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of each output channel of a weight into which a batch norm may have been folded."""
+    weight, quantizer = layer.weight.detach().cpu(), layer.weight_quantizer
+    rows, folded_rows = (x.movedim(axis, 0).flatten(1).double() for x in (weight, folded.cpu()))
+    factor = (rows * folded_rows).sum(1) / rows.square().sum(1).clamp(min=1e-30)
+    if rows.shape != folded_rows.shape or not torch.allclose(factor[:, None] * rows, folded_rows, rtol=1e-3, atol=1e-6):
+        raise ArgumentError(
+            f"The exported weight of {name!r} is not that of the fake-quantized model. Export "
+            f"to_float(copy.deepcopy(qmodel)).eval()."
+        )
+    scale, zero_point = scale_and_zero_point(*quantizer.range_of(weight), quantizer.bits)
+    scales = (scale * factor.abs()).float()
+    # A scale is positive: a negative factor mirrors the levels instead.
+    mirrored = torch.where(factor < 0, 2**quantizer.bits - 1 - zero_point, zero_point)
+    return torch.where(scales < torch.finfo(torch.float32).tiny, 1.0, scales), mirrored
