@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -13,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.graph.graph import FLOAT_BITS
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.quantization.bits import Bits
 from ghnqat_sdk.quantization.calibrate import calibrate
+from ghnqat_sdk.quantization.convert import fake_quantized_layers
 from ghnqat_sdk.training.datasets import ImageSet, load_images
-from ghnqat_sdk.training.objective import prepare_network
+from ghnqat_sdk.training.objective import Network, prepare_network
 from ghnqat_sdk.training.spaces import Architecture
 
 Protocol = Literal["paper", "calibrated"]
@@ -90,6 +93,44 @@ def evaluate_graphs(
         ArgumentError: an unknown protocol, no architectures, images of another number of classes, or the calibrated
             protocol without batches.
     """
+    top1, top5 = [], []
+    for architecture in progress(architectures):
+        ((first, fifth),) = evaluate_architecture(
+            hypernetwork, architecture, images, [bits], protocol=protocol, calibration=calibration, device=device
+        )
+        top1.append(first)
+        top5.append(fifth)
+    if not top1:
+        raise ArgumentError("There are no architectures to evaluate. Pass at least one.")
+    return Evaluation(Statistic.of(top1), Statistic.of(top5))
+
+
+def evaluate_architecture(
+    hypernetwork: GraphHypernetwork,
+    architecture: Architecture,
+    images: ImageSet,
+    settings: Sequence[Bits],
+    *,
+    told: Bits | None = None,
+    protocol: Protocol = "paper",
+    calibration: Sequence[Tensor] | None = None,
+    device: torch.device | str = "cpu",
+) -> list[tuple[float, float]]:
+    """Top-1 and top-5 in percent of one architecture at each of several bit-widths; it is built and traced once.
+
+    Args:
+        hypernetwork: Predicts all parameters, the classifier's included.
+        architecture: Of the space.
+        images: What to classify.
+        settings: (weight, activation) for each result.
+        told: What the hypernetwork is told instead of each setting: (32, 32) for one trained in float only, whose
+            parameters for bit-widths mean nothing.
+        protocol, calibration, device: As in `evaluate_graphs`.
+
+    Raises:
+        ArgumentError: an unknown protocol, images of another number of classes, or the calibrated protocol without
+            batches.
+    """
     if protocol not in ("paper", "calibrated"):
         raise ArgumentError(f"protocol={protocol!r} is unknown. Write 'paper' or 'calibrated'.")
     if protocol == "calibrated" and not calibration:
@@ -99,32 +140,34 @@ def evaluate_graphs(
             f"The images are of {len(images.classes)} classes, the hypernetwork's networks tell "
             f"{hypernetwork.config.num_classes}. Give images of the classes that it was trained on."
         )
-    top1, top5 = [], []
-    for architecture in progress(architectures):
-        model = _predicted_model(hypernetwork, architecture, bits, device)
+    config = hypernetwork.config
+    network = prepare_network(architecture, settings[0], config.ranges, config.num_classes)
+    accuracies = []
+    for bits in settings:
+        model = _predicted_model(hypernetwork, network.at(bits), told or bits, device)
         if protocol == "calibrated":
             calibrate(model, [batch.to(device) for batch in calibration or ()])
-        first, fifth = _accuracies(model, images, device)
-        top1.append(first)
-        top5.append(fifth)
-    if not top1:
-        raise ArgumentError("There are no architectures to evaluate. Pass at least one.")
-    return Evaluation(Statistic.of(top1), Statistic.of(top5))
+        accuracies.append(_accuracies(model, images, device))
+    return accuracies
 
 
 @torch.no_grad()
 def _predicted_model(
-    hypernetwork: GraphHypernetwork, architecture: Architecture, bits: Bits, device: torch.device | str
+    hypernetwork: GraphHypernetwork, network: Network, told: Bits, device: torch.device | str
 ) -> nn.Module:
-    config = hypernetwork.config
-    network = prepare_network(architecture, bits, config.ranges, config.num_classes)
-    (predicted,) = hypernetwork([network.graph])
-    model = network.model.to_empty(device=device)
+    """A copy of the network's model with parameters of its own, predicted for `told`, its weights on their levels."""
+    (predicted,) = hypernetwork([network.graph.with_bits(told)])
+    model = copy.deepcopy(network.model).to_empty(device=device)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()
     model.load_state_dict(predicted, strict=False)
-    return model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=torch.channels_last)
+    for layer in fake_quantized_layers(model).values():
+        # Once instead of in every batch. Not copied into the old tensor: its layout may choose another kernel.
+        layer.weight.data = layer.weight_quantizer(layer.weight)
+        layer.weight_quantizer.bits = FLOAT_BITS
+    return model
 
 
 @torch.inference_mode()

@@ -3,9 +3,16 @@ import torch
 
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.parameters import apply_functionally
-from ghnqat_sdk.quantization.convert import to_fake_quantized
+from ghnqat_sdk.quantization.convert import fake_quantized_layers, to_fake_quantized
+from ghnqat_sdk.quantization.quantizers import FakeQuantizer
 from ghnqat_sdk.training.datasets import load_images
-from ghnqat_sdk.training.evaluate import Statistic, _predicted_model, calibration_batches, evaluate_graphs
+from ghnqat_sdk.training.evaluate import (
+    Statistic,
+    _predicted_model,
+    calibration_batches,
+    evaluate_architecture,
+    evaluate_graphs,
+)
 from ghnqat_sdk.training.objective import network_loss, prepare_network
 from ghnqat_sdk.training.spaces import ArchitectureSpace, sample_architecture
 
@@ -28,6 +35,26 @@ def test_evaluation_gives_one_figure_for_each_graph(small, data, protocol):
     assert result.as_dict()["top1"].keys() == {"mean", "sem", "max", "graphs"}
 
 
+@pytest.mark.parametrize("protocol", ["paper", "calibrated"])
+def test_several_bit_widths_at_once_give_the_figures_of_each_alone(small, data, protocol):
+    images, settings = load_images(data, "test").sample(64, 0), [(2, 2), (32, 32), (4, 8)]
+    architecture = next(a for a in map(ArchitectureSpace("val").__getitem__, range(20)) if a.macs < 2e6)
+    given = {"protocol": protocol, "calibration": calibration_batches(data, 0, 64)}
+    together = evaluate_architecture(small, architecture, images, settings, **given)
+    alone = [evaluate_graphs(small, [architecture], images, bits, **given) for bits in settings]
+    assert together == [(result.top1.mean, result.top5.mean) for result in alone]
+
+
+def test_a_hypernetwork_told_float_predicts_the_same_for_every_bit_width(small):
+    network = prepare_network(sample_architecture("val", 1), (4, 4), small.config.ranges, 10)
+    float_ = _predicted_model(small, network.at((32, 32)), (32, 32), "cpu")
+    quantized = _predicted_model(small, network.at((4, 4)), (32, 32), "cpu")
+    for name, layer in fake_quantized_layers(quantized).items():
+        predicted = float_.get_submodule(name).weight
+        rounded = FakeQuantizer(4, "weight", small.config.ranges)(predicted)
+        torch.testing.assert_close(layer.weight.data, rounded.data, rtol=0, atol=0)
+
+
 def test_functional_use_and_copied_parameters_give_the_same_logits(small):
     """Training and the SDK use a prediction in two ways; they agree."""
     architecture = sample_architecture("val", 1)
@@ -36,7 +63,7 @@ def test_functional_use_and_copied_parameters_give_the_same_logits(small):
     with torch.no_grad():
         (predicted,) = small([network.graph])
         functional = apply_functionally(network.model, predicted, images)
-        copied = _predicted_model(small, architecture, (4, 4), "cpu").eval()(images)
+        copied = _predicted_model(small, network, (4, 4), "cpu").eval()(images)
     torch.testing.assert_close(functional, copied, rtol=1e-4, atol=1e-4)
 
 

@@ -1,0 +1,107 @@
+"""benchmarks/table1.py: what is measured again after a kill, and what the page says of the figures."""
+
+import importlib
+import json
+import time
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+
+from ghnqat_sdk import save_pretrained
+
+ROOT = Path(__file__).resolve().parents[1]
+GRAPHS = {"id": 3, "deep": 1, "wide": 1, "bn-free": 2}
+
+
+@pytest.fixture
+def table1(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("table1")
+
+
+def line(table1, task, percent):
+    figures = dict.fromkeys(table1.BITS, percent)
+    return task._asdict() | {"top1": figures, "top5": figures}
+
+
+def done(result):
+    future = Future()
+    future.set_result(result)
+    return future
+
+
+def test_work_takes_turns_between_splits_and_weights(table1):
+    tasks = table1.plan(["a", "b"], GRAPHS, 64, 0)
+    assert len(set(tasks)) == len(tasks) == 2 * 2 * 7
+    assert [(task.split, task.graph, task.weights) for task in tasks[:10]] == [
+        ("id", 0, "a"), ("id", 0, "b"), ("deep", 0, "a"), ("deep", 0, "b"), ("wide", 0, "a"), ("wide", 0, "b"),
+        ("bn-free", 0, "a"), ("bn-free", 0, "b"), ("id", 1, "a"), ("id", 1, "b"),
+    ]  # fmt: skip
+    assert [task.protocol for task in tasks] == ["paper"] * 14 + ["calibrated"] * 14
+
+
+def test_a_line_cut_off_by_a_kill_is_measured_again_and_spoils_no_other(table1, tmp_path):
+    path = tmp_path / "results" / "table1.jsonl"
+    first, second, third = table1.plan(["a"], {"id": 3}, 64, 0, ["paper"])
+    assert table1.read(path) == {}
+    table1.append(path, line(table1, first, 10.0))
+    table1.append(path, line(table1, second, 20.0))
+    path.write_bytes(path.read_bytes()[:-9])
+    assert list(table1.read(path)) == [first]
+    table1.append(path, line(table1, third, 30.0))
+    table1.append(path, line(table1, second, 20.0))
+    assert table1.read(path) == {t: line(table1, t, p) for t, p in ((first, 10.0), (third, 30.0), (second, 20.0))}
+
+
+def test_no_new_work_is_taken_after_the_deadline(table1):
+    started = []
+
+    def start(task):
+        started.append(task)
+        return done({"task": task})
+
+    tasks = table1.plan(["a"], GRAPHS, 64, 0)
+    assert list(table1.work(tasks, start, 2, time.monotonic() - 1)) == started == []
+    assert [line["task"] for line in table1.work(tasks, start, 1, float("inf"))] == started == tasks
+
+
+def test_a_measured_line_is_found_by_its_task(table1, small, data, tmp_path):
+    weights = table1.Weights(save_pretrained(small, tmp_path), told=(32, 32))
+    task = table1.Task(weights.checksum, 64, 0, "paper", "id", 17)
+    measured = table1.measure(task, weights, str(data))
+    table1.append(tmp_path / "lines", measured)
+    assert table1.read(tmp_path / "lines") == {task: measured}
+    assert list(measured["top1"]) == list(table1.BITS)
+    assert all(0 <= measured["top1"][bits] <= measured["top5"][bits] <= 100 for bits in table1.BITS)
+
+
+def test_page_says_how_many_graphs_are_behind_a_cell_and_which_cells_pass_the_paper(table1):
+    tasks = [t for t in table1.plan(["a"], GRAPHS, 64, 0) if t.protocol == "paper" and t.split in ("id", "deep")]
+    lines = {t: line(table1, t, p) for t, p in zip(tasks, (50.0, 60.0, 54.0), strict=False)}
+    other = {t: line(table1, t, 99.0) for t in table1.plan(["b"], GRAPHS, 64, 0) + table1.plan(["a"], GRAPHS, 32, 0)}
+    summary = table1.summarise(lines | other, {"GHN-QAT": "a"}, GRAPHS, 64, 0)
+    page = table1.page(summary)
+    assert "| W4/A4 | GHN-QAT, paper | 52.5 ± 0.4; 65.7 | 50.3 ± 0.6; 63.7 |" in page
+    assert "| W4/A4 | GHN-QAT, ours | 52.0 ± 2.0; 54.0 (2 of 3 graphs) | 60.0 ± 0.0; 60.0 | – | – |" in page
+    assert (
+        "on the graphs measured so far, our mean top-1 is above that of the paper's GHN-QAT in 4 of 6 cells: " in page
+    )
+    assert "W4/A4 Deep, W4/A8 Deep, W2/A2 ID, W2/A2 Deep." in page
+    assert "calibrated protocol\n" not in page
+    assert "64 test images" in page and "first 3 / 1 / 1 / 2 of" in page and "--images 64 --graphs 3 1 1 2" in page
+
+
+def test_a_complete_table_names_its_baseline_and_both_protocols(table1):
+    lines = {t: line(table1, t, 1.0) for t in table1.plan(["a", "b"], GRAPHS, 64, 0)}
+    page = table1.page(table1.summarise(lines, {"GHN-QAT": "a", "GHN-Q": "b"}, GRAPHS, 64, 0))
+    assert "our mean top-1 is above that of the paper's GHN-QAT in 0 of 12 cells." in page
+    assert "graphs)" not in page and "so far" not in page and "calibrated protocol\n" in page
+    assert page.count("| GHN-Q, ours |") == 4 * len(table1.BITS)
+    assert "Our GHN-Q was trained in float" in page
+
+
+def test_the_page_follows_from_the_figures_beside_it(table1):
+    assert table1.PAGE.read_text(encoding="utf-8") == table1.page(
+        json.loads(table1.SUMMARY.read_text(encoding="utf-8"))
+    )
