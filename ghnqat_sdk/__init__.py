@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         TraceError,
         UncalibratedWarning,
     )
+    from ghnqat_sdk.graph.draw import draw_graph
     from ghnqat_sdk.graph.graph import ComputationGraph, Node, Parameter
     from ghnqat_sdk.graph.trace import trace
     from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
@@ -54,6 +55,7 @@ __all__ = [
     "UncalibratedWarning",
     "__version__",
     "calibrate",
+    "draw_graph",
     "fix_steps",
     "learn_steps",
     "load_pretrained",
@@ -86,6 +88,7 @@ _HOMES = {
     "TraceError": "errors",
     "UncalibratedWarning": "errors",
     "calibrate": "quantization.calibrate",
+    "draw_graph": "graph.draw",
     "fix_steps": "quantization.convert",
     "learn_steps": "quantization.convert",
     "load_pretrained": "hypernetwork.pretrained",
