@@ -348,7 +348,7 @@ WORDS = (
     "--classes", "10", "0", "-5", "--input", "2,3,32,32", "1,1", "-1,3,8,8", "--json", "--output", "--checkpoint",
     "{small}", "nowhere", "--data", "--graphs", "1", "--images", "--split", "id", "--protocol", "calibrated", "--seed",
     "--revision", "main", "--set", "steps=0", "pool=-1", "meta_batch=nan", "=", "--recipe", "ghn-q", "--config",
-    "--initial", "--resume", "--threads", "--help", "", "é",
+    "--initial", "--picture", "graph.svg", "--plot", "--ends", "8", "--resume", "--threads", "--help", "", "é",
 )  # fmt: skip
 
 
