@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         TraceError,
         UncalibratedWarning,
     )
+    from ghnqat_sdk.graph.draw import draw_graph
     from ghnqat_sdk.graph.graph import ComputationGraph, Node, Parameter
     from ghnqat_sdk.graph.trace import trace
     from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
@@ -58,6 +59,7 @@ __all__ = [
     "UncalibratedWarning",
     "__version__",
     "calibrate",
+    "draw_graph",
     "export_onnx",
     "fix_steps",
     "learn_steps",
@@ -93,6 +95,7 @@ _HOMES = {
     "TraceError": "errors",
     "UncalibratedWarning": "errors",
     "calibrate": "quantization.calibrate",
+    "draw_graph": "graph.draw",
     "export_onnx": "quantization.export",
     "fix_steps": "quantization.convert",
     "learn_steps": "quantization.convert",

@@ -7,12 +7,19 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ghnqat_sdk.console import add_json_flag, progress_bar, run_command
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.version import __version__
+
+if TYPE_CHECKING:
+    from ghnqat_sdk.graph.graph import ComputationGraph
+    from ghnqat_sdk.graph.trace import Call
+    from ghnqat_sdk.parameters import PredictionReport
+    from ghnqat_sdk.quantization.report import QuantizationReport
 
 SPLITS = ("id", "deep", "wide", "bn-free", "val")
 
@@ -42,12 +49,20 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", metavar="N,C,H,W", help="shape of an example input, where it cannot be guessed")
 
 
-def _add_hypernetwork(parser: argparse.ArgumentParser) -> None:
+def _add_hypernetwork(parser: argparse.ArgumentParser, bits: str | None = "4,4") -> None:
     parser.add_argument(
         "--checkpoint", default="default", help="hypernetwork: 'default', a folder or a Hub repo id (default: default)"
     )
     parser.add_argument("--revision", help="branch, tag or commit of a Hub repo")
-    parser.add_argument("--bits", default="4,4", metavar="W,A", help="2 to 8 bits, or 32 for float (default: 4,4)")
+    parser.add_argument(
+        "--bits", default=bits, metavar="W,A", help=f"2 to 8 bits, or 32 for float (default: {bits or 'no prediction'})"
+    )
+
+
+def _add_ends(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ends", type=int, metavar="BITS", help="bits of the first and the last layers (default: --bits)"
+    )
 
 
 def _add_predict(commands: Any) -> None:
@@ -57,9 +72,7 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument(
         "--head", choices=("auto", "predict", "keep"), default="auto", help="what happens to classifiers"
     )
-    predict.add_argument(
-        "--ends", type=int, metavar="BITS", help="bits of the first and the last layers (default: --bits)"
-    )
+    _add_ends(predict)
     predict.add_argument("--output", help="write the predicted state_dict to this safetensors file")
     add_json_flag(predict)
     predict.set_defaults(handler=_predict)
@@ -80,36 +93,48 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _add_inspect(commands: Any) -> None:
-    inspect = commands.add_parser("inspect", help="show a model's computation graph")
+    inspect = commands.add_parser("inspect", help="show a model's computation graph, and what its quantization costs")
     _add_model(inspect)
+    inspect.add_argument("--picture", metavar="FILE", help="draw the graph into this .png, .svg or .pdf")
+    _add_hypernetwork(inspect, bits=None)
+    _add_ends(inspect)
+    inspect.add_argument("--data", help="with --bits: measure on images of this folder (default: on random numbers)")
+    inspect.add_argument("--plot", metavar="FILE", help="with --bits: draw the costs into this image")
     add_json_flag(inspect)
     inspect.set_defaults(handler=_inspect)
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from ghnqat_sdk.api import predict_quantized_params, prediction_report
+    from ghnqat_sdk.api import prediction_report
     from ghnqat_sdk.quantization.bits import parse_bits_text
 
-    bits = parse_bits_text(options.bits)
-    qmodel = predict_quantized_params(
-        _model(options),
-        bits,
-        hypernetwork=options.checkpoint,
-        revision=options.revision,
-        example_inputs=_example(options),
-        head=options.head,
-        ends=options.ends,
-        inplace=True,
-    )
+    qmodel = _predicted(options, _model(options), head=options.head)
     report = prediction_report(qmodel)
     if options.output:
         _save_state(qmodel, Path(options.output))
     if options.json:
-        print(json.dumps({"bits": bits, **vars(report)}))
+        print(json.dumps({"bits": parse_bits_text(options.bits), **vars(report)}))
     else:
         print(report)
         if options.output:
             print(f"saved to {options.output}")
+
+
+def _predicted(options: argparse.Namespace, model: Any, head: Any = "auto") -> Any:
+    """The model itself, with predicted parameters."""
+    from ghnqat_sdk.api import predict_quantized_params
+    from ghnqat_sdk.quantization.bits import parse_bits_text
+
+    return predict_quantized_params(
+        model,
+        parse_bits_text(options.bits),
+        hypernetwork=options.checkpoint,
+        revision=options.revision,
+        example_inputs=_example(options),
+        head=head,
+        ends=options.ends,
+        inplace=True,
+    )
 
 
 def _save_state(qmodel: Any, path: Path) -> None:
@@ -168,18 +193,112 @@ def _write(path: Path, text: str) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from ghnqat_sdk.graph.trace import trace
+    from ghnqat_sdk.graph.draw import draw_graph
+    from ghnqat_sdk.graph.trace import trace_with_call
 
-    graph = trace(_model(options), _example(options))
+    _check_inspect(options)
+    model = _model(options)
+    graph, call = trace_with_call(model, _example(options))
+    measured = None
+    if options.bits is not None:
+        graph, measured = _measure(options, model, graph, call)
+    if options.picture is not None:
+        draw_graph(graph, options.picture)
+    if measured is not None and options.plot is not None:
+        measured.report.plot(options.plot)
     if options.json:
-        nodes = [{name: getattr(node, name) for name in ("op", "module", "kernel", "stride", "dilation", "groups")}
-                 | {"parameters": {p.name: p.shape for p in node.parameters}} for node in graph.nodes]  # fmt: skip
-        print(json.dumps({"nodes": nodes, "edges": graph.edges, "unreached": dict(graph.unreached)}))
+        print(json.dumps(_graph_facts(graph) | (measured.facts() if measured else {})))
         return
+    _print_graph(graph)
+    if measured is not None:
+        print(f"\n{measured.prediction}\nmeasured on {measured.batch}\n\n{measured.report}")
+    for file in (options.picture, options.plot):
+        if file is not None:
+            print(f"drawn into {file}")
+
+
+def _check_inspect(options: argparse.Namespace) -> None:
+    """Options that say something about a prediction need one."""
+    asked = {"ends": None, "revision": None, "data": None, "plot": None, "checkpoint": "default"}
+    given = [name for name, default in asked.items() if getattr(options, name) != default]
+    if options.bits is None and given:
+        raise ArgumentError(f"--{given[0]} needs a prediction. Add --bits 4,4")
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A prediction's report, and the costs of its quantization on a batch, in words."""
+
+    prediction: PredictionReport
+    report: QuantizationReport
+    batch: str
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "prediction": vars(self.prediction),
+            "batch": self.batch,
+            "quantization": json.loads(self.report.to_json()),
+        }
+
+
+def _measure(
+    options: argparse.Namespace, model: Any, graph: ComputationGraph, call: Call
+) -> tuple[ComputationGraph, _Measured]:
+    """The graph with the bits of each layer, and what they cost; `model` becomes the predicted one."""
+    from ghnqat_sdk.api import prediction_report
+    from ghnqat_sdk.graph.graph import FLOAT_BITS
+    from ghnqat_sdk.graph.trace import random_like
+    from ghnqat_sdk.quantization.bits import tell_bits
+    from ghnqat_sdk.quantization.convert import fake_quantized_layers
+    from ghnqat_sdk.quantization.report import quantization_report
+
+    qmodel = _predicted(options, model)
+    layers = fake_quantized_layers(qmodel)
+    bits = {name: (layer.weight_quantizer.bits, layer.input_quantizer.bits) for name, layer in layers.items()}
+    if options.data is not None:
+        batch, words = _calibrated_on(options, qmodel, call)
+    else:
+        args, kwargs = random_like(call)
+        batch = kwargs or args
+        shapes = ", ".join("×".join(map(str, x.shape)) for x in args if hasattr(x, "shape"))
+        words = f"random numbers {shapes} (seed 0), not calibrated; --data measures on images"
+    measured = _Measured(prediction_report(qmodel), quantization_report(qmodel, batch), words)
+    return tell_bits(graph, bits, (FLOAT_BITS, FLOAT_BITS)), measured
+
+
+def _calibrated_on(options: argparse.Namespace, qmodel: Any, call: Call) -> tuple[Any, str]:
+    """Validation images of the folder, of the size that --input says, after calibration on training images."""
+    from ghnqat_sdk.quantization.calibrate import calibrate
+    from ghnqat_sdk.training.datasets import load_images
+
+    size = 32 if options.input is None else call[0][0].shape[-1]
+    train, validation = (load_images(options.data, split, size) for split in ("train", "val"))
+    calibration = train.sample(512, seed=0)
+    calibrate(qmodel, calibration.batches(64))
+    ((images, _),) = validation.sample(64, seed=0).batches(64)
+    words = f"{len(images)} validation images {size}×{size} of {options.data}, calibrated on {len(calibration)} others"
+    return images, words
+
+
+def _graph_facts(graph: ComputationGraph) -> dict[str, Any]:
+    names = ("op", "module", "kernel", "stride", "dilation", "groups", "bits")
+    nodes = [
+        {name: getattr(node, name) for name in names} | {"parameters": {p.name: p.shape for p in node.parameters}}
+        for node in graph.nodes
+    ]
+    return {"nodes": nodes, "edges": graph.edges, "unreached": dict(graph.unreached)}
+
+
+def _print_graph(graph: ComputationGraph) -> None:
+    sources: list[list[int]] = [[] for _ in graph.nodes]
+    for source, target in graph.edges:
+        sources[target].append(source)
+    read = [",".join(map(str, each)) for each in sources]
+    width = min(24, max((len(text) for text in read), default=0))
     for index, node in enumerate(graph.nodes):
-        sources = ",".join(str(s) for s, t in graph.edges if t == index)
         shapes = "  ".join(f"{p.name} {'×'.join(map(str, p.shape))}" for p in node.parameters)
-        print(f"{index:4}  {node.op:16} ← {sources:12} {shapes}")
+        print(f"{index:4}  {node.op:16} ← {read[index]:{width}}  {shapes}".rstrip())
     counts = ", ".join(f"{count} {op}" for op, count in Counter(node.op for node in graph.nodes).most_common())
     print(f"{len(graph)} nodes ({counts}), {len(graph.edges)} edges, {len(graph.parameters)} parameters")
     for name, reason in graph.unreached.items():

@@ -1,11 +1,18 @@
 import json
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from ghnqat_sdk.api import predict_quantized_params
 from ghnqat_sdk.cli import main
+from ghnqat_sdk.graph.draw import draw_graph
+from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.hypernetwork.pretrained import save_pretrained
+from ghnqat_sdk.quantization.report import quantization_report
 from ghnqat_sdk.training.cli import main as train
+from ghnqat_sdk.training.datasets import load_images
+from ghnqat_sdk.training.spaces import ArchitectureSpace
 from ghnqat_sdk.version import __version__
 
 
@@ -33,6 +40,61 @@ def test_inspect_as_json_is_the_graph(capsys):
     graph = json.loads(capsys.readouterr().out)
     assert graph["nodes"][0]["op"] == "input"
     assert graph["unreached"] == {}
+
+
+def test_inspect_shows_what_each_node_reads(capsys, tmp_path, monkeypatch):
+    (tmp_path / "branching.py").write_text(
+        "from torch import nn\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.conv = nn.Conv2d(3, 3, 1, bias=False)\n"
+        "    def forward(self, x):\n        return x + self.conv(x)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["inspect", "branching:Net"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "   0  input            ←",
+        "   1  classifier       ← 0    conv.weight 3×3×1×1",
+        "   2  sum              ← 0,1",
+        "   3  output           ← 2",
+        "4 nodes (1 input, 1 classifier, 1 sum, 1 output), 4 edges, 1 parameters",
+    ]
+
+
+def test_inspect_draws_the_graph(capsys, tmp_path):
+    pictures = [tmp_path / "graph.svg", tmp_path / "expected.svg"]
+    assert main(["inspect", "id/3", "--picture", str(pictures[0])]) == 0
+    assert f"drawn into {pictures[0]}" in capsys.readouterr().out
+    draw_graph(trace(ArchitectureSpace("id")[3].build(10)), pictures[1])
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+
+
+def test_inspect_measures_bits_on_random_numbers(capsys, tmp_path, checkpoint, small):
+    files = [str(tmp_path / name) for name in ("graph.svg", "report.png")]
+    common = ["inspect", "id/3", "--bits", "2,4", "--ends", "8", "--checkpoint", checkpoint, "--input", "2,3,32,32"]
+    assert main([*common, "--picture", files[0], "--plot", files[1], "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    model = ArchitectureSpace("id")[3].build(10)
+    qmodel = predict_quantized_params(model, (2, 4), ends=8, hypernetwork=small)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert facts["quantization"] == json.loads(quantization_report(qmodel, images).to_json())
+    assert sorted(facts["prediction"]["predicted"]) == sorted(name for name, _ in model.named_parameters())
+    assert facts["batch"].startswith("random numbers 2×3×32×32")
+    bits = [node["bits"] for node in facts["nodes"] if node["op"] in ("conv", "classifier")]
+    assert (bits[0], bits[1], bits[-1]) == ([8, 8], [2, 4], [8, 8])
+    assert "W2/A4" in (tmp_path / "graph.svg").read_text()
+    assert (tmp_path / "report.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_inspect_measures_bits_on_images_after_calibration(capsys, checkpoint, small, data):
+    assert main(["inspect", "id/3", "--bits", "4,4", "--checkpoint", checkpoint, "--data", str(data)]) == 0
+    printed = capsys.readouterr().out
+    calibration = load_images(data, "train").sample(512, seed=0)
+    qmodel = predict_quantized_params(
+        ArchitectureSpace("id")[3].build(10), (4, 4), hypernetwork=small, calibration=calibration.batches(64)
+    )
+    ((images, _),) = load_images(data, "val").sample(64, seed=0).batches(64)
+    assert printed.endswith(f"{quantization_report(qmodel, images)}\n")
+    assert f"measured on 20 validation images 32×32 of {data}, calibrated on 180 others" in printed
+    assert "nodes (" in printed
 
 
 def test_predict_reports_and_saves(capsys, tmp_path, checkpoint):
@@ -79,6 +141,14 @@ def test_evaluate_writes_means_errors_and_maxima(capsys, tmp_path, checkpoint, d
         ["predict", "resnet18", "--bits", "4"],
         ["predict", "resnet18", "--checkpoint", "/no/such/folder"],
         ["inspect", "resnet18", "--input", "a,b"],
+        ["inspect", "id/3", "--picture", "graph.gif"],
+        ["inspect", "id/3", "--bits", "4"],
+        ["inspect", "id/3", "--plot", "report.png"],
+        ["inspect", "id/3", "--data", "/no/such/folder"],
+        ["inspect", "id/3", "--ends", "8"],
+        ["inspect", "id/3", "--checkpoint", "/no/such/folder"],
+        ["inspect", "id/3", "--bits", "4,4", "--data", "/no/such/folder"],
+        ["inspect", "id/3", "--bits", "4,4", "--input", "1,3,1,1"],
         ["evaluate", "--data", "/no/such/folder"],
         ["evaluate", "--data", "/no/such/folder", "--graphs", "0"],
     ],

@@ -263,6 +263,17 @@ def test_trace(name, example):
         assert sorted([*graph.parameters, *graph.unreached]) == sorted(floating)
 
 
+@cases(60)
+@given(mostly("graph", "graph"), mostly("graph.svg", "graph.gif", "no/graph.svg"))
+def test_draw_graph(tmp_path_factory, diamond, graph, path):
+    folder = tmp_path_factory.mktemp("x")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        check(gq.draw_graph, diamond if isinstance(graph, str) and graph == "graph" else graph, path)
+    written = [file.name for file in folder.iterdir()]
+    assert written == ["graph.svg"] * (graph == "graph" and path == "graph.svg")
+
+
 @cases(300)
 @given(st.sampled_from(["classifier", "sharing", "linear", "two inputs"]), mostly(*named(BATCHES)))
 def test_calibrate(small, name, batches):
@@ -337,7 +348,7 @@ WORDS = (
     "--classes", "10", "0", "-5", "--input", "2,3,32,32", "1,1", "-1,3,8,8", "--json", "--output", "--checkpoint",
     "{small}", "nowhere", "--data", "--graphs", "1", "--images", "--split", "id", "--protocol", "calibrated", "--seed",
     "--revision", "main", "--set", "steps=0", "pool=-1", "meta_batch=nan", "=", "--recipe", "ghn-q", "--config",
-    "--initial", "--resume", "--threads", "--help", "", "é",
+    "--initial", "--picture", "graph.svg", "--plot", "--ends", "8", "--resume", "--threads", "--help", "", "é",
 )  # fmt: skip
 
 

@@ -20,6 +20,9 @@ _SIZES = (224, 32, 28, 299, 64, 96, 128, 160, 192, 240, 256, 288, 320, 384, 448,
 
 _COLOURS = 3
 
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a model."""
+
 _SPATIAL_DIMS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 
 
@@ -44,6 +47,11 @@ def trace(model: nn.Module, example_inputs: Any = None) -> ComputationGraph:
         >>> [node.op for node in trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())).nodes]
         ['input', 'conv', 'bias', 'relu', 'output']
     """
+    return trace_with_call(model, example_inputs)[0]
+
+
+def trace_with_call(model: nn.Module, example_inputs: Any = None) -> tuple[ComputationGraph, Call]:
+    """As `trace`, with the arguments of the run that was recorded: tensors on the meta device, or random numbers."""
     _refuse(model)
     candidates = [_as_call(example_inputs)] if example_inputs is not None else list(_guesses(model))
     stand_ins = _stand_ins(model)
@@ -52,7 +60,7 @@ def trace(model: nn.Module, example_inputs: Any = None) -> ComputationGraph:
         for index, call in enumerate(candidates):
             try:
                 on_meta = _map_tensors(call, meta_like)
-                return _run(model, *on_meta, stand_ins=stand_ins, training=training)
+                return _run(model, *on_meta, stand_ins=stand_ins, training=training), on_meta
             except Exception as error:  # whatever the user's forward raises
                 failures.append(error)
                 if _reads_values(error):
@@ -77,13 +85,13 @@ def _refuse(model: Any) -> None:
         )
 
 
-def _as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _as_call(example_inputs: Any) -> Call:
     if isinstance(example_inputs, dict):
         return (), example_inputs
     return (tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)), {}
 
 
-def _guesses(model: nn.Module) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+def _guesses(model: nn.Module) -> Iterator[Call]:
     """Calls with one image, or one feature vector where the first layer is linear; batches of two for batch norm."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     first = next((m for m in model.modules() if isinstance(m, (*_SPATIAL_DIMS, nn.Linear))), None)
@@ -96,12 +104,13 @@ def _guesses(model: nn.Module) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]
             yield (torch.empty(2, channels, *(size,) * dims, dtype=dtype, device="meta"),), {}
 
 
-def _trace_on_numbers(model: nn.Module, example_inputs: Any, candidates: list[Any]) -> ComputationGraph:
+def _trace_on_numbers(model: nn.Module, example_inputs: Any, candidates: list[Call]) -> tuple[ComputationGraph, Call]:
     """The graph of the first of `candidates` that a copy of the model can be run on, with random numbers."""
     twin, failures = copy.deepcopy(model).cpu(), []
     for call in candidates:
         try:
-            return _run(twin, *_map_tensors(call, _to_numbers), stand_ins={}, training=True)
+            numbers = random_like(call)
+            return _run(twin, *numbers, stand_ins={}, training=True), numbers
         except Exception as error:  # as above
             failures.append(error)
     raise _explain(model, example_inputs, failures[0]) from failures[0]
@@ -159,6 +168,11 @@ def _unchanged(model: nn.Module, training: bool, recorder: Recorder) -> Iterator
         after.remove()
         for module, mode in modes:
             module.training = mode
+
+
+def random_like(call: Call) -> Call:
+    """Arguments of the same shapes and types: floating-point tensors are normal, the same in every call, others 0."""
+    return _map_tensors(call, _to_numbers)
 
 
 def _to_numbers(tensor: Tensor) -> Tensor:
