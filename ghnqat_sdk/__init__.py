@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, push_to_hub, save_pretrained
     from ghnqat_sdk.parameters import PredictionReport
     from ghnqat_sdk.quantization.calibrate import CalibrationReport, calibrate
-    from ghnqat_sdk.quantization.convert import fix_steps, learn_steps, to_float
+    from ghnqat_sdk.quantization.convert import from_float, to_float
     from ghnqat_sdk.quantization.export import OnnxReport, export_onnx
+    from ghnqat_sdk.quantization.pt2e import pt2e_quantizer
+    from ghnqat_sdk.quantization.qat import dampening, fix_steps, freeze_batch_norm, learn_steps
     from ghnqat_sdk.quantization.report import QuantizationReport, quantization_report
     from ghnqat_sdk.quantization.store import load_quantized, save_quantized
     from ghnqat_sdk.suggest import BitsSuggestion, suggest_bits
@@ -59,14 +61,18 @@ __all__ = [
     "UncalibratedWarning",
     "__version__",
     "calibrate",
+    "dampening",
     "draw_graph",
     "export_onnx",
     "fix_steps",
+    "freeze_batch_norm",
+    "from_float",
     "learn_steps",
     "load_pretrained",
     "load_quantized",
     "predict_quantized_params",
     "prediction_report",
+    "pt2e_quantizer",
     "push_to_hub",
     "quantization_report",
     "save_pretrained",
@@ -95,14 +101,18 @@ _HOMES = {
     "TraceError": "errors",
     "UncalibratedWarning": "errors",
     "calibrate": "quantization.calibrate",
+    "dampening": "quantization.qat",
     "draw_graph": "graph.draw",
     "export_onnx": "quantization.export",
-    "fix_steps": "quantization.convert",
-    "learn_steps": "quantization.convert",
+    "fix_steps": "quantization.qat",
+    "freeze_batch_norm": "quantization.qat",
+    "from_float": "quantization.convert",
+    "learn_steps": "quantization.qat",
     "load_pretrained": "hypernetwork.pretrained",
     "load_quantized": "quantization.store",
     "predict_quantized_params": "api",
     "prediction_report": "api",
+    "pt2e_quantizer": "quantization.pt2e",
     "push_to_hub": "hypernetwork.pretrained",
     "quantization_report": "quantization.report",
     "save_pretrained": "hypernetwork.pretrained",

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghnqat_sdk.errors import ArgumentError, UncalibratedWarning
 from ghnqat_sdk.graph.graph import FLOAT_BITS
-from ghnqat_sdk.quantization.bits import Bits
-from ghnqat_sdk.quantization.quantizers import ClippedRanges, FakeQuantizer, LearnedStepQuantizer, MinMaxRanges
+from ghnqat_sdk.quantization.bits import Bits, resolve_bits
+from ghnqat_sdk.quantization.quantizers import ClippedRanges, FakeQuantizer, MinMaxRanges
 
 
 @dataclass
@@ -25,17 +27,19 @@ class QuantizationState:
         bits: Resolved (weight, activation) bits by module name.
         unquantized: Layers with a weight that are left in float, name to reason.
         calibrated: Whether evaluation uses stored statistics and ranges instead of those of the batch.
+        frozen_norms: Whether training uses the stored statistics as well.
         warn: Whether an uncalibrated evaluation still has to be pointed out.
     """
 
     bits: dict[str, Bits] = field(default_factory=dict)
     unquantized: dict[str, str] = field(default_factory=dict)
     calibrated: bool = False
+    frozen_norms: bool = False
     warn: bool = True
 
     def check_calibrated(self) -> bool:
         """Whether to use stored statistics; says once that they are missing."""
-        if not self.calibrated and self.warn:
+        if not self.calibrated and self.warn and not torch.compiler.is_compiling():
             self.warn = False
             warnings.warn(
                 "This fake-quantized model is evaluated before calibration: batch norm uses the statistics of each "
@@ -133,6 +137,11 @@ class _CalibratedBatchNorm:
     quantization: QuantizationState
 
     def forward(self: Any, input: Tensor) -> Tensor:
+        if self.training and self.quantization.frozen_norms and self.running_mean is not None:
+            self._check_input_dim(input)
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
         if self.training or self.quantization.check_calibrated():
             return super().forward(input)  # type: ignore[misc]
         self._check_input_dim(input)
@@ -157,6 +166,10 @@ class CalibratedBatchNorm3d(_CalibratedBatchNorm, nn.BatchNorm3d):
     """`nn.BatchNorm3d` that uses batch statistics until calibration."""
 
 
+class CalibratedSyncBatchNorm(_CalibratedBatchNorm, nn.SyncBatchNorm):
+    """`nn.SyncBatchNorm` that evaluates with its process's batch statistics until calibration."""
+
+
 LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv1d: FakeQuantizedConv1d,
     nn.Conv2d: FakeQuantizedConv2d,
@@ -170,6 +183,7 @@ NORMS: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: CalibratedBatchNorm1d,
     nn.BatchNorm2d: CalibratedBatchNorm2d,
     nn.BatchNorm3d: CalibratedBatchNorm3d,
+    nn.SyncBatchNorm: CalibratedSyncBatchNorm,
 }
 _FLOAT = {quantized: original for original, quantized in (LAYERS | NORMS).items()}
 
@@ -252,52 +266,38 @@ def to_fake_quantized(
     return state
 
 
-def learn_steps(qmodel: nn.Module) -> list[nn.Parameter]:
-    """Make the quantization steps of a calibrated model trainable, in place (LSQ, Esser et al. 2020).
+def from_float(
+    model: nn.Module, bits: Any = (4, 4), *, ranges: MinMaxRanges | ClippedRanges | None = None
+) -> nn.Module:
+    """A fake-quantized copy of a float model with its own weights: QAT from what you have, without a prediction.
 
-    Activations start from their calibrated ranges, weights from those of their values. The `state_dict` gains a
-    `log_scale` for each quantizer; `fix_steps` takes them away again.
+    `to_float` leads back. Batch norm uses batch statistics until `calibrate`, as in a predicted model.
 
-    Returns:
-        The new parameters, for an optimizer.
+    Args:
+        model: With torch's own layers; stays as it is.
+        bits: As in `predict_quantized_params`: a (weight, activation) pair, or a mapping from patterns of layer names
+            to pairs.
+        ranges: How ranges follow from tensors; by default those of the weights that ship.
 
     Raises:
-        ArgumentError: the model is not fake-quantized, or not calibrated.
+        ArgumentError: no float model, bits that are none, or a model that cannot be copied.
     """
-    layers = fake_quantized_layers(qmodel) if isinstance(qmodel, nn.Module) else {}
-    if not layers or not next(iter(layers.values())).quantization.calibrated:
+    require_module(model, "from_float(model)")
+    layers = quantizable_layers(model)
+    if fake_quantized_layers(model) or not layers:
         raise ArgumentError(
-            f"learn_steps needs a calibrated model; this {type(qmodel).__name__} is not. Write "
-            f"qmodel = predict_quantized_params(model, calibration=batches) first."
+            f"from_float needs a float model with convolutions or linear layers; this {type(model).__name__} "
+            f"{'has none' if not fake_quantized_layers(model) else 'is fake-quantized already'}."
         )
-    steps: list[nn.Parameter] = []
-    for layer in layers.values():
-        for name, tensor in (("weight_quantizer", layer.weight), ("input_quantizer", None)):
-            quantizer = getattr(layer, name)
-            known = tensor is not None or quantizer.frozen_range is not None
-            if quantizer.bits == FLOAT_BITS or isinstance(quantizer, LearnedStepQuantizer) or not known:
-                continue
-            low, high = (float(end) for end in quantizer.range_of(tensor))
-            learned = LearnedStepQuantizer(quantizer, low, high).to(layer.weight.device)
-            setattr(layer, name, learned)
-            steps.append(learned.log_scale)
-    return steps
-
-
-def fix_steps(qmodel: nn.Module) -> nn.Module:
-    """Undo `learn_steps` in place: every learned step becomes a fixed range, and the `state_dict` the float model's.
-
-    Raises:
-        ArgumentError: `qmodel` is no nn.Module.
-    """
-    _require_module(qmodel, "fix_steps(qmodel)")
-    for layer in fake_quantized_layers(qmodel).values():
-        for name in ("weight_quantizer", "input_quantizer"):
-            learned = getattr(layer, name)
-            if isinstance(learned, LearnedStepQuantizer):
-                fixed = FakeQuantizer(learned.bits, learned.kind, learned.ranges)
-                fixed.freeze(*learned.range_of(layer.weight))
-                setattr(layer, name, fixed)
+    resolved = resolve_bits(bits, list(layers))
+    try:
+        qmodel = copy.deepcopy(model)
+    except Exception as error:  # whatever the user's __deepcopy__ raises
+        raise ArgumentError(
+            f"This {type(model).__name__} cannot be copied: {type(error).__name__}: {error}. Detach tensors that "
+            f"require a gradient before."
+        ) from error
+    to_fake_quantized(qmodel, resolved, ranges or ClippedRanges())
     return qmodel
 
 
@@ -307,7 +307,7 @@ def to_float(model: nn.Module) -> nn.Module:
     Raises:
         ArgumentError: `model` is no nn.Module.
     """
-    _require_module(model, "to_float(qmodel)")
+    require_module(model, "to_float(qmodel)")
     for module in model.modules():
         if type(module) in _FLOAT:
             module.__class__ = _FLOAT[type(module)]
@@ -317,6 +317,7 @@ def to_float(model: nn.Module) -> nn.Module:
     return model
 
 
-def _require_module(model: Any, call: str) -> None:
+def require_module(model: Any, call: str) -> None:
+    """Raises an ArgumentError that says to write `call`, unless `model` is an nn.Module."""
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; expected an nn.Module. Write {call}.")

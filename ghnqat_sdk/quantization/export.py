@@ -17,8 +17,9 @@ from ghnqat_sdk.errors import ArgumentError, CheckpointError, ExportError
 from ghnqat_sdk.files import write_atomically
 from ghnqat_sdk.graph.graph import FLOAT_BITS
 from ghnqat_sdk.graph.recorder import tensors_in
-from ghnqat_sdk.quantization.convert import NORMS, evaluating, fix_steps, require_fake_quantized_layers, to_float
+from ghnqat_sdk.quantization.convert import NORMS, evaluating, require_fake_quantized_layers, to_float
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
+from ghnqat_sdk.quantization.qat import fix_steps
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
 
 _OPSET = 21  # the first with 4-bit integers
@@ -160,7 +161,9 @@ def _arguments(batch: Any) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
 def _run(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> list[Tensor]:
     parameter = next(model.parameters())
     try:
-        output = model(*(x.to(parameter.device) for x in args), **{n: x.to(parameter.device) for n, x in kwargs.items()})
+        output = model(
+            *(x.to(parameter.device) for x in args), **{n: x.to(parameter.device) for n, x in kwargs.items()}
+        )
     except Exception as error:  # whatever the user's forward raises
         raise ArgumentError(
             f"The model could not be run on this batch: {type(error).__name__}: {error}. Pass a tensor, a tuple of "
@@ -213,7 +216,8 @@ class _StoredWeight(nn.Module):
 
     def __init__(self, weight: Tensor, quantizer: FakeQuantizer) -> None:
         super().__init__()
-        scale, zero_point = scale_and_zero_point(*quantizer.range_of(weight), quantizer.bits)
+        low, high = quantizer.range_of(weight)
+        scale, zero_point = scale_and_zero_point(low, high, quantizer.bits)
         levels = torch.round(weight.detach().float() * (1.0 / scale)) + zero_point
         self.register_buffer("levels", levels.clamp(0, 2**quantizer.bits - 1).to(torch.uint8))
         self.register_buffer("scale", scale.repeat(len(weight)))
@@ -239,7 +243,8 @@ def _with_onnx_quantizers(qmodel: nn.Module) -> nn.Module:
                     f"The input of {name!r} has no range: no image reached it while calibrating. Calibrate with images "
                     f"that do, or predict with bits={{{name!r}: (4, 32), '*': (4, 4)}}."
                 )
-            layer.input_quantizer = _QuantizedInput(*layer.input_quantizer.frozen_range, layer.input_quantizer.bits)
+            low, high = layer.input_quantizer.frozen_range
+            layer.input_quantizer = _QuantizedInput(low, high, layer.input_quantizer.bits)
     return qmodel
 
 
@@ -395,8 +400,9 @@ def _set_biases_apart(model: Any, packed: bool) -> set[str]:
 
     def input_bits(name: str) -> int:
         levels = makers.get(makers[name].input[0]) if name in makers and makers[name].input else None
-        clipped = levels is not None and levels.op_type == "Clip" and makers[name].op_type == "DequantizeLinear"
-        return int(numpy_helper.to_array(values[levels.input[2]])).bit_length() if clipped else 8
+        if levels is None or levels.op_type != "Clip" or makers[name].op_type != "DequantizeLinear":
+            return 8
+        return int(numpy_helper.to_array(values[levels.input[2]])).bit_length()
 
     apart, nodes = set(), []
     for node in graph.node:
@@ -430,10 +436,19 @@ def _pack(model: Any, apart: set[str]) -> None:
         highest = max(numpy_helper.to_array(tensor).max() for tensor in (levels, zero_point))
         if highest > 15:
             continue
-        kind = TensorProto.UINT2 if highest < 4 and node.output[0] in apart else TensorProto.UINT4
+        width = 2 if highest < 4 and node.output[0] in apart else 4
+        kind = TensorProto.UINT2 if width == 2 else TensorProto.UINT4
         for tensor in (levels, zero_point):
-            whole = numpy_helper.to_array(tensor)
-            tensor.CopyFrom(helper.make_tensor(tensor.name, kind, whole.shape, whole.flatten().tolist()))
+            whole = torch.from_numpy(numpy_helper.to_array(tensor).copy())
+            raw = _packed_bytes(whole.flatten(), width)
+            tensor.CopyFrom(helper.make_tensor(tensor.name, kind, whole.shape, raw, raw=True))
+
+
+def _packed_bytes(levels: Tensor, width: int) -> bytes:
+    """uint8 levels (N,), several to a byte, the first in its lowest bits."""
+    each = 8 // width
+    rows = torch.nn.functional.pad(levels, (0, -len(levels) % each)).view(-1, each)
+    return (rows << torch.arange(0, 8, width, dtype=torch.uint8)).sum(1, dtype=torch.uint8).numpy().tobytes()
 
 
 def _drop_unused(model: Any) -> None:

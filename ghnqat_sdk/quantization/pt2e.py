@@ -12,6 +12,7 @@ from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.graph import FLOAT_BITS
 from ghnqat_sdk.quantization.convert import require_fake_quantized_layers
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
+from ghnqat_sdk.quantization.quantizers import LearnedStepQuantizer
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = {
@@ -52,7 +53,8 @@ def pt2e_quantizer(qmodel: nn.Module) -> Any:
 
         def __init__(self, scale: Tensor, zero_point: Tensor, dtype: torch.dtype, **settings: Any) -> None:
             super().__init__(dtype=dtype)
-            vars(self).update(settings)  # quant_min, quant_max, qscheme, ch_axis, as the spec below says
+            for name, value in settings.items():  # quant_min, quant_max, qscheme, ch_axis, as the spec below says
+                setattr(self, name, value)
             self.register_buffer("scale", scale)
             self.register_buffer("zero_point", zero_point.int())
 
@@ -81,13 +83,13 @@ def pt2e_quantizer(qmodel: nn.Module) -> Any:
                 layer, specs = layers[name], {}
                 if layer.input_quantizer.bits != FLOAT_BITS:
                     low, high = _frozen(name, layer)
-                    numbers = scale_and_zero_point(low, high, layer.input_quantizer.bits)
-                    specs[node.args[0]] = spec(*(x.reshape(1) for x in numbers), layer.input_quantizer.bits)
+                    scale, zero_point = scale_and_zero_point(low, high, layer.input_quantizer.bits)
+                    specs[node.args[0]] = spec(scale.reshape(1), zero_point.reshape(1), layer.input_quantizer.bits)
                 if layer.weight_quantizer.bits != FLOAT_BITS:
                     axis = int(node.target in _TRANSPOSED)
                     folded = operator.attrgetter(node.args[1].target)(model)
-                    numbers = _folded_numbers(name, layer, folded.detach(), axis)
-                    specs[node.args[1]] = spec(*numbers, layer.weight_quantizer.bits, axis)
+                    scales, zero_points = _folded_numbers(name, layer, folded.detach(), axis)
+                    specs[node.args[1]] = spec(scales, zero_points, layer.weight_quantizer.bits, axis)
                 node.meta["quantization_annotation"] = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
             return model
 
@@ -111,14 +113,15 @@ def _layer_of(node: Any, layers: dict[str, Any]) -> str:
 
 def _frozen(name: str, layer: Any) -> tuple[float, float]:
     quantizer = layer.input_quantizer
-    if hasattr(quantizer, "log_scale"):
-        return quantizer.range_of(None)  # type: ignore[no-any-return]
+    if isinstance(quantizer, LearnedStepQuantizer):
+        return quantizer.range_of(layer.weight)  # the same for every tensor
     if quantizer.frozen_range is None:
         raise ArgumentError(
             f"The input of {name!r} has no range: no image reached it while calibrating. Calibrate with images that "
             f"do, or predict with bits={{{name!r}: (4, 32), '*': (4, 4)}}."
         )
-    return quantizer.frozen_range  # type: ignore[no-any-return]
+    low, high = quantizer.frozen_range
+    return low, high
 
 
 def _folded_numbers(name: str, layer: Any, folded: Tensor, axis: int) -> tuple[Tensor, Tensor]:
@@ -131,7 +134,8 @@ def _folded_numbers(name: str, layer: Any, folded: Tensor, axis: int) -> tuple[T
             f"The exported weight of {name!r} is not that of the fake-quantized model. Export "
             f"to_float(copy.deepcopy(qmodel)).eval()."
         )
-    scale, zero_point = scale_and_zero_point(*quantizer.range_of(weight), quantizer.bits)
+    low, high = quantizer.range_of(weight)
+    scale, zero_point = scale_and_zero_point(low, high, quantizer.bits)
     scales = (scale * factor.abs()).float()
     # A scale is positive: a negative factor mirrors the levels instead.
     mirrored = torch.where(factor < 0, 2**quantizer.bits - 1 - zero_point, zero_point)

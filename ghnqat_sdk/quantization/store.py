@@ -17,11 +17,11 @@ from ghnqat_sdk.files import digest, write_atomically
 from ghnqat_sdk.quantization.bits import SUPPORTED_BITS
 from ghnqat_sdk.quantization.convert import (
     fake_quantized_layers,
-    fix_steps,
     quantizable_layers,
     require_fake_quantized_layers,
     to_fake_quantized,
 )
+from ghnqat_sdk.quantization.qat import fix_steps
 from ghnqat_sdk.quantization.quantizers import Ranges
 
 SETTINGS_FILE = "quantization.json"

@@ -8,8 +8,9 @@ from torch import nn
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, ExportError
 from ghnqat_sdk.quantization import export
 from ghnqat_sdk.quantization.calibrate import calibrate
-from ghnqat_sdk.quantization.convert import fake_quantized_layers, learn_steps, to_fake_quantized
+from ghnqat_sdk.quantization.convert import fake_quantized_layers, to_fake_quantized
 from ghnqat_sdk.quantization.export import export_onnx
+from ghnqat_sdk.quantization.qat import learn_steps
 from ghnqat_sdk.quantization.quantizers import ClippedRanges
 
 onnx = pytest.importorskip("onnx")
@@ -56,7 +57,8 @@ def run(path, images):
 
 
 @pytest.mark.parametrize(
-    ("bits", "packed"), [((8, 8), False), ((4, 8), True), ((3, 4), True), ((2, 2), False), ((2, 2), True), ((32, 4), False)]
+    ("bits", "packed"),
+    [((8, 8), False), ((4, 8), True), ((3, 4), True), ((2, 2), False), ((2, 2), True), ((32, 4), False)],
 )
 def test_onnx_runtime_gives_the_outputs_of_the_model(bits, packed, tmp_path):
     qmodel = quantized(bits)
@@ -173,7 +175,7 @@ def test_bad_input_is_refused(tmp_path):
     qmodel = quantized((4, 4))
     with pytest.raises(ArgumentError, match="predict_quantized_params"):
         export_onnx(Net(), tmp_path / "m.onnx", IMAGES)
-    with pytest.raises(ArgumentError, match="does not end in .onnx"):
+    with pytest.raises(ArgumentError, match=r"does not end in \.onnx"):
         export_onnx(qmodel, tmp_path / "m.pt", IMAGES)
     with pytest.raises(ArgumentError, match="expected a tensor"):
         export_onnx(qmodel, tmp_path / "m.onnx", "images")

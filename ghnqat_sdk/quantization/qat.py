@@ -1,0 +1,108 @@
+"""What QAT adds to a fake-quantized model: learned steps, frozen batch norms, dampened oscillation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.graph.graph import FLOAT_BITS
+from ghnqat_sdk.quantization.convert import fake_quantized_layers, require_fake_quantized_layers, require_module
+from ghnqat_sdk.quantization.quantizers import FakeQuantizer, LearnedStepQuantizer
+
+
+def learn_steps(qmodel: nn.Module) -> list[nn.Parameter]:
+    """Make the quantization steps of a calibrated model trainable, in place (LSQ, Esser et al. 2020).
+
+    Activations start from their calibrated ranges, weights from those of their values. The `state_dict` gains a
+    `log_scale` for each quantizer; `fix_steps` takes them away again.
+
+    Returns:
+        The new parameters, for an optimizer.
+
+    Raises:
+        ArgumentError: the model is not fake-quantized, or not calibrated.
+    """
+    layers = fake_quantized_layers(qmodel) if isinstance(qmodel, nn.Module) else {}
+    if not layers or not next(iter(layers.values())).quantization.calibrated:
+        raise ArgumentError(
+            f"learn_steps needs a calibrated model; this {type(qmodel).__name__} is not. Write "
+            f"qmodel = predict_quantized_params(model, calibration=batches) first."
+        )
+    steps: list[nn.Parameter] = []
+    for layer in layers.values():
+        for name, tensor in (("weight_quantizer", layer.weight), ("input_quantizer", None)):
+            quantizer = getattr(layer, name)
+            known = tensor is not None or quantizer.frozen_range is not None
+            if quantizer.bits == FLOAT_BITS or isinstance(quantizer, LearnedStepQuantizer) or not known:
+                continue
+            low, high = (float(end) for end in quantizer.range_of(tensor))
+            learned = LearnedStepQuantizer(quantizer, low, high).to(layer.weight.device)
+            setattr(layer, name, learned)
+            steps.append(learned.log_scale)
+    return steps
+
+
+def fix_steps(qmodel: nn.Module) -> nn.Module:
+    """Undo `learn_steps` in place: every learned step becomes a fixed range, and the `state_dict` the float model's.
+
+    Raises:
+        ArgumentError: `qmodel` is no nn.Module.
+    """
+    require_module(qmodel, "fix_steps(qmodel)")
+    for layer in fake_quantized_layers(qmodel).values():
+        for name in ("weight_quantizer", "input_quantizer"):
+            learned = getattr(layer, name)
+            if isinstance(learned, LearnedStepQuantizer):
+                fixed = FakeQuantizer(learned.bits, learned.kind, learned.ranges)
+                fixed.freeze(*learned.range_of(layer.weight))
+                setattr(layer, name, fixed)
+    return qmodel
+
+
+def freeze_batch_norm(qmodel: nn.Module, frozen: bool = True) -> nn.Module:
+    """Make batch norm use its calibrated statistics in training as well, in place, and leave them as they are.
+
+    Late in QAT at few bits, weights that jump between levels make the running statistics unreliable (Nagel et al.
+    2022). γ and β still train. `calibrate` afterwards re-estimates the statistics.
+
+    Args:
+        qmodel: From `predict_quantized_params`, calibrated.
+        frozen: False undoes it.
+
+    Raises:
+        ArgumentError: the model is not fake-quantized, or not calibrated.
+    """
+    state = next(iter(require_fake_quantized_layers(qmodel, "freeze_batch_norm").values())).quantization
+    if frozen and not state.calibrated:
+        raise ArgumentError(
+            f"freeze_batch_norm needs a calibrated model; this {type(qmodel).__name__} is not. Write "
+            f"calibrate(qmodel, batches) first."
+        )
+    state.frozen_norms = bool(frozen)
+    return qmodel
+
+
+def dampening(qmodel: nn.Module) -> Tensor:
+    """Sum of squared distances of all weights from their levels, to be added to the loss (Nagel et al. 2022).
+
+    A weight between two levels can oscillate from step to step; this draws it to its level, with gradients for the
+    weights alone. Weights beyond the outermost levels add nothing. Usual factors grow from 0 to about 1e-3.
+
+    Returns:
+        A scalar tensor that takes part in autograd; 0 where all weights are float.
+
+    Raises:
+        ArgumentError: the model is not fake-quantized.
+    """
+    total: Tensor | None = None
+    for layer in require_fake_quantized_layers(qmodel, "dampening").values():
+        if layer.weight_quantizer.bits == FLOAT_BITS:
+            continue
+        weight = layer.weight
+        levels = layer.weight_quantizer(weight).detach()
+        # The distance from a clipped weight to its level is that of clipping, which the quantizer's range decides.
+        low, high = levels.min(), levels.max()
+        distance = (weight.clamp(low, high) - levels).square().sum()
+        total = distance if total is None else total + distance
+    return total if total is not None else torch.zeros(())

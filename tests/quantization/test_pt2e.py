@@ -1,0 +1,114 @@
+import copy
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.quantization.calibrate import calibrate
+from ghnqat_sdk.quantization.convert import fake_quantized_layers, to_fake_quantized, to_float
+from ghnqat_sdk.quantization.pt2e import pt2e_quantizer
+from ghnqat_sdk.quantization.qat import learn_steps
+from ghnqat_sdk.quantization.quantizers import ClippedRanges
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torchao's, about itself
+    pytest.importorskip("torchao")
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+# torchao says these to itself.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """Norms to fold after a convolution and a transposed one, one that stays, and a branch with two readers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.up, self.up_norm = nn.ConvTranspose2d(8, 6, 2, stride=2), nn.BatchNorm2d(6)
+        self.deep = nn.Conv2d(6, 6, 3, stride=2, padding=1, groups=6)
+        self.side, self.sum_norm = nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.stem(x)))
+        return self.head(self.sum_norm(self.deep(self.up_norm(self.up(x))) + self.side(x)).mean((2, 3)))
+
+
+def quantized(bits) -> nn.Module:
+    torch.manual_seed(0)
+    model = Net()
+    for norm in (model.norm, model.up_norm, model.sum_norm):
+        nn.init.normal_(norm.weight)  # some of them negative
+    to_fake_quantized(model, bits, ClippedRanges())
+    calibrate(model, [IMAGES])
+    return model.eval()
+
+
+def converted(qmodel, quantizer) -> nn.Module:
+    program = torch.export.export(to_float(copy.deepcopy(qmodel)).eval(), (IMAGES,))
+    return convert_pt2e(prepare_pt2e(program.module(), quantizer))
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (4, 8), (2, 2), (4, 32), (32, 4)])
+def test_the_converted_model_gives_the_outputs_of_the_model(bits):
+    qmodel = quantized(bits)
+    model = converted(qmodel, pt2e_quantizer(qmodel))
+    with torch.no_grad():
+        difference = (model(IMAGES) - qmodel(IMAGES)).abs()
+    # An input next to the middle of two levels may round either way; all others agree.
+    assert difference.median() < 1e-5
+    assert difference.max() < 0.1
+    stored = {tensor.dtype for name, tensor in model.state_dict().items() if "frozen" in name}
+    assert stored == ({torch.uint8} if bits[0] < 32 else set())
+    steps = [node for node in model.graph.nodes if "dequantize_per_tensor" in str(node.target)]
+    assert len(steps) == (5 if bits[1] < 32 else 0)
+
+
+def test_learned_steps_are_taken_over():
+    qmodel = quantized((4, 4))
+    with torch.no_grad():
+        for log_scale in learn_steps(qmodel):
+            log_scale += 0.1
+    model = converted(qmodel, pt2e_quantizer(qmodel))
+    with torch.no_grad():
+        assert (model(IMAGES) - qmodel(IMAGES)).abs().median() < 1e-5
+
+
+def test_the_model_stays_as_it_is():
+    qmodel = quantized((4, 4)).train()
+    before = {name: tensor.clone() for name, tensor in qmodel.state_dict().items()}
+    converted(qmodel, pt2e_quantizer(qmodel))
+    assert qmodel.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in qmodel.state_dict().items())
+
+
+def test_another_model_is_refused():
+    quantizer, other = pt2e_quantizer(quantized((4, 4))), quantized((4, 4))
+    with torch.no_grad():
+        other.side.weight.add_(torch.randn_like(other.side.weight))
+    with pytest.raises(ArgumentError, match="weight of 'side' is not that"):
+        converted(other, quantizer)
+    program = torch.export.export(nn.Sequential(nn.Conv2d(3, 3, 1)), (IMAGES,))
+    with pytest.raises(ArgumentError, match="no layer of the fake-quantized model"):
+        prepare_pt2e(program.module(), quantizer)
+
+
+def test_bad_input_is_refused(monkeypatch):
+    with pytest.raises(ArgumentError, match="predict_quantized_params"):
+        pt2e_quantizer(Net())
+    qmodel = quantized((4, 4))
+    fake_quantized_layers(qmodel)["side"].input_quantizer.frozen_range = None
+    with pytest.raises(ArgumentError, match="'side' has no range"):
+        converted(qmodel, pt2e_quantizer(qmodel))
+    qmodel.stem.quantization.calibrated = False
+    with pytest.raises(ArgumentError, match="calibrate"):
+        pt2e_quantizer(qmodel)
+    monkeypatch.setitem(sys.modules, "torchao.quantization.pt2e", None)
+    with pytest.raises(ArgumentError, match=r"ghnqat-sdk\[torchao\]"):
+        pt2e_quantizer(quantized((4, 4)))
