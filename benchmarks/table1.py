@@ -15,19 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from functools import cache
+from collections.abc import Iterable, Sequence
+from functools import cache, partial
 from hashlib import sha256
-from itertools import islice
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from resumable import measure_all, read_lines
 from torch import Tensor
 
 from ghnqat_sdk import load_pretrained
@@ -95,9 +90,6 @@ python benchmarks/table1.py --data data/cifar10{options} --write-docs
 BASELINE_NOTE = """
 - Our GHN-Q was trained in float and is told float, the only setting that it knows. What it predicts is quantized to
   the bits at hand with the range rule of its own config; nothing else is changed."""
-
-# glibc's malloc: freed activations are kept for the next layer instead of being returned to the system.
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
 
 class Weights(NamedTuple):
@@ -168,54 +160,17 @@ def measure(task: Task, weights: Weights, data: str) -> dict[str, Any]:
     return task._asdict() | {kind: dict(zip(BITS, map(rounded, column), strict=True)) for kind, column in figures}
 
 
+def measure_task(task: Task, rows: dict[str, Weights], data: str) -> dict[str, Any]:
+    return measure(task, rows[task.weights], data)
+
+
 def rounded(percent: float) -> float:
     return round(percent, 4)
 
 
 def read(path: Path) -> dict[Task, dict[str, Any]]:
-    """Results by task. A line that was cut off when its process was killed is passed over."""
-    found = {}
-    for text in path.read_text().splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        found[Task(*(line[field] for field in Task._fields))] = line
-    return found
-
-
-def append(path: Path, line: dict[str, Any]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a+b") as file:
-        if file.tell() and not path.read_bytes().endswith(b"\n"):
-            file.write(b"\n")
-        file.write(json.dumps(line).encode() + b"\n")
-
-
-def end_with_parent() -> None:
-    """Leave no process behind when the one that started it is killed."""
-
-    def watch() -> None:
-        parent = parent_process()
-        if parent:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def work(
-    tasks: Iterable[Task], start: Callable[[Task], Future[dict[str, Any]]], at_once: int, deadline: float
-) -> Iterator[dict[str, Any]]:
-    """Lines as they come, with no new task after the deadline (of the monotonic clock)."""
-    waiting, running = iter(tasks), set[Future[dict[str, Any]]]()
-    while True:
-        if time.monotonic() < deadline:
-            running |= {start(task) for task in islice(waiting, at_once - len(running))}
-        if not running:
-            return
-        done, running = wait(running, return_when=FIRST_COMPLETED)
-        yield from (future.result() for future in done)
+    """Results by task."""
+    return {Task(*(line[field] for field in Task._fields)): line for line in read_lines(path)}
 
 
 def summarise(
@@ -328,7 +283,6 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    deadline = time.monotonic() + 60 * options.minutes
     rows = {OURS: Weights(options.weights)}
     if options.baseline:
         rows[BASELINE] = Weights(options.baseline, told=BITS["float"])
@@ -338,16 +292,10 @@ def main() -> None:
     lines = read(LINES)
     tasks = plan(owner, graphs, options.images, options.seed, options.protocols)
     missing = [task for task in tasks if task not in lines]
-    os.environ.update(KEEP_MEMORY)
-    with ProcessPoolExecutor(options.processes, get_context("spawn"), end_with_parent) as pool:
-
-        def start(task: Task) -> Future[dict[str, Any]]:
-            return pool.submit(measure, task, rows[owner[task.weights]], options.data)
-
-        for count, line in enumerate(work(missing, start, options.processes, deadline), 1):
-            append(LINES, line)
-            what = f"{line['protocol']} {line['split']} {line['graph']} {owner[line['weights']]}"
-            print(f"{count} of {len(missing)}: {what}, top-1 {line['top1']}", flush=True)
+    each = partial(measure_task, rows={checksum: rows[name] for checksum, name in owner.items()}, data=options.data)
+    for count, line in enumerate(measure_all(missing, each, LINES, options.processes, options.minutes), 1):
+        what = f"{line['protocol']} {line['split']} {line['graph']} {owner[line['weights']]}"
+        print(f"{count} of {len(missing)}: {what}, top-1 {line['top1']}", flush=True)
     summary = summarise(read(LINES), names, graphs, options.images, options.seed)
     write_atomically(SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
     if options.write_docs:

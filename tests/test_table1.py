@@ -15,6 +15,12 @@ GRAPHS = {"id": 3, "deep": 1, "wide": 1, "bn-free": 2}
 
 
 @pytest.fixture
+def resumable(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("resumable")
+
+
+@pytest.fixture
 def table1(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     return importlib.import_module("table1")
@@ -41,20 +47,20 @@ def test_work_takes_turns_between_splits_and_weights(table1):
     assert [task.protocol for task in tasks] == ["paper"] * 14 + ["calibrated"] * 14
 
 
-def test_a_line_cut_off_by_a_kill_is_measured_again_and_spoils_no_other(table1, tmp_path):
+def test_a_line_cut_off_by_a_kill_is_measured_again_and_spoils_no_other(table1, tmp_path, resumable):
     path = tmp_path / "results" / "table1.jsonl"
     first, second, third = table1.plan(["a"], {"id": 3}, 64, 0, ["paper"])
     assert table1.read(path) == {}
-    table1.append(path, line(table1, first, 10.0))
-    table1.append(path, line(table1, second, 20.0))
+    resumable.append(path, line(table1, first, 10.0))
+    resumable.append(path, line(table1, second, 20.0))
     path.write_bytes(path.read_bytes()[:-9])
     assert list(table1.read(path)) == [first]
-    table1.append(path, line(table1, third, 30.0))
-    table1.append(path, line(table1, second, 20.0))
+    resumable.append(path, line(table1, third, 30.0))
+    resumable.append(path, line(table1, second, 20.0))
     assert table1.read(path) == {t: line(table1, t, p) for t, p in ((first, 10.0), (third, 30.0), (second, 20.0))}
 
 
-def test_no_new_work_is_taken_after_the_deadline(table1):
+def test_no_new_work_is_taken_after_the_deadline(table1, resumable):
     started = []
 
     def start(task):
@@ -62,15 +68,15 @@ def test_no_new_work_is_taken_after_the_deadline(table1):
         return done({"task": task})
 
     tasks = table1.plan(["a"], GRAPHS, 64, 0)
-    assert list(table1.work(tasks, start, 2, time.monotonic() - 1)) == started == []
-    assert [line["task"] for line in table1.work(tasks, start, 1, float("inf"))] == started == tasks
+    assert list(resumable.work(tasks, start, 2, time.monotonic() - 1)) == started == []
+    assert [line["task"] for line in resumable.work(tasks, start, 1, float("inf"))] == started == tasks
 
 
-def test_a_measured_line_is_found_by_its_task(table1, small, data, tmp_path):
+def test_a_measured_line_is_found_by_its_task(table1, small, data, tmp_path, resumable):
     weights = table1.Weights(save_pretrained(small, tmp_path), told=(32, 32))
     task = table1.Task(weights.checksum, 64, 0, "paper", "id", 17)
     measured = table1.measure(task, weights, str(data))
-    table1.append(tmp_path / "lines", measured)
+    resumable.append(tmp_path / "lines", measured)
     assert table1.read(tmp_path / "lines") == {task: measured}
     assert list(measured["top1"]) == list(table1.BITS)
     assert all(0 <= measured["top1"][bits] <= measured["top5"][bits] <= 100 for bits in table1.BITS)

@@ -117,7 +117,7 @@ def test_from_float_refuses_what_it_cannot_take():
         from_float(calibrated())
     with pytest.raises(ArgumentError, match="has none"):
         from_float(nn.ReLU())
-    with pytest.raises(ArgumentError, match="nn.Module"):
+    with pytest.raises(ArgumentError, match=r"nn\.Module"):
         from_float("resnet18")
     with pytest.raises(ArgumentError, match="no layer has such a name"):
         from_float(cnn(), {"stem": (4, 4), "*": (4, 4)})

@@ -1,0 +1,49 @@
+"""Size and agreement of exported models: prints the table of docs/export.md.
+
+python benchmarks/onnx_export.py --data data/cifar10
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from ghnqat_sdk import export_onnx, predict_quantized_params
+from ghnqat_sdk.training.datasets import load_images
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+from models import ResNet20, SmallMobileNetV2
+
+BITS = ((8, 8), (4, 8), (4, 4), (2, 2))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
+    options = parser.parse_args()
+    calibration = [images for images, _ in load_images(options.data, "train").sample(256, seed=0).batches(64)]
+    images = next(images for images, _ in load_images(options.data, "val").sample(64, seed=0).batches(64))
+    print("| network | bits | float, bytes | UINT8 | packed | largest difference | of outputs up to | same class |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for make in (ResNet20, SmallMobileNetV2):
+        for bits in BITS:
+            torch.manual_seed(0)
+            qmodel = predict_quantized_params(make(), bits, calibration=calibration)
+            with tempfile.TemporaryDirectory() as folder:
+                plain, packed = (
+                    export_onnx(qmodel, Path(folder) / "model.onnx", images, packed=packed) for packed in (False, True)
+                )
+            print(
+                f"| {make.__name__} | W{bits[0]}/A{bits[1]} | {plain.float_size:,} | {plain.size:,} | {packed.size:,} "
+                f"| {max(plain.largest_difference, packed.largest_difference):.1g} | {plain.largest_output:.2g} "
+                f"| {100 * min(plain.agreement, packed.agreement):.1f} % |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,408 @@
+"""Which start quantization-aware training takes best: He, PyTorch's default, predicted, or He and float training.
+
+    python benchmarks/qat_initialization.py --data data/cifar10 --steps 100
+    python benchmarks/qat_initialization.py --data data/cifar10 --steps 400 --minutes 60
+    python benchmarks/qat_initialization.py --data data/cifar10 --minutes 0
+
+Each task is one network at one bit-width from one start. All train alike: SGD with momentum 0.9 and weight decay 5e-4
+at a constant learning rate, batches of 128 flipped and cropped training images, gradients clipped at 5. The learning
+rate of each start and bit-width is the best of three on validation images after 100 steps of three validation
+networks, which are trained first. A model is measured after it was calibrated on 512 training images. Lines go to
+benchmarks/results/qat_initialization.jsonl as they come; the second call stops taking new work after an hour, and the
+third only writes the table (docs/qat_start.md) and its plot anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from functools import cache, partial
+from hashlib import sha256
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from resumable import measure_all, read_lines
+from torch import Tensor, nn
+
+from ghnqat_sdk import ArgumentError, calibrate, from_float, predict_quantized_params
+from ghnqat_sdk.files import write_atomically
+from ghnqat_sdk.hypernetwork import pretrained
+from ghnqat_sdk.training.datasets import ImageSet, augment, load_images, normalise_images
+from ghnqat_sdk.training.spaces import ArchitectureSpace
+
+ROOT = Path(__file__).resolve().parents[1]
+LINES = ROOT / "benchmarks" / "results" / "qat_initialization.jsonl"
+PAGE, PLOT = ROOT / "docs" / "qat_start.md", ROOT / "docs" / "qat_start.svg"
+
+BITS = {"W4/A4": (4, 4), "W2/A2": (2, 2)}
+STARTS = {"predicted": "predicted", "he": "He", "default": "PyTorch's default", "float": "He, float training"}
+GRAPHS = {"id": (12, 12e6), "deep": (4, 16e6), "bn-free": (4, 12e6)}  # how many, and the cost of each at most
+RATES = (0.01, 0.03, 0.1)
+TUNING_GRAPHS, TUNING_STEPS = ("val", 3, 4e6), 100
+MARKS = (0, 25, 50, 100, 200, 400, 800, 1600, 3200, 6400)
+TABLE_MARKS = (0, 25, 100, 400, 1600, 6400)
+HAND = {"hand/resnet20": "a ResNet-20", "hand/mobilenetv2": "a small MobileNetV2", "hand/vgg": "a VGG-like network"}
+BATCH, IMAGES, CALIBRATION = 128, 1000, 512
+TEXT = """# The start of quantization-aware training
+
+Test accuracy on CIFAR-10 (JPEG) while unseen networks are trained with quantization, from predicted parameters and
+from others, in percent.
+
+```bash
+python benchmarks/qat_initialization.py --data data/cifar10 --steps 100
+```
+
+{tables}
+
+![Mean test accuracy by training step](qat_start.svg)
+
+## How it is measured
+
+- Networks: {networks}.
+- Starts: parameters predicted by the weights that ship; He's normal initialization (fan in); that of PyTorch's layers;
+  and He's followed by as many steps in float as then follow with quantization.
+- All train alike: SGD with momentum 0.9 and weight decay 5e-4 at a constant learning rate, batches of 128 flipped and
+  cropped training images, gradients clipped at 5. The learning rate of each start and bit-width is the best of
+  {rates} on 1,000 validation images after 100 steps of three small validation networks: {best}.
+- Every convolution and linear layer is quantized, the first and the last like the rest, with ranges that follow each
+  batch in training. To be measured, a copy is calibrated on 512 training images and classifies 1,000 test images.
+- ± is the standard error over networks. Each network was trained once from each start.
+- SHA-256 of the weights: `{weights}`.
+"""
+
+
+class Task(NamedTuple):
+    """One network at one bit-width from one start: what a line of results is found by.
+
+    Attributes:
+        weights: SHA-256 of the hypernetwork's; empty for starts that are not predicted.
+        net: Split and index, such as id/3.
+        bits, start: Keys of BITS and STARTS.
+        steps: With quantization.
+        rate: Learning rate.
+    """
+
+    weights: str
+    net: str
+    bits: str
+    start: str
+    steps: int
+    rate: float
+
+
+class Images(NamedTuple):
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet
+    calibration: list[Tensor]
+
+
+class VGG(nn.Sequential):
+    """Six convolutions in three stages, as Simonyan & Zisserman 2015 would have them for 32 × 32 images."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        layers: list[nn.Module] = []
+        for cin, cout in ((3, 24), (24, 24), (24, 48), (48, 48), (48, 96), (96, 96)):
+            layers += [nn.Conv2d(cin, cout, 3, padding=1, bias=False), nn.BatchNorm2d(cout), nn.ReLU()]
+            layers += [nn.MaxPool2d(2)] if cin == cout else []
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, num_classes))
+
+
+Lines = dict[Task, dict[str, Any]]
+
+
+def read() -> Lines:
+    return {Task(*(line[field] for field in Task._fields)): line for line in read_lines(LINES)}
+
+
+def build(net: str) -> nn.Module:
+    split, _, index = net.partition("/")
+    if split != "hand":
+        return ArchitectureSpace(split)[int(index)].build(10)
+    sys.path.append(str(ROOT / "examples"))
+    from models import ResNet20, SmallMobileNetV2
+
+    return {"resnet20": ResNet20, "mobilenetv2": SmallMobileNetV2, "vgg": VGG}[index]()
+
+
+@cache
+def cheap(split: str, count: int, most: float) -> tuple[str, ...]:
+    """The first architectures of a split that cost at most so many multiply-accumulates."""
+    space = ArchitectureSpace(split)
+    return tuple(f"{split}/{i}" for i in islice((i for i in range(len(space)) if space[i].macs <= most), count))
+
+
+@cache
+def networks() -> tuple[str, ...]:
+    """Those written by hand and the first of each split that are cheap enough, splits in turns."""
+    columns = [tuple(HAND), *(cheap(split, *limits) for split, limits in GRAPHS.items())]
+    turns = range(max(map(len, columns)))
+    return tuple(column[turn] for turn in turns for column in columns if turn < len(column))
+
+
+def plan(weights: str, steps: int, starts: Sequence[str], known: Lines) -> list[Task]:
+    """All tasks: learning rates are tried first, and networks follow for the starts that have theirs."""
+
+    def task(net: str, bits: str, start: str, steps: int, rate: float) -> Task:
+        return Task(weights if start == "predicted" else "", net, bits, start, steps, rate)
+
+    settings = [(bits, start) for bits in BITS for start in starts]
+    tried = {
+        (bits, start): {
+            rate: [task(net, bits, start, TUNING_STEPS, rate) for net in cheap(*TUNING_GRAPHS)] for rate in RATES
+        }
+        for bits, start in settings
+    }
+    tuning = [t for by_rate in tried.values() for tasks in by_rate.values() for t in tasks]
+    best = {
+        setting: max(by_rate, key=lambda rate: sum(known[t]["val"][str(TUNING_STEPS)] for t in by_rate[rate]))
+        for setting, by_rate in tried.items()
+        if all(t in known for tasks in by_rate.values() for t in tasks)
+    }
+    return tuning + [task(net, *setting, steps, best[setting]) for net in networks() for setting in best]
+
+
+@cache
+def images_of(data: str) -> Images:
+    train, val, test = (load_images(data, split) for split in ("train", "val", "test"))
+    calibration = [batch for batch, _ in train.sample(CALIBRATION, seed=0).batches(64)]
+    return Images(train, val.sample(IMAGES, seed=0), test.sample(IMAGES, seed=0), calibration)
+
+
+def he(model: nn.Module) -> nn.Module:
+    """He et al. 2015, with zero biases; norms as PyTorch makes them."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return model
+
+
+def started(task: Task, images: Images) -> nn.Module:
+    """The fake-quantized model before its first step with quantization."""
+    torch.manual_seed(0)
+    model, bits = build(task.net), BITS[task.bits]
+    if task.start == "predicted":
+        return predict_quantized_params(model, bits, example_inputs=torch.zeros(2, 3, 32, 32))
+    if task.start != "default":
+        he(model)
+    if task.start == "float":
+        train(model, optimizer_of(model, task.rate), range(task.steps), images.train, f"{task.net} float")
+    return from_float(model, bits)
+
+
+def optimizer_of(model: nn.Module, rate: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, images: ImageSet, seed: str) -> None:
+    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for step in steps:
+        generator = torch.Generator().manual_seed(hash_of(f"{seed} {step}"))
+        batch = images.take(torch.randint(len(images), (BATCH,), generator=generator))
+        logits = model(augment(normalise_images(batch.images), generator))
+        loss = nn.functional.cross_entropy(logits, batch.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+
+
+def hash_of(text: str) -> int:
+    return int.from_bytes(sha256(text.encode()).digest()[:7], "big")
+
+
+@torch.no_grad()
+def accuracies(model: nn.Module, images: Images) -> tuple[float, float]:
+    """Top-1 in percent on validation and test images; chance for a model that is not finite any more."""
+    ready = copy.deepcopy(model)
+    try:
+        calibrate(ready, images.calibration, progress=False)
+    except ArgumentError as error:
+        if "not finite" in str(error):
+            return 10.0, 10.0
+        raise
+    ready.eval()
+
+    def top1(of: ImageSet) -> float:
+        hits = sum(int((ready(x).argmax(1) == y).sum()) for x, y in of.batches(100))
+        return round(100 * hits / len(of), 2)
+
+    return top1(images.val), top1(images.test)
+
+
+def measure(task: Task, data: str) -> dict[str, Any]:
+    """The line of a task: accuracies on validation and test images by step."""
+    torch.set_num_threads(1)
+    images = images_of(data)
+    model = started(task, images)
+    optimizer, marks = optimizer_of(model, task.rate), {0: accuracies(model, images)}
+    for before, mark in pairwise(mark for mark in MARKS if mark <= task.steps):
+        train(model, optimizer, range(before, mark), images.train, task.net)
+        marks[mark] = accuracies(model, images)
+    validation, test = zip(*marks.values(), strict=True)
+    by_step = {
+        "val": dict(zip(map(str, marks), validation, strict=True)),
+        "test": dict(zip(map(str, marks), test, strict=True)),
+    }
+    return task._asdict() | by_step
+
+
+class Curves:
+    """Test accuracy by step of each (network, bits, start), from its longest run."""
+
+    def __init__(self, lines: Iterable[dict[str, Any]], weights: str) -> None:
+        self.of: dict[tuple[str, str, str], dict[int, float]] = {}
+        self.rates: dict[tuple[str, str], float] = {}
+        for line in sorted(lines, key=lambda line: line["steps"]):
+            if line["weights"] not in ("", weights) or line["net"] not in networks():
+                continue
+            self.rates[line["bits"], line["start"]] = line["rate"]
+            key, last = (line["net"], line["bits"], line["start"]), line["steps"]
+            curve = {int(step): accuracy for step, accuracy in line["test"].items()}
+            # After n steps in float n steps with quantization follow: only the last of them counts.
+            self.of[key] = self.of.get(key, {}) | {last: curve[last]} if line["start"] == "float" else curve
+
+    def nets(self) -> list[str]:
+        return [net for net in networks() if any(key[0] == net for key in self.of)]
+
+    def at(self, step: int, bits: str, start: str) -> dict[str, float]:
+        """Accuracy by network."""
+        found = {net: self.of.get((net, bits, start), {}) for net in self.nets()}
+        return {net: curve[step] for net, curve in found.items() if step in curve}
+
+    def common(self, step: int, bits: str) -> list[str]:
+        """Networks that were trained so far both from predicted parameters and from He's."""
+        he = self.at(step, bits, "he")
+        return [net for net in self.at(step, bits, "predicted") if net in he]
+
+
+def table(curves: Curves, bits: str) -> str:
+    """Means over the networks that have both a predicted and a He start, and how often the former is ahead."""
+    columns = {mark: nets for mark in TABLE_MARKS if (nets := curves.common(mark, bits))}
+    lines = [f"| {bits} | {' | '.join(f'{m:,} steps' for m in columns)} |", "| --- |" + " --- |" * len(columns)]
+    for start, name in STARTS.items():
+        cells = []
+        for mark, nets in columns.items():
+            found = curves.at(mark, bits, start)
+            cells.append(mean_of([found[net] for net in nets if net in found], len(nets)))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    wins = []
+    for mark, nets in columns.items():
+        mine, other = (curves.at(mark, bits, start) for start in ("predicted", "he"))
+        wins.append(f"{sum(mine[net] > other[net] for net in nets)} of {len(nets)}")
+    return "\n".join([*lines, f"| predicted ahead of He | {' | '.join(wins)} |"])
+
+
+def mean_of(values: list[float], expected: int) -> str:
+    if not values:
+        return "–"
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    missing = f" ({len(values)} of {expected})" if len(values) < expected else ""
+    return f"{statistics.fmean(values):.1f} ± {error:.1f}{missing}"
+
+
+def steps_to_reach(curves: Curves, bits: str) -> str:
+    """One sentence: when He's mean reaches what the predicted start has after 100 steps, on the same networks."""
+    longest = max((mark for mark in MARKS if curves.common(mark, bits)), default=0)
+    nets = curves.common(longest, bits)
+    if longest < 100:
+        return ""
+    goal = statistics.fmean(curves.at(100, bits, "predicted")[net] for net in nets)
+    means = {
+        mark: statistics.fmean(found[net] for net in nets)
+        for mark in MARKS
+        if (found := curves.at(mark, bits, "he")).keys() >= set(nets)
+    }
+    reached = next((mark for mark, mean in means.items() if mean >= goal), None)
+    what = f"what the predicted start has after 100 ({goal:.1f} %, {len(nets)} networks)"
+    if reached is None:
+        return f"At {bits}, He has not reached after {longest:,} steps {what}."
+    return f"At {bits}, He needs {reached:,} steps to reach {what}."
+
+
+def page(curves: Curves, weights: str) -> str:
+    """docs/qat_start.md."""
+    nets, texts = curves.nets(), []
+    for split, (_, most) in GRAPHS.items():
+        if count := sum(net.startswith(f"{split}/") for net in nets):
+            texts.append(f"the first {count} of `{split}` with at most {most / 1e6:.0f} M multiply-accumulates")
+    texts += [HAND[net] for net in nets if net in HAND]
+    tables = [part for bits in BITS for part in (table(curves, bits), steps_to_reach(curves, bits)) if part]
+    return TEXT.format(
+        tables="\n\n".join(tables),
+        networks=", ".join(texts),
+        rates=", ".join(map(str, RATES)),
+        best=rates_of(curves),
+        weights=weights,
+    )
+
+
+def rates_of(curves: Curves) -> str:
+    """What was used on the networks."""
+    texts = []
+    for bits in BITS:
+        rates = {start: curves.rates[bits, start] for start in STARTS if (bits, start) in curves.rates}
+        texts.append(f"{bits} " + ", ".join(f"{STARTS[start]} {rate}" for start, rate in rates.items()))
+    return "; ".join(texts)
+
+
+def plot(curves: Curves, path: Path) -> None:
+    """Means by step, at the marks that all networks of a start have."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["svg.hashsalt"] = "qat"
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    for place, bits in enumerate(BITS):
+        axes = figure.add_subplot(1, len(BITS), place + 1)
+        for start, name in STARTS.items():
+            everywhere = {mark: curves.at(mark, bits, start) for mark in MARKS}
+            most = max(map(len, everywhere.values()))
+            points = [(mark, statistics.fmean(v.values())) for mark, v in everywhere.items() if most and len(v) == most]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", label=f"{name} ({most} networks)")
+        axes.set_xscale("symlog", linthresh=25)
+        axes.set_title(bits)
+        axes.set_xlabel("steps")
+        axes.set_ylabel("mean test accuracy, %")
+        axes.legend()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
+    parser.add_argument("--steps", type=int, default=100, choices=MARKS[1:])
+    parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
+    parser.add_argument("--nets", nargs="+", metavar="NET", help="only these, such as hand/vgg or id/3")
+    parser.add_argument("--processes", type=int, default=2, help="of one thread each")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="take no new work after so many")
+    options = parser.parse_args()
+    weights = sha256((pretrained._EMBEDDED / pretrained.WEIGHTS_FILE).read_bytes()).hexdigest()
+    deadline = time.monotonic() + 60 * options.minutes
+    # Twice: the networks can only be planned when the learning rates are known.
+    for _ in range(2):
+        known = read()
+        missing = [task for task in plan(weights, options.steps, options.starts, known) if task not in known]
+        missing = [task for task in missing if not options.nets or task.net in (*options.nets, *cheap(*TUNING_GRAPHS))]
+        minutes = (deadline - time.monotonic()) / 60
+        each = partial(measure, data=options.data)
+        for count, line in enumerate(measure_all(missing, each, LINES, options.processes, minutes), 1):
+            what = f"{line['net']} {line['bits']} {line['start']} at {line['rate']}"
+            print(f"{count} of {len(missing)}: {what}, test {line['test']}", flush=True)
+    curves = Curves(read_lines(LINES), weights)
+    write_atomically(PAGE, page(curves, weights).encode())
+    plot(curves, PLOT)
+    print("\n\n".join(table(curves, bits) for bits in BITS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""benchmarks/qat_initialization.py: what is trained, in which order, and what the page says of the figures."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("qat_initialization")
+
+
+def line(task, accuracy, steps=None):
+    curve = {str(step): accuracy + step / 100 for step in (0, 25, 50, 100, 200, 400) if step <= (steps or task.steps)}
+    return task._asdict() | {"val": curve, "test": curve}
+
+
+def test_learning_rates_come_first_and_decide(bench):
+    tuning = bench.plan("w", 400, ["he"], {})
+    assert len(tuning) == 2 * 3 * 3
+    assert {task.net.split("/")[0] for task in tuning} == {"val"}
+    known = {task: line(task, 50.0 if task.rate == 0.03 else 20.0) for task in tuning}
+    plan = bench.plan("w", 400, ["he"], known)[len(tuning) :]
+    assert {task.rate for task in plan} == {0.03}
+    assert [task.net for task in plan[:4:2]] == list(bench.networks()[:2])
+    assert len(plan) == 2 * len(bench.networks())
+    assert len(set(bench.networks())) == 12 + 4 + 4 + 3
+
+
+def test_only_predicted_starts_depend_on_the_weights(bench):
+    assert {(task.start, task.weights) for task in bench.plan("w", 100, list(bench.STARTS), {})} == {
+        ("predicted", "w"), ("he", ""), ("default", ""), ("float", ""),
+    }  # fmt: skip
+
+
+def test_the_page_follows_from_the_lines(bench):
+    nets = bench.networks()[:2]
+    he = [bench.Task("", net, "W4/A4", "he", 400, 0.1) for net in nets]
+    predicted = [bench.Task("w", net, "W4/A4", "predicted", 100, 0.01) for net in nets]
+    other = [bench.Task("old", net, "W4/A4", "predicted", 100, 0.01) for net in nets]
+    lines = [line(he[0], 10.0), line(he[1], 30.0), *(line(t, 20.0) for t in predicted), *(line(t, 90.0) for t in other)]
+    float_lines = [line(bench.Task("", nets[0], "W4/A4", "float", steps, 0.1), 40.0) for steps in (100, 400)]
+    curves = bench.Curves([*lines, *float_lines], "w")
+    assert curves.of[nets[0], "W4/A4", "float"] == {100: 41.0, 400: 44.0}
+    page = bench.page(curves, "w")
+    assert "| predicted | 20.0 ± 0.0 | 20.2 ± 0.0 | 21.0 ± 0.0 |" in page
+    assert "| He | 20.0 ± 10.0 | 20.2 ± 10.0 | 21.0 ± 10.0 |" in page
+    assert "| He, float training | – | – | 41.0 ± 0.0 (1 of 2) |" in page
+    assert "| predicted ahead of He | 1 of 2 | 1 of 2 | 1 of 2 |" in page
+    assert "At W4/A4, He needs 100 steps to reach what the predicted start has after 100 (21.0 %, 2 networks)." in page
+    assert "W4/A4 predicted 0.01, He 0.1" in page
+
+
+def test_a_start_trains_and_is_measured(bench, data, monkeypatch):
+    monkeypatch.setattr(bench, "MARKS", (0, 1, 2))
+    monkeypatch.setattr(bench, "BATCH", 8)
+    task = bench.Task("", bench.cheap("val", 1, 4e6)[0], "W4/A4", "float", 2, 0.01)
+    with torch.random.fork_rng():
+        measured = bench.measure(task, str(data))
+    assert list(measured["test"]) == ["0", "1", "2"]
+    assert all(0 <= accuracy <= 100 for accuracy in measured["test"].values())
+
+
+def test_what_is_not_finite_counts_as_chance(bench, data):
+    model = bench.from_float(bench.VGG(), (4, 4))
+    with torch.no_grad():
+        model[0].weight.fill_(float("nan"))
+    assert bench.accuracies(model, bench.images_of(str(data))) == (10.0, 10.0)
