@@ -384,7 +384,8 @@ def _set_biases_apart(model: Any, packed: bool) -> set[str]:
     """Biases of layers at few bits as an Add of their own; returns the weights of the convolutions among them.
 
     Runtimes that compute in integers round a bias to multiples of (scale of the input) · (scale of the weight), which
-    is coarse at few bits. An Add also keeps ONNX Runtime from fusing 2-bit weights into kernels that refuse them.
+    is coarse at few bits. An Add also keeps ONNX Runtime from fusing into kernels that refuse them 2-bit weights, and
+    those with mirrored channels, whose zero points differ.
     """
     from onnx import helper, numpy_helper
 
@@ -408,7 +409,11 @@ def _set_biases_apart(model: Any, packed: bool) -> set[str]:
     for node in graph.node:
         nodes.append(node)
         bits = stored_bits(node.input[1]) if node.op_type in ("Conv", "Gemm") and len(node.input) > 2 else None
-        if bits is None or (bits + input_bits(node.input[0]) >= 12 and not (packed and bits <= 4)):
+        if bits is None:
+            continue
+        zero_points = numpy_helper.to_array(values[makers[node.input[1]].input[2]])
+        coarse, small = bits + input_bits(node.input[0]) < 12, packed and bits <= 4
+        if not (coarse or small or (zero_points != zero_points[0]).any()):
             continue
         bias = numpy_helper.to_array(values[node.input[2]])
         shape = (1, -1, *[1] * len(values[makers[node.input[1]].input[0]].dims[2:]))
