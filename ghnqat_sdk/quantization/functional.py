@@ -106,13 +106,7 @@ def fake_quantize(x: Tensor, low: Tensor | float, high: Tensor | float, bits: in
         A tensor like x: same shape, dtype and memory layout.
     """
     step, zero = scale_and_zero_point(_detach(low), _detach(high), bits)
-    numbers: tuple[Any, ...] = (1.0 / step, step, zero)
-    if not torch.compiler.is_compiling() and x.device.type == "cpu":
-        # Scalars make elementwise CPU kernels five times as fast as 0-d tensors do.
-        numbers = tuple(number.item() for number in numbers)
-    else:
-        numbers = tuple(number.to(x.device) for number in numbers)
-    return _FakeQuantize.apply(x, low, high, *numbers, 2**bits - 1)
+    return _FakeQuantize.apply(x, low, high, *_numbers(x, 1.0 / step, step, zero), 2**bits - 1)
 
 
 def learned_step_quantize(x: Tensor, scale: Tensor, zero_point: int, bits: int) -> Tensor:
@@ -127,7 +121,8 @@ def learned_step_quantize(x: Tensor, scale: Tensor, zero_point: int, bits: int) 
         zero_point: Level of 0, fixed.
         bits: Of the levels.
     """
-    return _LearnedStep.apply(x, scale, -zero_point, 2**bits - 1 - zero_point)
+    number = _numbers(x, scale.detach())[0]
+    return _LearnedStep.apply(x, scale, number, -zero_point, 2**bits - 1 - zero_point)
 
 
 def uniform_noise(
@@ -144,24 +139,47 @@ def uniform_noise(
     return clipped + noise * scale
 
 
+def _numbers(x: Tensor, *numbers: Tensor) -> tuple[Any, ...]:
+    """0-d tensors for arithmetic with x: scalars make elementwise CPU kernels five times as fast as 0-d tensors do."""
+    if not torch.compiler.is_compiling() and x.device.type == "cpu":
+        return tuple(number.item() for number in numbers)
+    return tuple(number.to(x.device) for number in numbers)
+
+
 class _LearnedStep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, lowest: int, highest: int) -> Tensor:
-        ctx.save_for_backward(x, scale)
-        ctx.ends = lowest, highest
+    def forward(ctx: Any, x: Tensor, scale: Tensor, number: Any, lowest: int, highest: int) -> Tensor:
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        return torch.round(wide / scale).clamp_(lowest, highest).mul_(scale).to(x.dtype)
+        quantized = torch.round(wide / number).clamp_(lowest, highest).mul_(number).to(x.dtype)
+        ctx.save_for_backward(x, quantized, scale)
+        ctx.inside, ctx.levels = ((lowest - 0.5) * number, (highest + 0.5) * number), highest - lowest
+        return quantized
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale = ctx.saved_tensors
-        lowest, highest = ctx.ends
-        ratio = (x if x.dtype in (torch.float32, torch.float64) else x.float()) / scale
-        level = torch.round(ratio)
-        inside = (level >= lowest) & (level <= highest)
-        per_scale = torch.where(inside, level - ratio, level.clamp(lowest, highest))
-        weight = (x.numel() * (highest - lowest)) ** -0.5
-        return grad * inside, (grad * per_scale).sum().mul(weight).to(scale.dtype), None, None
+        x, quantized, scale = ctx.saved_tensors
+        grad_x = _inside(grad, x, *ctx.inside)
+        # The scale's gradient: level - x / scale inside, the level outside, which is (quantized - x) / scale and
+        # quantized / scale.
+        total = _dot(grad_x, quantized - x) + _dot(grad - grad_x, quantized)
+        weight = (x.numel() * ctx.levels) ** -0.5
+        return grad_x, (total.to(scale.dtype) / scale * weight), None, None, None
+
+
+def _inside(grad: Tensor, x: Tensor, low: Any, high: Any) -> Tensor:
+    """`grad` where x lies between, 0 elsewhere."""
+    if isinstance(low, float):
+        return torch.ops.aten.hardtanh_backward(grad, x, low, high)
+    return torch.where((x >= low) & (x <= high), grad, 0.0)
+
+
+def _dot(one: Tensor, other: Tensor) -> Tensor:
+    """Sum of products in float32 or wider, without a tensor of products where both lie in memory alike."""
+    if one.dtype not in (torch.float32, torch.float64):
+        return (one.float() * other.float()).sum()
+    if one.ndim == 4 and one.is_contiguous(memory_format=torch.channels_last):
+        one, other = one.permute(0, 2, 3, 1), other.permute(0, 2, 3, 1)
+    return torch.dot(one.reshape(-1), other.reshape(-1))
 
 
 def _detach(value: Tensor | float) -> Tensor | float:
@@ -196,10 +214,7 @@ class _FakeQuantize(torch.autograd.Function):
         low, high = ctx.inside
         grad_x = grad_low = grad_high = None
         if ctx.needs_input_grad[0]:
-            if isinstance(low, float):
-                grad_x = torch.ops.aten.hardtanh_backward(grad, x, low, high)
-            else:
-                grad_x = torch.where((x >= low) & (x <= high), grad, 0.0)
+            grad_x = _inside(grad, x, low, high)
         if ctx.needs_input_grad[1]:
             grad_low = torch.where(x < low, grad, 0.0).sum().float()
         if ctx.needs_input_grad[2]:

@@ -1,0 +1,87 @@
+"""`suggest_bits` against the same bits everywhere, at the same budget: prints the table of docs/usage.md.
+
+    python benchmarks/mixed_precision.py --data data/cifar10
+
+Sensitivity is measured on 64 validation images; accuracy is that of predicted, calibrated networks on test images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ghnqat_sdk import predict_quantized_params, suggest_bits
+from ghnqat_sdk.quantization.bits import Bits
+from ghnqat_sdk.quantization.convert import quantizable_layers
+from ghnqat_sdk.training.datasets import load_images
+from ghnqat_sdk.training.spaces import ArchitectureSpace
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+from models import ResNet20, SmallMobileNetV2, accuracy
+
+WEIGHTS = [(2, 8), (3, 8), (4, 8), (6, 8), (8, 8)]
+BOTH = [(2, 2), (3, 3), (4, 4), (6, 6), (8, 8)]
+ARCHITECTURES = 8
+
+
+def networks() -> dict[str, nn.Module]:
+    space = ArchitectureSpace("id")
+    small = [i for i in range(100) if space[i].macs < 12e6][:ARCHITECTURES]
+    return {"ResNet20": ResNet20(), "SmallMobileNetV2": SmallMobileNetV2()} | {
+        f"id/{i}": space[i].build(10) for i in small
+    }
+
+
+def suggested(model: nn.Module, batch: Tensor, uniform: Bits) -> tuple[dict[str, Bits], float]:
+    """Bits that cost no more than `uniform` everywhere, and the seconds that it took to find them."""
+    started = time.perf_counter()
+    if uniform[1] == 8:
+        weights = sum(layer.weight.numel() for layer in quantizable_layers(model).values())  # type: ignore[operator]
+        found = suggest_bits(model, batch, weight_bytes=weights * uniform[0] / 8, candidates=WEIGHTS)
+    else:
+        # What a layer costs is known once it has been measured; any budget that is large enough will do for that.
+        layers = suggest_bits(model, batch, bit_operations=1e18, candidates=BOTH).layers
+        started = time.perf_counter()
+        budget = sum(layer.bit_operations(uniform) for layer in layers.values())
+        found = suggest_bits(model, batch, bit_operations=budget, candidates=BOTH)
+    return found.bits, time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
+    parser.add_argument("--images", type=int, default=1000, help="test images")
+    options = parser.parse_args()
+    calibration = [images for images, _ in load_images(options.data, "train").sample(512, seed=0).batches(64)]
+    batch = next(images for images, _ in load_images(options.data, "val").sample(64, seed=0).batches(64))
+    test = load_images(options.data, "test").sample(options.images, seed=0)
+
+    print("| budget of | network | uniform | suggested | seconds |\n| --- | --- | --- | --- | --- |")
+    for uniform in ((2, 8), (3, 8), (2, 2), (3, 3), (4, 4)):
+        rows = []
+        for name, model in networks().items():
+            bits, seconds = suggested(model, batch, uniform)
+            pair = [
+                accuracy(predict_quantized_params(model, bits=choice, calibration=calibration), test)
+                for choice in (uniform, bits)
+            ]
+            rows.append((name, *pair, seconds))
+            if not name.startswith("id/"):
+                print(row(uniform, *rows[-1]), flush=True)
+        others = [numbers for name, *numbers in rows if name.startswith("id/")]
+        means = [statistics.fmean(column) for column in zip(*others, strict=True)]
+        print(row(uniform, f"mean of {len(others)} of `id`", *means), flush=True)
+
+
+def row(uniform: Bits, name: str, one: float, other: float, seconds: float) -> str:
+    kind = "weight bytes" if uniform[1] == 8 else "bit operations"
+    return f"| {kind} of W{uniform[0]}/A{uniform[1]} | {name} | {one:.1f} % | {other:.1f} % | {seconds:.0f} |"
+
+
+if __name__ == "__main__":
+    main()
