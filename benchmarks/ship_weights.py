@@ -2,7 +2,7 @@
 
     python benchmarks/ship_weights.py runs/mine/best
 
-Afterwards, measure them (`python benchmarks/shipped_weights.py`) and write docs/weights.md.
+Afterwards, measure them (`python benchmarks/table1.py`) and write docs/weights.md.
 """
 
 from __future__ import annotations

@@ -89,7 +89,8 @@ python benchmarks/table1.py --data data/cifar10{options} --write-docs
 """
 BASELINE_NOTE = """
 - Our GHN-Q was trained in float and is told float, the only setting that it knows. What it predicts is quantized to
-  the bits at hand with the range rule of its own config; nothing else is changed."""
+  the bits at hand with the range rule of its own config; nothing else is changed.
+  [How it was trained](weights.md#the-float-baseline)."""
 
 
 class Weights(NamedTuple):
