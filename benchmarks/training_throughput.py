@@ -163,11 +163,12 @@ def main() -> None:
         row = {
             "networks/s": rate,
             "of float32 peak": rate * 6 * macs * scale * IMAGES / peak["float32"] / 1e9,
-            "share in products": share_of_products(step, groups, bits) if not step.plain else float("nan"),
+            "share in products": share_of_products(step, groups, bits) if not step.plain else None,
             **parts,
         }
         figures[name] = row
-        print(f"| {name} | {rate:.2f} | " + " | ".join(f"{100 * v:.0f} %" for v in list(row.values())[1:]) + " |")
+        shares = ["–" if share is None else f"{100 * share:.0f} %" for share in list(row.values())[1:]]
+        print(f"| {name} | {rate:.2f} | {' | '.join(shares)} |")
     cost = figures["float"]["networks/s"] / figures["W4/A4"]["networks/s"] - 1
     gain = figures["W4/A4"]["networks/s"] / figures["plain W4/A4"]["networks/s"]
     print(f"\nfake quantization costs {100 * cost:.0f} % over float; {gain:.1f} times the plain step")
