@@ -340,7 +340,7 @@ def page(curves: Curves, weights: str) -> str:
     nets, texts = curves.nets(), []
     for split, (_, most) in GRAPHS.items():
         if count := sum(net.startswith(f"{split}/") for net in nets):
-            texts.append(f"the first {count} of `{split}` with at most {most / 1e6:.0f} M multiply-accumulates")
+            texts.append(f"the first {count} of `{split}` of at most {most / 1e6:.0f} M multiply-accumulates")
     texts += [HAND[net] for net in nets if net in HAND]
     tables = [part for bits in BITS for part in (table(curves, bits), steps_to_reach(curves, bits)) if part]
     return TEXT.format(
