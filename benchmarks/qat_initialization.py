@@ -80,7 +80,8 @@ python benchmarks/qat_initialization.py --data data/cifar10 --steps 100
 - A predicted weight is up to ten times as large as He's (the first convolution of `val/8` is), so that a step changes
   it little. Scaling each weight before a norm to He's size leaves the function as it is and changes only that. It did
   not help: after 100 steps at W4/A4, `val/8` reached 49.8 % and 51.0 % (learning rates 0.03 and 0.1, 500 test images,
-  49.6 % before the first step), and as predicted 51.4 % and 52.1 % (1,000 test images, 48.4 % before).
+  49.6 % before the first step), and as predicted 51.4 % and 52.1 % (1,000 test images, 48.4 % before). The script of
+  that trial is not in the repository.
 """
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ghnqat_sdk.errors import ArgumentError, UncalibratedWarning
 from ghnqat_sdk.graph.graph import FLOAT_BITS
 from ghnqat_sdk.quantization.bits import Bits, resolve_bits
-from ghnqat_sdk.quantization.quantizers import ClippedRanges, FakeQuantizer, MinMaxRanges
+from ghnqat_sdk.quantization.quantizers import ClippedRanges, FakeQuantizer, LearnedStepQuantizer, MinMaxRanges
 
 
 @dataclass
@@ -211,6 +211,33 @@ def require_fake_quantized_layers(qmodel: Any, caller: str) -> dict[str, Any]:
             f"fake-quantized layer. Write qmodel = predict_quantized_params(model) first."
         )
     return layers
+
+
+def require_calibrated_layers(qmodel: Any, caller: str) -> dict[str, Any]:
+    """As `require_fake_quantized_layers`, of a model that is calibrated."""
+    layers = require_fake_quantized_layers(qmodel, caller)
+    if not next(iter(layers.values())).quantization.calibrated:
+        raise ArgumentError(
+            f"{caller} needs a calibrated model; this {type(qmodel).__name__} is not. Write "
+            f"calibrate(qmodel, batches) first."
+        )
+    return layers
+
+
+def fixed_input_range(name: str, layer: Any) -> tuple[float, float]:
+    """(low, high) of a calibrated layer's input, of a learned step as well.
+
+    Raises:
+        ArgumentError: no image reached the layer while calibrating.
+    """
+    quantizer = layer.input_quantizer
+    if quantizer.frozen_range is None and not isinstance(quantizer, LearnedStepQuantizer):
+        raise ArgumentError(
+            f"The input of {name!r} has no range: no image reached it while calibrating. Calibrate with images that "
+            f"do, or predict with bits={{{name!r}: (4, 32), '*': (4, 4)}}."
+        )
+    low, high = quantizer.range_of(layer.weight)  # the same for every tensor
+    return low, high
 
 
 @contextmanager

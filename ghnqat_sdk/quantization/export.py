@@ -15,12 +15,19 @@ from torch import Tensor, nn
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, ExportError
 from ghnqat_sdk.files import write_atomically
 from ghnqat_sdk.graph.graph import FLOAT_BITS
-from ghnqat_sdk.graph.recorder import tensors_in
-from ghnqat_sdk.quantization.convert import NORMS, evaluating, require_fake_quantized_layers, to_float
+from ghnqat_sdk.quantization.convert import (
+    NORMS,
+    evaluating,
+    fake_quantized_layers,
+    fixed_input_range,
+    require_calibrated_layers,
+    to_float,
+)
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
 from ghnqat_sdk.quantization.onnx_graph import drop_unused, fold_batch_norms, pack, separate_constants, set_biases_apart
 from ghnqat_sdk.quantization.qat import fix_steps
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
+from ghnqat_sdk.quantization.report import outputs_on
 
 _OPSET = 21  # the first with 4-bit integers
 _OPSET_2_BITS = 25
@@ -87,15 +94,15 @@ def export_onnx(qmodel: nn.Module, path: str | Path, batch: Any, *, packed: bool
         ExportError: ONNX Runtime gives other outputs; the file is not written.
     """
     onnx, _ = _onnx_packages()
-    layers = require_fake_quantized_layers(qmodel, "export_onnx")
-    state = next(iter(layers.values())).quantization
-    if not state.calibrated:
-        raise ArgumentError("export_onnx needs a calibrated model. Write calibrate(qmodel, batches) first.")
+    layers = require_calibrated_layers(qmodel, "export_onnx")
+    first = next(iter(layers.values()))
     if not isinstance(path, (str, os.PathLike)) or Path(path).suffix != ".onnx":
         raise ArgumentError(f"path={path!r} does not end in .onnx. Write export_onnx(qmodel, 'model.onnx', batch).")
     args, kwargs = _arguments(batch)
-    with evaluating(qmodel, state), torch.no_grad():
-        expected = _run(qmodel, args, kwargs)
+    device = first.weight.device
+    on_device = {name: x.to(device) for name, x in kwargs.items()} or tuple(x.to(device) for x in args)
+    with evaluating(qmodel, first.quantization), torch.no_grad():
+        expected = [tensor.cpu().float() for tensor in outputs_on(qmodel, on_device)]
 
     bare = fix_steps(copy.deepcopy(qmodel)).cpu().eval()
     opset = _OPSET_2_BITS if packed and any(x.weight_quantizer.bits == 2 for x in layers.values()) else _OPSET
@@ -158,20 +165,6 @@ def _arguments(batch: Any) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     return tuple(x.detach().cpu() for x in args), {name: x.detach().cpu() for name, x in kwargs.items()}
 
 
-def _run(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> list[Tensor]:
-    parameter = next(model.parameters())
-    try:
-        output = model(
-            *(x.to(parameter.device) for x in args), **{n: x.to(parameter.device) for n, x in kwargs.items()}
-        )
-    except Exception as error:  # whatever the user's forward raises
-        raise ArgumentError(
-            f"The model could not be run on this batch: {type(error).__name__}: {error}. Pass a tensor, a tuple of "
-            f"arguments, or a dict of keyword arguments."
-        ) from error
-    return [tensor.cpu().float() for tensor in tensors_in(output)]
-
-
 def _run_onnx(content: bytes, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> list[Tensor]:
     _, runtime = _onnx_packages()
     try:
@@ -231,16 +224,11 @@ def _onnx(op: str, inputs: tuple[Any, ...], attributes: dict[str, Any] | None = 
 
 def _with_onnx_quantizers(qmodel: nn.Module) -> nn.Module:
     """The quantizers replaced, in place."""
-    for name, layer in require_fake_quantized_layers(qmodel, "export_onnx").items():
+    for name, layer in fake_quantized_layers(qmodel).items():
         if layer.weight_quantizer.bits != FLOAT_BITS:
             layer.weight_quantizer = _StoredWeight(layer.weight, layer.weight_quantizer)
         if layer.input_quantizer.bits != FLOAT_BITS:
-            if layer.input_quantizer.frozen_range is None:
-                raise ArgumentError(
-                    f"The input of {name!r} has no range: no image reached it while calibrating. Calibrate with images "
-                    f"that do, or predict with bits={{{name!r}: (4, 32), '*': (4, 4)}}."
-                )
-            low, high = layer.input_quantizer.frozen_range
+            low, high = fixed_input_range(name, layer)
             layer.input_quantizer = _QuantizedInput(low, high, layer.input_quantizer.bits)
     return qmodel
 
@@ -265,7 +253,7 @@ def _to_onnx(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tenso
             )
     except Exception as error:  # whatever the exporter meets in the user's model
         cause = error.__cause__ or error
-        reason = f"{type(cause).__name__}: {str(cause).strip().splitlines()[:1]}"
+        reason = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
         raise ArgumentError(
             f"torch.export, and so torch.onnx, cannot take this {type(model).__name__}: {reason}. See to it that "
             f"torch.export.export(qmodel, (images,)) works."

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.graph import FLOAT_BITS
-from ghnqat_sdk.quantization.convert import require_fake_quantized_layers
+from ghnqat_sdk.quantization.convert import fixed_input_range, require_calibrated_layers
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
-from ghnqat_sdk.quantization.quantizers import LearnedStepQuantizer
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = {
@@ -39,9 +38,7 @@ def pt2e_quantizer(qmodel: nn.Module) -> Any:
         ArgumentError: the model is not calibrated, or torchao is not installed. Annotating raises it for a layer that
             no image reached while calibrating, and for an exported model that is not the float twin.
     """
-    layers = require_fake_quantized_layers(qmodel, "pt2e_quantizer")
-    if not next(iter(layers.values())).quantization.calibrated:
-        raise ArgumentError("pt2e_quantizer needs a calibrated model. Write calibrate(qmodel, batches) first.")
+    layers = require_calibrated_layers(qmodel, "pt2e_quantizer")
     try:
         from torchao.quantization.pt2e import ObserverBase
         from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
@@ -82,7 +79,7 @@ def pt2e_quantizer(qmodel: nn.Module) -> Any:
                 name = _layer_of(node, layers)
                 layer, specs = layers[name], {}
                 if layer.input_quantizer.bits != FLOAT_BITS:
-                    low, high = _frozen(name, layer)
+                    low, high = fixed_input_range(name, layer)
                     scale, zero_point = scale_and_zero_point(low, high, layer.input_quantizer.bits)
                     specs[node.args[0]] = spec(scale.reshape(1), zero_point.reshape(1), layer.input_quantizer.bits)
                 if layer.weight_quantizer.bits != FLOAT_BITS:
@@ -109,19 +106,6 @@ def _layer_of(node: Any, layers: dict[str, Any]) -> str:
         f"The exported model has a {node.target} in {paths[-1] if paths else 'no module'!r}, which is no layer of the "
         f"fake-quantized model. Export to_float(copy.deepcopy(qmodel)).eval()."
     )
-
-
-def _frozen(name: str, layer: Any) -> tuple[float, float]:
-    quantizer = layer.input_quantizer
-    if isinstance(quantizer, LearnedStepQuantizer):
-        return quantizer.range_of(layer.weight)  # the same for every tensor
-    if quantizer.frozen_range is None:
-        raise ArgumentError(
-            f"The input of {name!r} has no range: no image reached it while calibrating. Calibrate with images that "
-            f"do, or predict with bits={{{name!r}: (4, 32), '*': (4, 4)}}."
-        )
-    low, high = quantizer.frozen_range
-    return low, high
 
 
 def _folded_numbers(name: str, layer: Any, folded: Tensor, axis: int) -> tuple[Tensor, Tensor]:

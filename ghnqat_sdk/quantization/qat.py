@@ -7,7 +7,12 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.graph import FLOAT_BITS
-from ghnqat_sdk.quantization.convert import fake_quantized_layers, require_fake_quantized_layers, require_module
+from ghnqat_sdk.quantization.convert import (
+    fake_quantized_layers,
+    require_calibrated_layers,
+    require_fake_quantized_layers,
+    require_module,
+)
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer, LearnedStepQuantizer
 
 
@@ -73,13 +78,9 @@ def freeze_batch_norm(qmodel: nn.Module, frozen: bool = True) -> nn.Module:
     Raises:
         ArgumentError: the model is not fake-quantized, or not calibrated.
     """
-    state = next(iter(require_fake_quantized_layers(qmodel, "freeze_batch_norm").values())).quantization
-    if frozen and not state.calibrated:
-        raise ArgumentError(
-            f"freeze_batch_norm needs a calibrated model; this {type(qmodel).__name__} is not. Write "
-            f"calibrate(qmodel, batches) first."
-        )
-    state.frozen_norms = bool(frozen)
+    require = require_calibrated_layers if frozen else require_fake_quantized_layers
+    layers = require(qmodel, "freeze_batch_norm")
+    next(iter(layers.values())).quantization.frozen_norms = bool(frozen)
     return qmodel
 
 

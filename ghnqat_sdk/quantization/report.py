@@ -183,6 +183,11 @@ def _measure(quantizer: FakeQuantizer, x: Tensor) -> TensorReport | None:
 
 def run_on(qmodel: nn.Module, batch: Any) -> Tensor:
     """All outputs of one run as one vector."""
+    return torch.cat([tensor.flatten().double() for tensor in outputs_on(qmodel, batch)])
+
+
+def outputs_on(qmodel: nn.Module, batch: Any) -> list[Tensor]:
+    """All output tensors of one run on a tensor, a tuple of arguments, or a dict of keyword arguments."""
     try:
         if isinstance(batch, dict):
             output = qmodel(**batch)
@@ -193,7 +198,7 @@ def run_on(qmodel: nn.Module, batch: Any) -> Tensor:
             f"The model could not be run on this batch: {type(error).__name__}: {error}. Pass a tensor, a tuple of "
             f"arguments, or a dict of keyword arguments."
         ) from error
-    return torch.cat([tensor.flatten().double() for tensor in tensors_in(output)])
+    return list(tensors_in(output))
 
 
 def output_difference(one: Tensor, other: Tensor) -> float:
