@@ -36,6 +36,29 @@ def test_only_predicted_starts_depend_on_the_weights(bench):
     assert {(task.start, task.weights) for task in bench.plan("w", 100, list(bench.STARTS), {})} == {
         ("predicted", "w"), ("he", ""), ("default", ""), ("float", ""),
     }  # fmt: skip
+    assert {task.weights for task in bench.plan("w", 100, list(bench.CHANGES), {})} == {"w"}
+
+
+def test_changes_are_tried_on_validation_networks_alone(bench):
+    tuning = bench.plan("w", 100, ["noise"], {})
+    assert bench.plan("w", 100, ["noise"], {task: line(task, 20.0) for task in tuning}) == tuning
+    curves = bench.Curves([line(task, 1000 * task.rate) for task in tuning if task.bits == "W4/A4"], "w")
+    assert "| plus noise of 0.3 standard deviations | 100.0 | 101.0 | – | – |" in bench.changes_table(curves)
+
+
+@pytest.mark.parametrize("change", ["noise", "flat", "head", "steps"])
+def test_a_change_keeps_the_size_of_what_it_changes(bench, data, change):
+    with torch.random.fork_rng():
+        model = bench.from_float(bench.he(bench.VGG()), (4, 4))
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        assert bench.changed(model, change, bench.images_of(str(data))) is model
+    after = dict(model.named_parameters())
+    moved = {name for name, old in before.items() if not torch.equal(after[name], old)}
+    weights = [name for name, parameter in before.items() if parameter.ndim > 1]
+    assert moved == {"noise": {*weights}, "flat": {*weights}, "head": {weights[-1]}, "steps": set()}[change]
+    assert (len(after) > len(before)) == (change == "steps")
+    for name in moved - {weights[-1]}:
+        torch.testing.assert_close(after[name].norm(), before[name].norm(), rtol=0.1, atol=0.0)
 
 
 def test_the_page_follows_from_the_lines(bench):

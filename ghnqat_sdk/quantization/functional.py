@@ -159,9 +159,9 @@ class _LearnedStep(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, quantized, scale = ctx.saved_tensors
         grad_x = _inside(grad, x, *ctx.inside)
-        # The scale's gradient: level - x / scale inside, the level outside, which is (quantized - x) / scale and
-        # quantized / scale.
-        total = _dot(grad_x, quantized - x) + _dot(grad - grad_x, quantized)
+        # The scale's gradient: level - x / scale inside, the level outside. The level is quantized / scale everywhere,
+        # and grad_x is 0 outside.
+        total = _dot(grad, quantized) - _dot(grad_x, x)
         weight = (x.numel() * ctx.levels) ** -0.5
         return grad_x, (total.to(scale.dtype) / scale * weight), None, None, None
 

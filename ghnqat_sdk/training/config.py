@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -48,6 +48,9 @@ class RunConfig(BaseModel):
     """Architectures that cost more multiply-accumulates for one image are passed over."""
     pool: int = Field(250_000, ge=1, le=250_000)
     """Training architectures that are used: indices 0 … pool - 1."""
+    norm_weights: dict[Literal["batch", "group", "none"], Annotated[float, Field(gt=0)]] = {}
+    """How much more often architectures of a norm are drawn than the pool has them, relative to the others; 1 for a
+    norm that is missing."""
     bits: tuple[BitsShare, ...] = (BitsShare(bits=(4, 4)),)
     """Settings drawn for each network, once the float phase is over."""
     float_phase: float = Field(0.0, ge=0, le=1)

@@ -259,9 +259,12 @@ class Trainer:
 
     def _draw_architecture(self, draw: random.Random, step: int) -> Architecture:
         simple = step < self.config.simple_phase * self.config.steps
+        weights = dict[str, float](self.config.norm_weights.items())
         while True:
             architecture = self._architecture(draw.randrange(self.config.pool))
-            if architecture.macs <= self.config.max_macs and (architecture.simple or not simple):
+            if architecture.macs > self.config.max_macs or (simple and not architecture.simple):
+                continue
+            if not weights or draw.random() * max(1.0, *weights.values()) < weights.get(architecture.norm, 1.0):
                 return architecture
 
     def _draw_bits(self, draw: random.Random, step: int) -> Bits:

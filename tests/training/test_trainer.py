@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 import torch
@@ -208,6 +209,20 @@ def test_simple_architectures_come_first(make):
     assert {architecture.simple for architecture in first} == {True}
     assert {architecture.family for architecture in first}.isdisjoint({"cells", "grouped"})
     assert {architecture.simple for architecture in later} == {True, False}
+
+
+def test_norms_are_drawn_as_often_as_asked(make):
+    pool = {"meta_batch": 1000, "max_macs": 20e6}
+
+    def odds(name, weights):
+        drawn = make(name, TINY.model_copy(update={**pool, "norm_weights": weights}))._draw_share(3)
+        found = Counter(architecture.norm for architecture, _ in drawn)
+        return found["none"] / found["batch"], found["group"] / found["batch"]
+
+    none, group = odds("plain", {})
+    more_none, more_group = odds("weighted", {"none": 3.0, "group": 4.0})
+    assert more_none / none == pytest.approx(3.0, rel=0.35)
+    assert more_group / group == pytest.approx(4.0, rel=0.35)
 
 
 def test_processes_deal_out_the_networks_of_a_step_by_cost(make):
