@@ -3,6 +3,7 @@
     python benchmarks/mixed_precision.py --data data/cifar10
 
 Sensitivity is measured on 64 validation images; accuracy is that of predicted, calibrated networks on test images.
+Everything runs on one thread.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk import predict_quantized_params, suggest_bits
@@ -57,6 +59,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
     parser.add_argument("--images", type=int, default=1000, help="test images")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     calibration = [images for images, _ in load_images(options.data, "train").sample(512, seed=0).batches(64)]
     batch = next(images for images, _ in load_images(options.data, "val").sample(64, seed=0).batches(64))
     test = load_images(options.data, "test").sample(options.images, seed=0)

@@ -2,7 +2,7 @@
 
     python benchmarks/qat_initialization.py --data data/cifar10 --steps 100
     python benchmarks/qat_initialization.py --data data/cifar10 --steps 400 --minutes 60
-    python benchmarks/qat_initialization.py --data data/cifar10 --starts predicted noise flat head steps
+    python benchmarks/qat_initialization.py --data data/cifar10 --starts noise flat head steps
     python benchmarks/qat_initialization.py --data data/cifar10 --minutes 0
 
 Each task is one network at one bit-width from one start. All train alike: SGD with momentum 0.9 and weight decay 5e-4
@@ -86,11 +86,15 @@ python benchmarks/qat_initialization.py --data data/cifar10 --steps 100
 
 ## Changes to the predicted start
 
-Mean validation accuracy of the three validation networks, at the best of the learning rates:
+Mean validation accuracy of the three validation networks, each trained once, at the best of the learning rates:
 
 {changes}
 
-None of them beats the plain start by more than its noise, so that `predict_quantized_params` makes none of them.
+```bash
+python benchmarks/qat_initialization.py --data data/cifar10 --starts noise flat head steps
+```
+
+`predict_quantized_params` makes none of these changes.
 
 A predicted weight is up to ten times as large as He's, so that a step changes it little. Scaling each weight before a
 norm to He's size leaves the function as it is and changes only that. It did not help either: after 100 steps at W4/A4,
