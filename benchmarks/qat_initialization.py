@@ -11,7 +11,7 @@ rate of each start and bit-width is the best of three on validation images after
 networks, which are trained first. A model is measured after it was calibrated on 512 training images. Lines go to
 benchmarks/results/qat_initialization.jsonl as they come; the second call stops taking new work after an hour, the third
 tries changes to the predicted start on the validation networks, and the last only writes the table
-(docs/qat_start.md) and its plot anew.
+(docs/qat_start.md) and its plot anew, with --shown for the measurements of earlier weights.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ python benchmarks/qat_initialization.py --data data/cifar10 --steps 100
 ## How it is measured
 
 - Networks: {networks}.
-- Starts: parameters predicted by the weights that ship; He's normal initialization (fan in); that of PyTorch's layers;
+- Starts: parameters predicted by the weights below; He's normal initialization (fan in); that of PyTorch's layers;
   and He's followed by as many steps in float as then follow with quantization.
 - All train alike: SGD with momentum 0.9 and weight decay 5e-4 at a constant learning rate, batches of 128 flipped and
   cropped training images, gradients clipped at 5. The learning rate of each start and bit-width is the best of
@@ -82,7 +82,7 @@ python benchmarks/qat_initialization.py --data data/cifar10 --steps 100
 - Every convolution and linear layer is quantized, the first and the last like the rest, with ranges that follow each
   batch in training. To be measured, a copy is calibrated on 512 training images and classifies 1,000 test images.
 - ± is the standard error over networks. Each network was trained once from each start.
-- SHA-256 of the weights: `{weights}`.
+- SHA-256 of the weights: `{weights}`{later}.
 
 ## Changes to the predicted start
 
@@ -401,8 +401,8 @@ def steps_to_reach(curves: Curves, bits: str) -> str:
     return f"At {bits}, He needs {reached:,} steps to reach {what}."
 
 
-def page(curves: Curves, weights: str) -> str:
-    """docs/qat_start.md."""
+def page(curves: Curves, weights: str, shipped: str) -> str:
+    """docs/qat_start.md, for measurements of `weights`."""
     nets, texts = curves.nets(), []
     for split, (_, most) in GRAPHS.items():
         if count := sum(net.startswith(f"{split}/") for net in nets):
@@ -416,6 +416,7 @@ def page(curves: Curves, weights: str) -> str:
         rates=", ".join(map(str, RATES)),
         best=rates_of(curves),
         weights=weights,
+        later="" if weights == shipped else "; better ones ship since",
     )
 
 
@@ -459,6 +460,9 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", metavar="NET", help="only these, such as hand/vgg or id/3")
     parser.add_argument("--processes", type=int, default=2, help="of one thread each")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="take no new work after so many")
+    parser.add_argument(
+        "--shown", metavar="SHA", help="weights to show; those that ship if absent"
+    )
     options = parser.parse_args()
     weights = sha256((pretrained._EMBEDDED / pretrained.WEIGHTS_FILE).read_bytes()).hexdigest()
     deadline = time.monotonic() + 60 * options.minutes
@@ -472,8 +476,9 @@ def main() -> None:
         for count, line in enumerate(measure_all(missing, each, LINES, options.processes, minutes), 1):
             what = f"{line['net']} {line['bits']} {line['start']} at {line['rate']}"
             print(f"{count} of {len(missing)}: {what}, test {line['test']}", flush=True)
-    curves = Curves(read_lines(LINES), weights)
-    write_atomically(PAGE, page(curves, weights).encode())
+    shown = options.shown or weights
+    curves = Curves(read_lines(LINES), shown)
+    write_atomically(PAGE, page(curves, shown, weights).encode())
     plot(curves, PLOT)
     print("\n\n".join(table(curves, bits) for bits in BITS))
 

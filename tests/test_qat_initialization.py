@@ -70,13 +70,15 @@ def test_the_page_follows_from_the_lines(bench):
     float_lines = [line(bench.Task("", nets[0], "W4/A4", "float", steps, 0.1), 40.0) for steps in (100, 400)]
     curves = bench.Curves([*lines, *float_lines], "w")
     assert curves.of[nets[0], "W4/A4", "float"] == {100: 41.0, 400: 44.0}
-    page = bench.page(curves, "w")
+    page = bench.page(curves, "w", "w")
     assert "| predicted | 20.0 ± 0.0 | 20.2 ± 0.0 | 21.0 ± 0.0 |" in page
     assert "| He | 20.0 ± 10.0 | 20.2 ± 10.0 | 21.0 ± 10.0 |" in page
     assert "| He, float training | – | – | 41.0 ± 0.0 (1 of 2) |" in page
     assert "| predicted ahead of He | 1 of 2 | 1 of 2 | 1 of 2 |" in page
     assert "At W4/A4, He needs 100 steps to reach what the predicted start has after 100 (21.0 %, 2 networks)." in page
     assert "W4/A4 predicted 0.01, He 0.1" in page
+    assert "`w`." in page
+    assert "`w`; better ones ship since." in bench.page(curves, "w", "newer")
 
 
 def test_a_start_trains_and_is_measured(bench, data, monkeypatch):

@@ -6,7 +6,7 @@ A weight is decoded position by position (GHN-2's convolutional decoder, Knyazev
 channels. Every tile has a place embedding that enters before the nonlinearities, so that a tensor larger than one tile
 is not a repetition of it: repeating a tile leaves 64 distinct filters and rank 64. A weight of more than 16 tiles is
 made of its first 4 × 4: each tile is the one that a repetition would put there, mixed with a little of all of them in
-proportions of its own. That costs 16 multiply-adds for each number instead of h, and keeps every filter distinct.
+proportions of its own. That costs 16 multiply-adds for each number instead of e, and keeps every filter distinct.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class DecoderConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     hidden: int = Field(128, ge=8, le=4096)
     """Channels between a node's embedding and a tile."""
+    second: int = Field(0, ge=0, le=4096)
+    """Channels of a second layer on top of the hidden ones; a tile is made of both. None by default."""
     tile: int = Field(64, ge=4, le=512)
     """Output and input channels of one tile."""
     kernel: int = Field(7, ge=1, le=31)
@@ -59,8 +61,8 @@ class Request(NamedTuple):
 class Decoder(nn.Module):
     """Node embeddings to parameters.
 
-    Letters: M nodes, d embedding, h hidden, t tile, (A, B) tiles along output and input channels, k = Kh · Kw
-    positions, (O, I) output and input channels.
+    Letters: M nodes, d embedding, h hidden, e hidden and second together, t tile, (A, B) tiles along output and input
+    channels, k = Kh · Kw positions, (O, I) output and input channels.
     """
 
     def __init__(self, config: DecoderConfig, width: int, num_classes: int) -> None:
@@ -71,9 +73,14 @@ class Decoder(nn.Module):
         self.position = nn.Parameter(_kaiming(config.kernel**2, hidden, width) / math.sqrt(2))
         self.place_out = nn.Linear(_PLACE_FEATURES, hidden)
         self.place_in = nn.Linear(_PLACE_FEATURES, hidden)
-        self.dense = _Table((tile, tile), hidden)
-        self.depthwise = _Table((tile,), hidden)
-        self.classes = _Table((num_classes, tile), hidden)
+        self.second = nn.Linear(hidden, config.second) if config.second else None
+        if self.second is not None:
+            # Half the usual size: many new features at full size unsettle what a trained decoder already does.
+            nn.init.normal_(self.second.weight, std=0.5 * math.sqrt(2 / hidden))
+            nn.init.zeros_(self.second.bias)
+        self.dense = _Table((tile, tile), hidden + config.second)
+        self.depthwise = _Table((tile,), hidden + config.second)
+        self.classes = _Table((num_classes, tile), hidden + config.second)
         self.vector_in = nn.Linear(width, hidden)
         self.vectors = _Table((len(_VECTOR_ROLES), tile), hidden)
         nn.init.kaiming_normal_(self.vector_in.weight, nonlinearity="linear")
@@ -104,7 +111,7 @@ class Decoder(nn.Module):
         decoded = []
         for request, plan in zip(requests, plans, strict=True):
             position, corner = positions[_kernel(request.parameter.shape)], corners[plan.table, plan.corner]
-            task = _Task(request, position, corner, place_out, place_in, channels_last)
+            task = _Task(request, position, corner, place_out, place_in, self._deepened, channels_last)
             decoded.append(getattr(self, f"_{plan.decoder}")(task))
         return decoded
 
@@ -121,6 +128,13 @@ class Decoder(nn.Module):
         if node.op == "grouped_conv":
             return _Plan("grouped", "dense", ((0, min(rows, tile)), (0, min(columns * node.groups, tile))))
         return _Plan("dense", "dense", ((0, min(rows, tile)), (0, min(columns, tile))))
+
+    def _deepened(self, before: Tensor) -> Tensor:
+        """(…, h) before its nonlinearity to (…, e): the hidden channels and the second layer on top of them."""
+        hidden = torch.relu(before)
+        if self.second is None:
+            return hidden
+        return torch.cat([hidden, torch.relu(self.second(hidden))], dim=-1)
 
     def _tiles(self, count: int) -> int:
         """Tiles that `count` channels take."""
@@ -160,7 +174,7 @@ class Decoder(nn.Module):
         for out in range(0, rows, tile):
             blocks = []
             for start in range(0, depth, tile):
-                near = torch.relu(hidden + place_out[out // tile] + place_in[(out // size * depth + start) // tile])
+                near = task.deepened(hidden + place_out[out // tile] + place_in[(out // size * depth + start) // tile])
                 at = outputs[out : out + tile] % tile, inputs[out : out + tile, start : start + tile] % tile
                 block = task._replace(corner=(weight[at], bias[at])).values(near)  # (M, k, o, i)
                 blocks.append(block.transpose(1, 2))
@@ -215,6 +229,8 @@ class _Task(NamedTuple):
     """(tiles, h) embeddings of the first so many tiles along the outputs."""
     place_in: Callable[[int], Tensor]
     """The same along the inputs."""
+    deepened: Callable[[Tensor], Tensor]
+    """(…, h) before its nonlinearity to (…, e)."""
     channels_last: bool
 
     def projected(self) -> Tensor:
@@ -222,12 +238,12 @@ class _Task(NamedTuple):
         return torch.einsum("md,khd->mkh", self.request.nodes, self.position)
 
     def hidden(self, tiles_out: int, tiles_in: int) -> Tensor:
-        """(M, A, B, k, h)"""
+        """(M, A, B, k, e)"""
         places = self.place_out(tiles_out)[:, None, None] + self.place_in(tiles_in)[:, None]
-        return torch.relu(self.projected()[:, None, None] + places)
+        return self.deepened(self.projected()[:, None, None] + places)
 
     def values(self, hidden: Tensor) -> Tensor:
-        """(…, h) to (…, *corner), scaled for the parameter's role."""
+        """(…, e) to (…, *corner), or (…, h) for a vector, scaled for the parameter's role."""
         weight, bias = self.corner
         raw = F.linear(hidden, weight.flatten(0, -2), bias.flatten()).unflatten(-1, bias.shape)
         return normalise(raw, self.request.node, self.request.parameter)

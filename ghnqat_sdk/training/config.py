@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.hypernetwork.decoder import DecoderConfig
 from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
 from ghnqat_sdk.quantization.bits import parse_bits
 from ghnqat_sdk.quantization.quantizers import MinMaxRanges
@@ -91,7 +92,8 @@ _ALL_BITS = (
     BitsShare(bits=(8, 8), share=0.1),
     BitsShare(bits=(32, 32), share=0.2),
 )
-_MIN_MAX = HypernetworkConfig(ranges=MinMaxRanges())
+_CLIPPED = HypernetworkConfig(decoder=DecoderConfig(second=256))
+_MIN_MAX = _CLIPPED.model_copy(update={"ranges": MinMaxRanges()})
 
 
 def ghn_qat_w4a4() -> RunConfig:
@@ -113,6 +115,7 @@ def all_bits() -> RunConfig:
     """One hypernetwork for all bit-widths, clipped ranges; the recipe of the weights that ship."""
     return RunConfig(
         recipe="all-bits",
+        hypernetwork=_CLIPPED,
         bits=_ALL_BITS,
         max_macs=8e6,
         simple_phase=0.1,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -407,10 +408,17 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, o
 
 
 def _copy_weights(model: GraphHypernetwork, initial: GraphHypernetwork) -> None:
+    """`initial` into `model`; where only `model`'s decoder has a second layer, tiles take nothing from it yet."""
+    state, second = initial.state_dict(), model.config.decoder.second
+    if second and not initial.config.decoder.second:
+        for name, own in model.state_dict().items():
+            tensor = state.setdefault(name, own)
+            if own.shape[-1] == tensor.shape[-1] + second:
+                state[name] = F.pad(tensor, (0, second))
     try:
-        model.load_state_dict(initial.state_dict())
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise ArgumentError(
             f"The initial weights belong to another architecture ({error}). Use a config whose 'hypernetwork' equals "
-            f"that of the initial weights."
+            f"that of the initial weights, but for a second layer of the decoder that they may lack."
         ) from error

@@ -97,11 +97,12 @@ def test_any_shape_is_decoded_finite_and_of_sensible_size(network, shape, op, ro
     assert tensor.abs().max() < 10
 
 
+@pytest.mark.parametrize("second", [0, 24])
 @pytest.mark.parametrize(("channels", "groups"), [(16, 4), (12, 2), (24, 2), (32, 2)])
-def test_a_grouped_weight_is_the_blocks_of_the_dense_one_that_its_groups_keep(channels, groups):
+def test_a_grouped_weight_is_the_blocks_of_the_dense_one_that_its_groups_keep(channels, groups, second):
     """A channel then means the same in both, and grouped layers learn from dense ones."""
     torch.manual_seed(0)
-    decoder = Decoder(DECODER, width=16, num_classes=10)
+    decoder = Decoder(DECODER.model_copy(update={"second": second}), width=16, num_classes=10)
     nodes, size = torch.randn(1, 16), channels // groups
 
     def decode(op: str, depth: int, groups: int) -> Tensor:

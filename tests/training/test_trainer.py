@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
+from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.hypernetwork.decoder import DecoderConfig
 from ghnqat_sdk.hypernetwork.encoders import TransformerConfig
 from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
@@ -195,6 +196,19 @@ def test_initial_weights_are_taken_over(make, small, tmp_path):
     assert same(small.state_dict(), trainer.model.state_dict())
     with pytest.raises(ArgumentError, match="another architecture"):
         make("other", initial=tmp_path / "start")
+
+
+def test_a_decoder_grows_a_second_layer_without_changing_what_it_predicts(make, small, tmp_path):
+    save_pretrained(small, tmp_path / "start")
+    decoder = small.config.decoder.model_copy(update={"second": 24})
+    deeper = small.config.model_copy(update={"decoder": decoder})
+    trainer = make(config=TINY.model_copy(update={"hypernetwork": deeper}), initial=tmp_path / "start")
+    graphs = [trace(trainer.space[index].build()).with_bits((4, 4)) for index in range(4)]
+    with torch.no_grad():
+        torch.testing.assert_close(trainer.model(graphs), small(graphs), rtol=1e-4, atol=1e-5)
+    before = trainer.model.decoder.second.weight.clone()
+    list(trainer.run())
+    assert not torch.equal(before, trainer.model.decoder.second.weight)
 
 
 def test_float_phase_comes_first(make):
