@@ -460,9 +460,7 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", metavar="NET", help="only these, such as hand/vgg or id/3")
     parser.add_argument("--processes", type=int, default=2, help="of one thread each")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="take no new work after so many")
-    parser.add_argument(
-        "--shown", metavar="SHA", help="weights to show; those that ship if absent"
-    )
+    parser.add_argument("--shown", metavar="SHA", help="weights to show; those that ship if absent")
     options = parser.parse_args()
     weights = sha256((pretrained._EMBEDDED / pretrained.WEIGHTS_FILE).read_bytes()).hexdigest()
     deadline = time.monotonic() + 60 * options.minutes
