@@ -42,7 +42,7 @@ class DecoderConfig(BaseModel):
     hidden: int = Field(128, ge=8, le=4096)
     """Channels between a node's embedding and a tile."""
     second: int = Field(0, ge=0, le=4096)
-    """Channels of a second layer on top of the hidden ones; a tile is made of both. None by default."""
+    """Channels of a second layer on top of the hidden ones; a tile is made of both. 0 for none."""
     tile: int = Field(64, ge=4, le=512)
     """Output and input channels of one tile."""
     kernel: int = Field(7, ge=1, le=31)
