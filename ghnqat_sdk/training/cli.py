@@ -12,6 +12,8 @@ from typing import Any
 from ghnqat_sdk.console import add_json_flag, run_command
 from ghnqat_sdk.errors import ArgumentError
 
+_STEPS_BETWEEN_FREEZES = 50
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `ghnqat-train`; returns the exit status."""
@@ -58,8 +60,10 @@ def _run(options: argparse.Namespace) -> None:
 
     from ghnqat_sdk.training.datasets import load_images
     from ghnqat_sdk.training.distributed import Processes
+    from ghnqat_sdk.training.process import keep_compiled_convolutions
     from ghnqat_sdk.training.trainer import Trainer
 
+    keep_compiled_convolutions()
     torch.set_num_threads(options.threads)
     config = _config(options)
     output = Path(options.output)
@@ -88,10 +92,14 @@ def _run(options: argparse.Namespace) -> None:
 def _follow(trainer: Any, as_json: bool) -> None:
     from tqdm import tqdm
 
+    from ghnqat_sdk.training.process import forget_old_objects
+
     leader = trainer.processes.rank == 0
     bar = tqdm(total=trainer.config.steps, initial=trainer.progress.step, unit="step", disable=not leader or None)
     smoothed = None
     for report in trainer.run():
+        if trainer.progress.step % _STEPS_BETWEEN_FREEZES == 0:
+            forget_old_objects()
         smoothed = report.loss if smoothed is None else 0.98 * smoothed + 0.02 * report.loss
         bar.update()
         bar.set_postfix(loss=f"{smoothed:.3f}", best=f"{trainer.progress.best:.1f}", refresh=False)

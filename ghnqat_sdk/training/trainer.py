@@ -279,10 +279,15 @@ class Trainer:
         return self.config.crop if crops else self.train_images.images.shape[-1]
 
     def _batch(self, architecture: Architecture) -> int:
-        """Number of images; fewer for a network that costs more than `batch_macs` allows."""
+        """Number of images; fewer for a network that costs more than `batch_macs` allows.
+
+        Whole quarters of `image_batch`, or an eighth: oneDNN compiles a convolution for every shape, and of few sizes
+        most are in its cache.
+        """
         whole = self.config.image_batch
+        quarter = max(whole // 4, 1)
         affordable = whole if self.config.batch_macs is None else int(self.config.batch_macs / architecture.macs)
-        return max(min(whole, affordable), whole // 8, 2)
+        return max(min(whole, affordable // quarter * quarter), whole // 8, 2)
 
     def _draw_images(self, draw: random.Random, count: int, size: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(draw.getrandbits(62))

@@ -1,5 +1,6 @@
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -247,6 +248,15 @@ def test_processes_deal_out_the_networks_of_a_step_by_cost(make):
     assert [len(share) for share in shares] == [8, 8, 8]
     costs = [sum(a.macs + 700_000 * a.depth for a, _ in share) for share in shares]
     assert max(costs) < 1.5 * min(costs)
+
+
+def test_costly_networks_see_fewer_images_in_few_sizes(make):
+    trainer = make(config=TINY.model_copy(update={"image_batch": 64, "batch_macs": 5e8, "max_macs": 40e6}))
+    drawn = {trainer._draw_architecture(random.Random(i), 0) for i in range(60)}
+    sizes = {architecture.macs: trainer._batch(architecture) for architecture in drawn}
+    assert set(sizes.values()) == {8, 16, 32, 48, 64}
+    assert all(size * macs <= 5e8 for macs, size in sizes.items() if size > 8)
+    assert all(size == 64 for macs, size in sizes.items() if 64 * macs <= 5e8)
 
 
 def test_noise_training_runs(make):

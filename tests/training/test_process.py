@@ -1,0 +1,48 @@
+import gc
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ghnqat_sdk.training.process import forget_old_objects, keep_compiled_convolutions
+
+MANY_SHAPES_TWICE = """
+import torch
+{call}
+for turn in range(2):
+    print("turn", turn, flush=True)
+    for shape in range(300):  # each with three or four reorders, which are kept as well
+        torch.nn.functional.conv2d(torch.ones(4, 8, 10 + shape // 25, 10 + shape % 25), torch.ones(8, 8, 3, 3))
+"""
+
+
+def compiled_in_the_second_turn(call: str) -> int:
+    """Convolutions that oneDNN compiles when 300 shapes come by once more."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ONEDNN_")}
+    script = [sys.executable, "-c", MANY_SHAPES_TWICE.format(call=call)]
+    done = subprocess.run(script, env=environment | {"ONEDNN_VERBOSE": "2"}, capture_output=True, text=True, check=True)
+    lines = done.stdout.split("turn 1")[1].splitlines()
+    return sum("create:cache_miss" in line and ",convolution," in line for line in lines)
+
+
+def test_convolutions_of_many_shapes_are_compiled_once():
+    if not compiled_in_the_second_turn(""):
+        pytest.skip("oneDNN computes no convolution here")
+    ours = "from ghnqat_sdk.training.process import keep_compiled_convolutions; keep_compiled_convolutions()"
+    assert compiled_in_the_second_turn(ours) == 0
+
+
+def test_a_capacity_of_the_environment_stays(monkeypatch):
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "77")
+    keep_compiled_convolutions()
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "77"
+
+
+def test_old_objects_are_left_to_themselves():
+    before = gc.get_freeze_count()
+    try:
+        forget_old_objects()
+        assert gc.get_freeze_count() > before + 10_000
+    finally:
+        gc.unfreeze()
