@@ -12,13 +12,13 @@ import torch
 {call}
 for turn in range(2):
     print("turn", turn, flush=True)
-    for shape in range(300):  # each with three or four reorders, which are kept as well
+    for shape in range(400):  # each with three or four reorders, which are kept as well
         torch.nn.functional.conv2d(torch.ones(4, 8, 10 + shape // 25, 10 + shape % 25), torch.ones(8, 8, 3, 3))
 """
 
 
 def compiled_in_the_second_turn(call: str) -> int:
-    """Convolutions that oneDNN compiles when 300 shapes come by once more."""
+    """Convolutions that oneDNN compiles when 400 shapes come by once more."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ONEDNN_")}
     script = [sys.executable, "-c", MANY_SHAPES_TWICE.format(call=call)]
     done = subprocess.run(script, env=environment | {"ONEDNN_VERBOSE": "2"}, capture_output=True, text=True, check=True)
