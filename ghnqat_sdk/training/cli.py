@@ -12,7 +12,7 @@ from typing import Any
 from ghnqat_sdk.console import add_json_flag, run_command
 from ghnqat_sdk.errors import ArgumentError
 
-_STEPS_BETWEEN_FREEZES = 50
+_STEPS_BETWEEN_SPARINGS = 50
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,18 +92,18 @@ def _run(options: argparse.Namespace) -> None:
 def _follow(trainer: Any, as_json: bool) -> None:
     from tqdm import tqdm
 
-    from ghnqat_sdk.training.process import forget_old_objects
+    from ghnqat_sdk.training.process import sparing_old_objects
 
     leader = trainer.processes.rank == 0
-    bar = tqdm(total=trainer.config.steps, initial=trainer.progress.step, unit="step", disable=not leader or None)
+    progress = {"initial": trainer.progress.step, "total": trainer.config.steps, "unit": "step"}
     smoothed = None
-    for report in trainer.run():
-        if trainer.progress.step % _STEPS_BETWEEN_FREEZES == 0:
-            forget_old_objects()
-        smoothed = report.loss if smoothed is None else 0.98 * smoothed + 0.02 * report.loss
-        bar.update()
-        bar.set_postfix(loss=f"{smoothed:.3f}", best=f"{trainer.progress.best:.1f}", refresh=False)
-    bar.close()
+    with sparing_old_objects() as spare, tqdm(**progress, disable=not leader or None) as bar:
+        for report in trainer.run():
+            if trainer.progress.step % _STEPS_BETWEEN_SPARINGS == 0:
+                spare()
+            smoothed = report.loss if smoothed is None else 0.98 * smoothed + 0.02 * report.loss
+            bar.update()
+            bar.set_postfix(loss=f"{smoothed:.3f}", best=f"{trainer.progress.best:.1f}", refresh=False)
     if leader and as_json:
         print(json.dumps(vars(trainer.progress)))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 # oneDNN compiles a convolution for every shape and keeps 1,024 of them, those of some twenty networks. To find the
 # oldest one it looks at all, so that a full cache is slow, however large it is: this one is never full.
@@ -18,10 +20,19 @@ def keep_compiled_convolutions() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _COMPILED_CONVOLUTIONS)
 
 
-def forget_old_objects() -> None:
-    """Spare Python's garbage collection what has survived so far: thousands of kept networks are millions of objects.
+@contextmanager
+def sparing_old_objects() -> Iterator[Callable[[], None]]:
+    """Gives a function to call now and then: Python's garbage collection passes over what has survived by then.
 
-    They are still freed when nothing refers to them, but for cycles.
+    Thousands of kept networks are millions of objects, and it walks all of them again and again. They are still freed
+    when nothing refers to them; cycles are freed after the block.
     """
-    gc.collect()
-    gc.freeze()
+
+    def spare() -> None:
+        gc.collect()
+        gc.freeze()
+
+    try:
+        yield spare
+    finally:
+        gc.unfreeze()

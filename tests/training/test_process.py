@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ghnqat_sdk.training.process import forget_old_objects, keep_compiled_convolutions
+from ghnqat_sdk.training.process import keep_compiled_convolutions, sparing_old_objects
 
 MANY_SHAPES_TWICE = """
 import torch
@@ -39,10 +39,9 @@ def test_a_capacity_of_the_environment_stays(monkeypatch):
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "77"
 
 
-def test_old_objects_are_left_to_themselves():
-    before = gc.get_freeze_count()
-    try:
-        forget_old_objects()
-        assert gc.get_freeze_count() > before + 10_000
-    finally:
-        gc.unfreeze()
+def test_old_objects_are_spared_inside_the_block_only():
+    with sparing_old_objects() as spare:
+        assert gc.get_freeze_count() == 0
+        spare()
+        assert gc.get_freeze_count() > 10_000
+    assert gc.get_freeze_count() == 0
