@@ -113,7 +113,8 @@ def learned_step_quantize(x: Tensor, scale: Tensor, zero_point: int, bits: int) 
     """Round x (...) to the 2^bits levels of a learned step, with a gradient for the step (LSQ, Esser et al. 2020).
 
     The gradient of x passes straight through inside the range. That of the scale is the level less x / scale inside,
-    the level outside, times 1 / sqrt(values · (2^bits - 1)).
+    the level outside, times 1 / sqrt(values · (2^bits - 1)). The values are those of `fake_quantize` with the range of
+    these levels, up to the last bit.
 
     Args:
         x: Any shape.
@@ -121,8 +122,9 @@ def learned_step_quantize(x: Tensor, scale: Tensor, zero_point: int, bits: int) 
         zero_point: Level of 0, fixed.
         bits: Of the levels.
     """
-    number = _numbers(x, scale.detach())[0]
-    return _LearnedStep.apply(x, scale, number, -zero_point, 2**bits - 1 - zero_point)
+    lowest, highest = -zero_point, 2**bits - 1 - zero_point
+    step, _ = scale_and_zero_point(scale.detach() * lowest, scale.detach() * highest, bits)
+    return _LearnedStep.apply(x, scale, *_numbers(x, 1.0 / step, step), lowest, highest)
 
 
 def uniform_noise(
@@ -148,9 +150,9 @@ def _numbers(x: Tensor, *numbers: Tensor) -> tuple[Any, ...]:
 
 class _LearnedStep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, number: Any, lowest: int, highest: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, inverse: Any, number: Any, lowest: int, highest: int) -> Tensor:
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        quantized = torch.round(wide / number).clamp_(lowest, highest).mul_(number).to(x.dtype)
+        quantized = torch.round(wide * inverse).clamp_(lowest, highest).mul_(number).to(x.dtype)
         ctx.save_for_backward(x, quantized, scale)
         ctx.inside, ctx.levels = ((lowest - 0.5) * number, (highest + 0.5) * number), highest - lowest
         return quantized
@@ -163,7 +165,7 @@ class _LearnedStep(torch.autograd.Function):
         # and grad_x is 0 outside.
         total = _dot(grad, quantized) - _dot(grad_x, x)
         weight = (x.numel() * ctx.levels) ** -0.5
-        return grad_x, (total.to(scale.dtype) / scale * weight), None, None, None
+        return grad_x, (total.to(scale.dtype) / scale * weight), None, None, None, None
 
 
 def _inside(grad: Tensor, x: Tensor, low: Any, high: Any) -> Tensor:

@@ -10,7 +10,7 @@ from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.convert import fake_quantized_layers, to_fake_quantized
 from ghnqat_sdk.quantization.functional import fake_quantize, learned_step_quantize, scale_and_zero_point
 from ghnqat_sdk.quantization.qat import fix_steps, learn_steps
-from ghnqat_sdk.quantization.quantizers import ClippedRanges
+from ghnqat_sdk.quantization.quantizers import ClippedRanges, FakeQuantizer, LearnedStepQuantizer
 from ghnqat_sdk.quantization.report import quantization_report
 from ghnqat_sdk.quantization.store import load_quantized, save_quantized
 
@@ -91,8 +91,20 @@ def test_fixed_steps_give_the_same_outputs_and_the_keys_of_the_float_model():
             step.add_(0.1)
     before = model.eval()(IMAGES)
     fix_steps(model)
-    torch.testing.assert_close(model(IMAGES), before, rtol=1e-4, atol=1e-4)
+    assert torch.equal(model(IMAGES), before)
     assert list(model.state_dict()) == list(cnn().state_dict())
+
+
+@pytest.mark.parametrize("bits", (2, 4, 8))
+def test_a_fixed_step_rounds_the_same_values_up_to_the_last_bit(bits):
+    like = FakeQuantizer(bits, "activation", ClippedRanges())
+    for step in torch.rand(200, generator=torch.Generator().manual_seed(bits)).add(0.01).tolist():
+        learned = LearnedStepQuantizer(like, -step, step * (2**bits - 2))
+        fixed = FakeQuantizer(bits, "activation", ClippedRanges())
+        fixed.freeze(*learned.range_of(torch.empty(0)))
+        between = (torch.arange(-3.0, 2**bits) + 0.5) * learned.log_scale.exp().detach()
+        near = torch.cat([between, *(between.nextafter(torch.tensor(end)) for end in (-1e3, 1e3))])
+        assert torch.equal(learned(near), fixed(near))
 
 
 def test_calibration_keeps_learned_steps():
