@@ -95,7 +95,7 @@ def test_fixed_steps_give_the_same_outputs_and_the_keys_of_the_float_model():
     assert list(model.state_dict()) == list(cnn().state_dict())
 
 
-@pytest.mark.parametrize("bits", (2, 4, 8))
+@pytest.mark.parametrize("bits", [2, 4, 8])
 def test_a_fixed_step_rounds_the_same_values_up_to_the_last_bit(bits):
     like = FakeQuantizer(bits, "activation", ClippedRanges())
     for step in torch.rand(200, generator=torch.Generator().manual_seed(bits)).add(0.01).tolist():
