@@ -148,11 +148,17 @@ def _numbers(x: Tensor, *numbers: Tensor) -> tuple[Any, ...]:
     return tuple(number.to(x.device) for number in numbers)
 
 
+def _rounded(x: Tensor, inverse: Any, scale: Any, lowest: Any, highest: Any) -> Tensor:
+    """x (...) on the levels `lowest` … `highest`, counted from zero, of a scale and its inverse."""
+    # Half-precision inputs are rounded in float32: bfloat16 cannot hold 8-bit levels and their fractions.
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    return torch.round(wide * inverse).clamp_(lowest, highest).mul_(scale).to(x.dtype)
+
+
 class _LearnedStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, inverse: Any, number: Any, lowest: int, highest: int) -> Tensor:
-        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        quantized = torch.round(wide * inverse).clamp_(lowest, highest).mul_(number).to(x.dtype)
+        quantized = _rounded(x, inverse, number, lowest, highest)
         ctx.save_for_backward(x, quantized, scale)
         ctx.inside, ctx.levels = ((lowest - 0.5) * number, (highest + 0.5) * number), highest - lowest
         return quantized
@@ -202,13 +208,10 @@ class _FakeQuantize(torch.autograd.Function):
         zero_point: Any,
         levels: int,
     ) -> Tensor:
-        # Half-precision inputs are rounded in float32: bfloat16 cannot hold 8-bit levels and their fractions.
-        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        quantized = torch.round(wide * inverse).clamp_(-zero_point, levels - zero_point).mul_(scale)
         ctx.save_for_backward(x)
         # Values that round into 0 … levels are inside, so the limits lie half a step beyond the outermost levels.
         ctx.inside = ((-zero_point - 0.5) * scale, (levels - zero_point + 0.5) * scale)
-        return quantized.to(x.dtype)
+        return _rounded(x, inverse, scale, -zero_point, levels - zero_point)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
