@@ -5,6 +5,7 @@
     python benchmarks/table1.py --data data/cifar10 --baseline runs/ghn-q/best --minutes 0
 
 The second stops taking new work after an hour, the third measures nothing: both print the table from what is there.
+For weights that are not at hand any more, --baseline takes their SHA-256 and shows what was measured of them.
 The unit of work is one graph at all bit-widths, by one protocol and with one set of weights. Each is appended to
 benchmarks/results/table1.jsonl when it is done, and what stands there is not measured again. Splits take turns, so
 that an unfinished table is a balanced one. benchmarks/results/table1.json holds the figures of the table, and
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from hashlib import sha256
@@ -94,14 +96,24 @@ BASELINE_NOTE = """
 
 
 class Weights(NamedTuple):
-    """A hypernetwork's folder, and what it is told instead of the bit-width at hand."""
+    """A hypernetwork.
 
-    folder: Path
+    Attributes:
+        folder: None where it is not at hand, and only figures of it are.
+        checksum: SHA-256 of its file.
+        told: What it is told instead of the bit-width at hand.
+    """
+
+    folder: Path | None
+    checksum: str
     told: Bits | None = None
 
-    @property
-    def checksum(self) -> str:
-        return sha256((self.folder / pretrained.WEIGHTS_FILE).read_bytes()).hexdigest()
+
+def find_weights(place: str, told: Bits | None = None) -> Weights:
+    """Those of a folder, or those with a SHA-256, of which there are only figures."""
+    if re.fullmatch("[0-9a-f]{64}", place):
+        return Weights(None, place, told)
+    return Weights(Path(place), sha256((Path(place) / pretrained.WEIGHTS_FILE).read_bytes()).hexdigest(), told)
 
 
 class Task(NamedTuple):
@@ -148,6 +160,7 @@ def batches(data: str, seed: int) -> list[Tensor]:
 def measure(task: Task, weights: Weights, data: str) -> dict[str, Any]:
     """The line of a task: top-1 and top-5 in percent, by bit-width."""
     torch.set_num_threads(1)
+    assert weights.folder
     accuracies = evaluate_architecture(
         hypernetwork(weights.folder),
         ArchitectureSpace(task.split)[task.graph],
@@ -270,8 +283,10 @@ def page(summary: dict[str, Any]) -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
-    parser.add_argument("--weights", type=Path, default=pretrained._EMBEDDED, help="folder (default: those that ship)")
-    parser.add_argument("--baseline", type=Path, help="folder of weights trained in float")
+    parser.add_argument("--weights", default=str(pretrained._EMBEDDED), help="folder (default: those that ship)")
+    parser.add_argument(
+        "--baseline", type=Path, help="folder of weights trained in float, or SHA-256 of what was measured"
+    )
     parser.add_argument("--graphs", type=int, nargs=len(SPLITS), default=GRAPHS.values(), metavar=tuple(SPLITS))
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--seed", type=int, default=0)
@@ -284,14 +299,15 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    rows = {OURS: Weights(options.weights)}
+    rows = {OURS: find_weights(options.weights)}
     if options.baseline:
-        rows[BASELINE] = Weights(options.baseline, told=BITS["float"])
+        rows[BASELINE] = find_weights(options.baseline, told=BITS["float"])
     names = {name: weights.checksum for name, weights in rows.items()}
     owner = {checksum: name for name, checksum in names.items()}
     graphs = dict(zip(SPLITS, options.graphs, strict=True))
     lines = read(LINES)
-    tasks = plan(owner, graphs, options.images, options.seed, options.protocols)
+    at_hand = [checksum for checksum, name in owner.items() if rows[name].folder]
+    tasks = plan(at_hand, graphs, options.images, options.seed, options.protocols)
     missing = [task for task in tasks if task not in lines]
     each = partial(measure_task, rows={checksum: rows[name] for checksum, name in owner.items()}, data=options.data)
     for count, line in enumerate(measure_all(missing, each, LINES, options.processes, options.minutes), 1):

@@ -73,12 +73,13 @@ def test_no_new_work_is_taken_after_the_deadline(table1, resumable):
 
 
 def test_a_measured_line_is_found_by_its_task(table1, small, data, tmp_path, resumable):
-    weights = table1.Weights(save_pretrained(small, tmp_path), told=(32, 32))
+    weights = table1.find_weights(str(save_pretrained(small, tmp_path)), told=(32, 32))
     task = table1.Task(weights.checksum, 64, 0, "paper", "id", 17)
     measured = table1.measure(task, weights, str(data))
     resumable.append(tmp_path / "lines", measured)
     assert table1.read(tmp_path / "lines") == {task: measured}
     assert list(measured["top1"]) == list(table1.BITS)
+    assert table1.find_weights(weights.checksum) == (None, weights.checksum, None)
     assert all(0 <= measured["top1"][bits] <= measured["top5"][bits] <= 100 for bits in table1.BITS)
 
 
