@@ -77,7 +77,8 @@ python benchmarks/table1.py --data data/cifar10{options} --write-docs
 ## How it is measured
 
 - Data: CIFAR-10 (JPEG), {images:,} test images drawn with seed {seed}. They are stored as JPEG files of quality 75;
-  figures on the original images may differ slightly.
+  figures on the original images may differ slightly. All graphs see the same ones, so that easier or harder images
+  move all of our figures together; ±, which is over graphs, leaves that out.
 - Graphs: the first {graphs} of the splits `id`, `deep`, `wide` and `bn-free` of
   [ConvNets-250K (re-created)](evaluation.md#splits). The paper's graphs are not public, so our figures are not on the
   very graphs that the paper's are.
@@ -284,9 +285,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
     parser.add_argument("--weights", default=str(pretrained._EMBEDDED), help="folder (default: those that ship)")
-    parser.add_argument(
-        "--baseline", type=Path, help="folder of weights trained in float, or SHA-256 of what was measured"
-    )
+    parser.add_argument("--baseline", help="folder of weights trained in float, or SHA-256 of those measured before")
     parser.add_argument("--graphs", type=int, nargs=len(SPLITS), default=GRAPHS.values(), metavar=tuple(SPLITS))
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--seed", type=int, default=0)
