@@ -9,7 +9,6 @@ Networks of any size, the first of the `val` split, by the paper's protocol.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from multiprocessing import get_context
@@ -17,27 +16,16 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
+from resumable import end_with_parent
+from table1 import BITS, hypernetwork
 
-from ghnqat_sdk import load_pretrained
 from ghnqat_sdk.hypernetwork import pretrained
-from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.quantization.bits import Bits
 from ghnqat_sdk.training.datasets import ImageSet, load_images
 from ghnqat_sdk.training.evaluate import Statistic, evaluate_architecture
-from ghnqat_sdk.training.spaces import Architecture, ArchitectureSpace
+from ghnqat_sdk.training.spaces import ArchitectureSpace
 
 SPLIT = "val"
-BITS: dict[str, Bits] = {"W4/A4": (4, 4), "W4/A8": (4, 8), "W2/A2": (2, 2), "float": (32, 32)}
-GROUPS: dict[str, Callable[[Architecture], str]] = {
-    "all": lambda architecture: "all",
-    "norm": lambda architecture: architecture.norm,
-    "family": lambda architecture: architecture.family,
-}
-
-
-@cache
-def hypernetwork(folder: Path) -> GraphHypernetwork:
-    return load_pretrained(folder)
 
 
 @cache
@@ -53,18 +41,18 @@ def measure(index: int, settings: list[Bits], weights: Path, data: str, images: 
     return [top1 for top1, _ in figures]
 
 
-def table(figures: list[list[float]], names: list[str]) -> str:
+def table(figures: list[list[float]], columns: list[str]) -> str:
     """Mean and standard error of all networks and of groups; `figures` are those of the networks, by index."""
-    lines = [f"| | networks | {' | '.join(names)} |", "| --- |" + " ---: |" * (1 + len(names))]
-    architectures = [ArchitectureSpace(SPLIT)[index] for index in range(len(figures))]
-    for kind, group_of in GROUPS.items():
-        groups: dict[str, list[list[float]]] = {}
-        for architecture, row in zip(architectures, figures, strict=True):
-            groups.setdefault(group_of(architecture), []).append(row)
-        for group, rows in sorted(groups.items()):
-            columns = [Statistic.of(column) for column in zip(*rows, strict=True)]
-            cells = " | ".join(f"{of.mean:.1f} ± {of.sem:.1f}" for of in columns)
-            lines.append(f"| {group if kind == 'all' else f'{kind} {group}'} | {len(rows)} | {cells} |")
+    groups = {"all": figures}
+    for kind in ("norm", "family"):
+        names = [f"{kind} {getattr(ArchitectureSpace(SPLIT)[index], kind)}" for index in range(len(figures))]
+        for name in sorted(set(names)):
+            groups[name] = [row for row, own in zip(figures, names, strict=True) if own == name]
+    lines = [f"| | networks | {' | '.join(columns)} |", "| --- |" + " ---: |" * (1 + len(columns))]
+    for name, rows in groups.items():
+        of_columns = [Statistic.of(column) for column in zip(*rows, strict=True)]
+        cells = " | ".join(f"{of.mean:.1f} ± {of.sem:.1f}" for of in of_columns)
+        lines.append(f"| {name} | {len(rows)} | {cells} |")
     return "\n".join(lines)
 
 
@@ -84,7 +72,7 @@ def main() -> None:
         data=options.data,
         images=options.images,
     )
-    with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(options.processes, get_context("spawn"), end_with_parent) as pool:
         figures = list(pool.map(each, range(options.graphs)))
     print(table(figures, options.bits))
     print(f"\nMean of the bit-widths: {fmean(map(fmean, figures)):.2f}")
