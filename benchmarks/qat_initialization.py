@@ -8,10 +8,10 @@
 Each task is one network at one bit-width from one start. All train alike: SGD with momentum 0.9 and weight decay 5e-4
 at a constant learning rate, batches of 128 flipped and cropped training images, gradients clipped at 5. The learning
 rate of each start and bit-width is the best of three on validation images after 100 steps of three validation
-networks, which are trained first. A model is measured after it was calibrated on 512 training images. Lines go to
-benchmarks/results/qat_initialization.jsonl as they come; the second call stops taking new work after an hour, the third
-tries changes to the predicted start on the validation networks, and the last only writes the table
-(docs/qat_start.md) and its plot anew, with --shown for the measurements of earlier weights.
+networks, or after 400 for longer runs; those are trained first. A model is measured after it was calibrated on 512
+training images. Lines go to benchmarks/results/qat_initialization.jsonl as they come; the second call stops taking new
+work after an hour, the third tries changes to the predicted start on the validation networks, and the last only writes
+the table (docs/qat_start.md) and its plot anew, with --shown for the measurements of earlier weights.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ CHANGES = {
 }
 GRAPHS = {"id": (12, 4e6), "deep": (4, 8e6), "bn-free": (4, 4e6)}  # how many, and the cost of each at most
 RATES = (0.01, 0.03, 0.1)
-TUNING_GRAPHS, TUNING_STEPS = ("val", 3, 4e6), 100
+TUNING_GRAPHS, TUNING_STEPS = ("val", 3, 4e6), (100, 400)
 MARKS = (0, 25, 50, 100, 200, 400, 800, 1600, 3200, 6400)
 TABLE_MARKS = (0, 25, 100, 400, 1600, 6400)
 HAND = {"hand/resnet20": "a ResNet-20", "hand/mobilenetv2": "a small MobileNetV2", "hand/vgg": "a VGG-like network"}
@@ -78,7 +78,7 @@ python benchmarks/qat_initialization.py --data data/cifar10 --steps 100
   and He's followed by as many steps in float as then follow with quantization.
 - All train alike: SGD with momentum 0.9 and weight decay 5e-4 at a constant learning rate, batches of 128 flipped and
   cropped training images, gradients clipped at 5. The learning rate of each start and bit-width is the best of
-  {rates} on 1,000 validation images after 100 steps of three small validation networks: {best}.
+  {rates} on 1,000 validation images of three small validation networks{best}.
 - Every convolution and linear layer is quantized, the first and the last like the rest, with ranges that follow each
   batch in training. To be measured, a copy is calibrated on 512 training images and classifies 1,000 test images.
 - ± is the standard error over networks. Each network was trained once from each start.
@@ -179,20 +179,36 @@ def plan(weights: str, steps: int, starts: Sequence[str], known: Lines) -> list[
         return Task(weights if is_predicted(start) else "", net, bits, start, steps, rate)
 
     settings = [(bits, start) for bits in BITS for start in starts]
-    tried = {
-        (bits, start): {
-            rate: [task(net, bits, start, TUNING_STEPS, rate) for net in cheap(*TUNING_GRAPHS)] for rate in RATES
-        }
+    first, nets = tuning_steps(steps), cheap(*TUNING_GRAPHS)
+    tuning = [task(net, *setting, first, rate) for setting in settings for rate in RATES for net in nets]
+    best = best_rates(known[t] for t in tuning if t in known)
+    chosen = [
+        (bits, start, best[bits, start, first])
         for bits, start in settings
+        if (bits, start, first) in best and start in STARTS
+    ]
+    return tuning + [task(net, bits, start, steps, rate) for net in networks() for bits, start, rate in chosen]
+
+
+def tuning_steps(steps: int) -> int:
+    """After how many steps the learning rate of a run, or of a mark, is chosen."""
+    return next((tuned for tuned in TUNING_STEPS if steps <= tuned), TUNING_STEPS[-1])
+
+
+def best_rates(lines: Iterable[dict[str, Any]]) -> dict[tuple[str, str, int], float]:
+    """Learning rate by (bits, start, steps it was tried for), where all rates were tried on all validation networks."""
+    found: dict[tuple[str, str, int], dict[float, list[float]]] = {}
+    for line in lines:
+        steps = line["steps"]
+        if line["net"] in cheap(*TUNING_GRAPHS) and steps in TUNING_STEPS:
+            by_rate = found.setdefault((line["bits"], line["start"], steps), {rate: [] for rate in RATES})
+            by_rate[line["rate"]].append(line["val"][str(steps)])
+    complete = len(cheap(*TUNING_GRAPHS))
+    return {
+        key: max(by_rate, key=lambda rate: sum(by_rate[rate]))
+        for key, by_rate in found.items()
+        if all(len(values) == complete for values in by_rate.values())
     }
-    tuning = [t for by_rate in tried.values() for tasks in by_rate.values() for t in tasks]
-    best = {
-        setting: max(by_rate, key=lambda rate: sum(known[t]["val"][str(TUNING_STEPS)] for t in by_rate[rate]))
-        for setting, by_rate in tried.items()
-        if all(t in known for tasks in by_rate.values() for t in tasks)
-    }
-    chosen = [setting for setting in best if setting[1] in STARTS]
-    return tuning + [task(net, *setting, steps, best[setting]) for net in networks() for setting in chosen]
 
 
 def is_predicted(start: str) -> bool:
@@ -308,26 +324,26 @@ def measure(task: Task, data: str) -> dict[str, Any]:
 
 
 class Curves:
-    """Test accuracy by step of each (network, bits, start), from its longest run."""
+    """Test accuracy by step of each (network, bits, start), from the longest run at the rate chosen for that step."""
 
     def __init__(self, lines: Iterable[dict[str, Any]], weights: str) -> None:
+        lines = sorted((line for line in lines if line["weights"] in ("", weights)), key=lambda line: line["steps"])
+        self.rates = best_rates(lines)
         self.of: dict[tuple[str, str, str], dict[int, float]] = {}
-        self.rates: dict[tuple[str, str], float] = {}
-        # Validation accuracy of the validation networks before and after the steps that decide the learning rate.
+        # Validation accuracy of the validation networks before and after the steps that decide the first rate.
         self.tuning: dict[tuple[str, str, float], list[tuple[float, float]]] = {}
-        for line in sorted(lines, key=lambda line: line["steps"]):
-            if line["weights"] not in ("", weights):
-                continue
-            if line["net"] in cheap(*TUNING_GRAPHS):
-                ends = line["val"]["0"], line["val"][str(TUNING_STEPS)]
-                self.tuning.setdefault((line["bits"], line["start"], line["rate"]), []).append(ends)
-            if line["net"] not in networks():
-                continue
-            self.rates[line["bits"], line["start"]] = line["rate"]
-            key, last = (line["net"], line["bits"], line["start"]), line["steps"]
-            curve = {int(step): accuracy for step, accuracy in line["test"].items()}
-            # After n steps in float n steps with quantization follow: only the last of them counts.
-            self.of[key] = self.of.get(key, {}) | {last: curve[last]} if line["start"] == "float" else curve
+        for line in lines:
+            bits, start = line["bits"], line["start"]
+            if line["net"] in cheap(*TUNING_GRAPHS) and line["steps"] == TUNING_STEPS[0]:
+                ends = line["val"]["0"], line["val"][str(TUNING_STEPS[0])]
+                self.tuning.setdefault((bits, start, line["rate"]), []).append(ends)
+            elif line["net"] in networks():
+                curve = self.of.setdefault((line["net"], bits, start), {})
+                for mark, accuracy in ((int(step), accuracy) for step, accuracy in line["test"].items()):
+                    # After n steps in float n steps with quantization follow: only the last of them counts.
+                    counts = mark == line["steps"] if start == "float" else True
+                    if counts and self.rates.get((bits, start, tuning_steps(mark))) == line["rate"]:
+                        curve[mark] = accuracy
 
     def nets(self) -> list[str]:
         return [net for net in networks() if any(key[0] == net for key in self.of)]
@@ -362,7 +378,7 @@ def table(curves: Curves, bits: str) -> str:
 
 def changes_table(curves: Curves) -> str:
     """The predicted start and its changes: validation accuracy before the first step, and after the last."""
-    columns = [f"{bits}, {steps} steps" for bits in BITS for steps in (0, TUNING_STEPS)]
+    columns = [f"{bits}, {steps} steps" for bits in BITS for steps in (0, TUNING_STEPS[0])]
     lines = [f"| start | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
     for start, name in {"predicted": "predicted", **CHANGES}.items():
         cells = []
@@ -421,12 +437,21 @@ def page(curves: Curves, weights: str, shipped: str) -> str:
 
 
 def rates_of(curves: Curves) -> str:
-    """What was used on the networks."""
+    """The learning rates, by the steps after which they were chosen."""
     texts = []
-    for bits in BITS:
-        rates = {start: curves.rates[bits, start] for start in STARTS if (bits, start) in curves.rates}
-        texts.append(f"{bits} " + ", ".join(f"{STARTS[start]} {rate}" for start, rate in rates.items()))
-    return "; ".join(texts)
+    for steps in TUNING_STEPS:
+        chosen = {
+            bits: {start: curves.rates[bits, start, steps] for start in STARTS if (bits, start, steps) in curves.rates}
+            for bits in BITS
+        }
+        named = [
+            f"{bits} " + ", ".join(f"{STARTS[start]} {rate}" for start, rate in rates.items())
+            for bits, rates in chosen.items()
+            if rates
+        ]
+        if named:
+            texts.append(f"after {steps} steps, {'; '.join(named)}")
+    return ": " + ". For longer runs: ".join(texts) if texts else ""
 
 
 def plot(curves: Curves, path: Path) -> None:

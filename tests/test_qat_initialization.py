@@ -20,13 +20,21 @@ def line(task, accuracy, steps=None):
     return task._asdict() | {"val": curve, "test": curve}
 
 
-def test_learning_rates_come_first_and_decide(bench):
-    tuning = bench.plan("w", 400, ["he"], {})
+def tried(bench, start, best, steps):
+    """Lines of the validation networks at W4/A4 by which `best` is the learning rate of a start."""
+    tasks = [task for task in bench.plan("w", steps, [start], {}) if task.bits == "W4/A4"]
+    return [line(task, 50.0 if task.rate == best else 20.0) for task in tasks]
+
+
+@pytest.mark.parametrize(("steps", "tuned"), [(25, 100), (100, 100), (200, 400), (400, 400), (1600, 400)])
+def test_learning_rates_come_first_and_decide(bench, steps, tuned):
+    tuning = bench.plan("w", steps, ["he"], {})
     assert len(tuning) == 2 * 3 * 3
+    assert {task.steps for task in tuning} == {tuned}
     assert {task.net.split("/")[0] for task in tuning} == {"val"}
     known = {task: line(task, 50.0 if task.rate == 0.03 else 20.0) for task in tuning}
-    plan = bench.plan("w", 400, ["he"], known)[len(tuning) :]
-    assert {task.rate for task in plan} == {0.03}
+    plan = bench.plan("w", steps, ["he"], known)[len(tuning) :]
+    assert {(task.rate, task.steps) for task in plan} == {(0.03, steps)}
     assert [task.net for task in plan[:4:2]] == list(bench.networks()[:2])
     assert len(plan) == 2 * len(bench.networks())
     assert len(set(bench.networks())) == 12 + 4 + 4 + 3
@@ -61,15 +69,28 @@ def test_a_change_keeps_the_size_of_what_it_changes(bench, data, change):
         torch.testing.assert_close(after[name].norm(), before[name].norm(), rtol=0.1, atol=0.0)
 
 
+def test_a_mark_is_read_from_the_longest_run_at_its_learning_rate(bench):
+    net = bench.networks()[0]
+    runs = {(100, 0.1): 10.0, (400, 0.1): 20.0, (400, 0.03): 30.0, (100, 0.01): 90.0}
+    lines = [line(bench.Task("", net, "W4/A4", "he", *run), accuracy) for run, accuracy in runs.items()]
+    assert bench.Curves(lines, "w").of[net, "W4/A4", "he"] == {}
+    lines += tried(bench, "he", 0.1, 100)
+    assert bench.Curves(lines, "w").of[net, "W4/A4", "he"] == {0: 20.0, 25: 20.25, 50: 20.5, 100: 21.0}
+    curves = bench.Curves(lines + tried(bench, "he", 0.03, 400), "w")
+    assert curves.of[net, "W4/A4", "he"] == {0: 20.0, 25: 20.25, 50: 20.5, 100: 21.0, 200: 32.0, 400: 34.0}
+    assert bench.rates_of(curves) == ": after 100 steps, W4/A4 He 0.1. For longer runs: after 400 steps, W4/A4 He 0.03"
+
+
 def test_the_page_follows_from_the_lines(bench):
     nets = bench.networks()[:2]
-    he = [bench.Task("", net, "W4/A4", "he", 400, 0.1) for net in nets]
+    he = [bench.Task("", net, "W4/A4", "he", 100, 0.1) for net in nets]
     predicted = [bench.Task("w", net, "W4/A4", "predicted", 100, 0.01) for net in nets]
     other = [bench.Task("old", net, "W4/A4", "predicted", 100, 0.01) for net in nets]
     lines = [line(he[0], 10.0), line(he[1], 30.0), *(line(t, 20.0) for t in predicted), *(line(t, 90.0) for t in other)]
-    float_lines = [line(bench.Task("", nets[0], "W4/A4", "float", steps, 0.1), 40.0) for steps in (100, 400)]
-    curves = bench.Curves([*lines, *float_lines], "w")
-    assert curves.of[nets[0], "W4/A4", "float"] == {100: 41.0, 400: 44.0}
+    lines += [line for start, rate in (("he", 0.1), ("predicted", 0.01)) for line in tried(bench, start, rate, 100)]
+    lines += [line(bench.Task("", nets[0], "W4/A4", "float", 100, 0.1), 40.0), *tried(bench, "float", 0.1, 100)]
+    curves = bench.Curves(lines, "w")
+    assert curves.of[nets[0], "W4/A4", "float"] == {100: 41.0}
     page = bench.page(curves, "w", "w")
     assert "| predicted | 20.0 ± 0.0 | 20.2 ± 0.0 | 21.0 ± 0.0 |" in page
     assert "| He | 20.0 ± 10.0 | 20.2 ± 10.0 | 21.0 ± 10.0 |" in page
