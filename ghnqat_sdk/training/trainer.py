@@ -330,7 +330,6 @@ class Trainer:
             if mean > self.progress.best:
                 self.progress.best = mean
                 save_pretrained(self.averaged(), self.folder / BEST_FOLDER)
-            save_pretrained(self.averaged(), self.folder / LAST_FOLDER)
         self.processes.wait()
 
     def _log(self, entry: dict[str, object]) -> None:
@@ -360,6 +359,7 @@ class Trainer:
             for parameter, state in self.optimizer.state.items():
                 tensors |= {f"optimizer.{names[id(parameter)]}.{key}": value for key, value in state.items()}
             save_training_state(self.folder, tensors, vars(self.progress) | {"processes": self.processes.size})
+            save_pretrained(self.averaged(), self.folder / LAST_FOLDER)
         self.processes.wait()
 
     def _restore(self, tensors: dict[str, Tensor], facts: dict[str, object]) -> None:

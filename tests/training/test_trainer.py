@@ -74,6 +74,16 @@ def test_a_run_leaves_config_state_log_and_loadable_weights(make):
         assert load_pretrained(trainer.folder / folder).config == TINY.hypernetwork
 
 
+def test_the_averaged_weights_of_every_checkpoint_can_be_loaded(make):
+    trainer = make()
+    steps = trainer.run()
+    for _ in range(3):  # one step beyond the checkpoint of step 2, before the first validation
+        next(steps)
+    saved = {f"average.module.{name}": p for name, p in load_pretrained(trainer.folder / "last").named_parameters()}
+    assert saved
+    assert same(saved, {name: tensor for name, tensor in weights(trainer).items() if name in saved})
+
+
 def test_training_changes_weights_and_average_apart(make):
     trainer = make()
     before = {name: p.clone() for name, p in trainer.model.named_parameters()}
