@@ -31,7 +31,7 @@ from ghnqat_sdk.quantization.bits import Bits
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
 from ghnqat_sdk.training.objective import Network, network_loss, prepare_network
-from ghnqat_sdk.training.process import keep_compiled_convolutions
+from ghnqat_sdk.training.process import keep_compiled_convolutions, keep_freed_memory
 from ghnqat_sdk.training.spaces import ArchitectureSpace
 
 INDICES = (2, 3, 9, 14, 15, 16, 20, 22, 23, 25, 28, 29, 31, 45, 46, 47)
@@ -122,6 +122,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     keep_compiled_convolutions()
+    keep_freed_memory()
 
     space, ranges = ArchitectureSpace("train"), load_pretrained().config.ranges
     architectures = [space[index] for index in INDICES]

@@ -152,7 +152,7 @@ def _rounded(x: Tensor, inverse: Any, scale: Any, lowest: Any, highest: Any) -> 
     """x (...) on the levels `lowest` … `highest`, counted from zero, of a scale and its inverse."""
     # Half-precision inputs are rounded in float32: bfloat16 cannot hold 8-bit levels and their fractions.
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    return torch.round(wide * inverse).clamp_(lowest, highest).mul_(scale).to(x.dtype)
+    return (wide * inverse).round_().clamp_(lowest, highest).mul_(scale).to(x.dtype)
 
 
 class _LearnedStep(torch.autograd.Function):

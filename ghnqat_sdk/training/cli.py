@@ -60,10 +60,11 @@ def _run(options: argparse.Namespace) -> None:
 
     from ghnqat_sdk.training.datasets import load_images
     from ghnqat_sdk.training.distributed import Processes
-    from ghnqat_sdk.training.process import keep_compiled_convolutions
+    from ghnqat_sdk.training.process import keep_compiled_convolutions, keep_freed_memory
     from ghnqat_sdk.training.trainer import Trainer
 
     keep_compiled_convolutions()
+    keep_freed_memory()
     torch.set_num_threads(options.threads)
     config = _config(options)
     output = Path(options.output)
