@@ -29,7 +29,7 @@ def tried(bench, start, best, steps):
 @pytest.mark.parametrize(("steps", "tuned"), [(25, 100), (100, 100), (200, 400), (400, 400), (1600, 400)])
 def test_learning_rates_come_first_and_decide(bench, steps, tuned):
     tuning = bench.plan("w", steps, ["he"], {})
-    assert len(tuning) == 2 * 3 * 3
+    assert len(tuning) == 2 * 4 * 3
     assert {task.steps for task in tuning} == {tuned}
     assert {task.net.split("/")[0] for task in tuning} == {"val"}
     known = {task: line(task, 50.0 if task.rate == 0.03 else 20.0) for task in tuning}
@@ -91,7 +91,7 @@ def test_the_page_follows_from_the_lines(bench):
     lines += [line(bench.Task("", nets[0], "W4/A4", "float", 100, 0.1), 40.0), *tried(bench, "float", 0.1, 100)]
     curves = bench.Curves(lines, "w")
     assert curves.of[nets[0], "W4/A4", "float"] == {100: 41.0}
-    page = bench.page(curves, "w", "w")
+    page = bench.page(curves, curves, "w")
     assert "| predicted | 20.0 ± 0.0 | 20.2 ± 0.0 | 21.0 ± 0.0 |" in page
     assert "| He | 20.0 ± 10.0 | 20.2 ± 10.0 | 21.0 ± 10.0 |" in page
     assert "| He, float training | – | – | 41.0 ± 0.0 (1 of 2) |" in page
@@ -99,7 +99,7 @@ def test_the_page_follows_from_the_lines(bench):
     assert "At W4/A4, He needs 100 steps to reach what the predicted start has after 100 (21.0 %, 2 networks)." in page
     assert "W4/A4 predicted 0.01, He 0.1" in page
     assert "`w`." in page
-    assert "`w`; better ones ship since." in bench.page(curves, "w", "newer")
+    assert "`w`; better ones ship since." in bench.page(curves, curves, "newer")
 
 
 def test_a_start_trains_and_is_measured(bench, data, monkeypatch):
