@@ -7,7 +7,7 @@
 
 Each task is one network at one bit-width from one start. All train alike: SGD with momentum 0.9 and weight decay 5e-4
 at a constant learning rate, batches of 128 flipped and cropped training images, gradients clipped at 5. The learning
-rate of each start and bit-width is the best of four on validation images after 100 steps of three validation
+rate of each start and bit-width is the best of four or five on validation images after 100 steps of three validation
 networks, or after 400 for longer runs; those are trained first. A model is measured after it was calibrated on 512
 training images. Lines go to benchmarks/results/qat_initialization.jsonl as they come; the second call stops taking new
 work after an hour, the third tries changes to the predicted start on the validation networks, and the last only writes
@@ -52,8 +52,8 @@ CHANGES = {
     "steps": "with learned steps",
 }
 GRAPHS = {"id": (12, 4e6), "deep": (4, 8e6), "bn-free": (4, 4e6)}  # how many, and the cost of each at most
-# Tried for predicted starts and for the others; predicted weights are near a solution, and the best are smaller.
-RATES = {True: (0.003, 0.01, 0.03, 0.1), False: (0.01, 0.03, 0.1, 0.3)}
+# Tried for predicted starts, whose best ones are smaller in short runs, and for the others.
+RATES = {True: (0.003, 0.01, 0.03, 0.1, 0.3), False: (0.01, 0.03, 0.1, 0.3)}
 TUNING_GRAPHS, TUNING_STEPS = ("val", 3, 4e6), (100, 400)
 MARKS = (0, 25, 50, 100, 200, 400, 800, 1600, 3200, 6400)
 TABLE_MARKS = (0, 25, 100, 400, 1600, 6400)
@@ -79,8 +79,10 @@ python benchmarks/qat_initialization.py --data data/cifar10 --steps 100
   and He's followed by as many steps in float as then follow with quantization.
 - All train alike: SGD with momentum 0.9 and weight decay 5e-4 at a constant learning rate, batches of 128 flipped and
   cropped training images, gradients clipped at 5. The learning rate of each start and bit-width is the best of
-  {rates} (predicted) or {other_rates} (others) on 1,000 validation images of three small validation
-  networks{best}.
+  {rates} (predicted) or {other_rates} (others) on 1,000 validation images for three small
+  validation networks{best}.
+  Where a network was trained at more than one, the run with the best validation accuracy of that network at that step
+  counts.
 - Every convolution and linear layer is quantized, the first and the last like the rest, with ranges that follow each
   batch in training. To be measured, a copy is calibrated on 512 training images and classifies 1,000 test images.
 - ± is the standard error over networks. Each network was trained once from each start.
@@ -333,13 +335,13 @@ def measure(task: Task, data: str) -> dict[str, Any]:
 
 
 class Curves:
-    """Test accuracy by step of each (network, bits, start), from the longest run at the rate chosen for that step."""
+    """Test accuracy by step of each (network, bits, start), from the run with the best validation accuracy there."""
 
     def __init__(self, lines: Iterable[dict[str, Any]], weights: str) -> None:
         self.weights = weights
         lines = sorted((line for line in lines if line["weights"] in ("", weights)), key=lambda line: line["steps"])
         self.rates = best_rates(lines)
-        self.of: dict[tuple[str, str, str], dict[int, float]] = {}
+        found: dict[tuple[str, str, str], dict[int, tuple[float, float]]] = {}  # (validation, test) by step
         # Validation accuracy of the validation networks before and after the steps that decide the first rate.
         self.tuning: dict[tuple[str, str, float], list[tuple[float, float]]] = {}
         for line in lines:
@@ -348,12 +350,12 @@ class Curves:
                 ends = line["val"]["0"], line["val"][str(TUNING_STEPS[0])]
                 self.tuning.setdefault((bits, start, line["rate"]), []).append(ends)
             elif line["net"] in networks():
-                curve = self.of.setdefault((line["net"], bits, start), {})
-                for mark, accuracy in ((int(step), accuracy) for step, accuracy in line["test"].items()):
-                    # After n steps in float n steps with quantization follow: only the last of them counts.
-                    counts = mark == line["steps"] if start == "float" else True
-                    if counts and self.rates.get((bits, start, tuning_steps(mark))) == line["rate"]:
-                        curve[mark] = accuracy
+                best = found.setdefault((line["net"], bits, start), {})
+                # After n steps in float n steps with quantization follow: only the last of them counts.
+                for mark in [str(line["steps"])] if start == "float" else line["test"]:
+                    if line["val"][mark] > best.get(int(mark), (-1.0, 0.0))[0]:
+                        best[int(mark)] = line["val"][mark], line["test"][mark]
+        self.of = {key: {mark: test for mark, (_, test) in best.items()} for key, best in found.items()}
 
     def nets(self) -> list[str]:
         return [net for net in networks() if any(key[0] == net for key in self.of)]
@@ -511,7 +513,7 @@ def main() -> None:
         for count, line in enumerate(measure_all(missing, each, LINES, options.processes, minutes), 1):
             what = f"{line['net']} {line['bits']} {line['start']} at {line['rate']}"
             print(f"{count} of {len(missing)}: {what}, test {line['test']}", flush=True)
-    lines = list(read_lines(LINES))
+    lines = list(read().values())  # each task once
     curves = Curves(lines, options.shown or weights)
     changed = next((line["weights"] for line in reversed(lines) if line["start"] in CHANGES), curves.weights)
     write_atomically(PAGE, page(curves, Curves(lines, changed), weights).encode())

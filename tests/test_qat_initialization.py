@@ -51,7 +51,7 @@ def test_changes_are_tried_on_validation_networks_alone(bench):
     tuning = bench.plan("w", 100, ["noise"], {})
     assert bench.plan("w", 100, ["noise"], {task: line(task, 20.0) for task in tuning}) == tuning
     curves = bench.Curves([line(task, 1000 * task.rate) for task in tuning if task.bits == "W4/A4"], "w")
-    assert "| plus noise of 0.3 standard deviations | 100.0 | 101.0 | – | – |" in bench.changes_table(curves)
+    assert "| plus noise of 0.3 standard deviations | 300.0 | 301.0 | – | – |" in bench.changes_table(curves)
 
 
 @pytest.mark.parametrize("change", ["noise", "flat", "head", "steps"])
@@ -69,15 +69,21 @@ def test_a_change_keeps_the_size_of_what_it_changes(bench, data, change):
         torch.testing.assert_close(after[name].norm(), before[name].norm(), rtol=0.1, atol=0.0)
 
 
-def test_a_mark_is_read_from_the_longest_run_at_its_learning_rate(bench):
-    net = bench.networks()[0]
-    runs = {(100, 0.1): 10.0, (400, 0.1): 20.0, (400, 0.03): 30.0, (100, 0.01): 90.0}
-    lines = [line(bench.Task("", net, "W4/A4", "he", *run), accuracy) for run, accuracy in runs.items()]
-    assert bench.Curves(lines, "w").of[net, "W4/A4", "he"] == {}
-    lines += tried(bench, "he", 0.1, 100)
-    assert bench.Curves(lines, "w").of[net, "W4/A4", "he"] == {0: 20.0, 25: 20.25, 50: 20.5, 100: 21.0}
-    curves = bench.Curves(lines + tried(bench, "he", 0.03, 400), "w")
-    assert curves.of[net, "W4/A4", "he"] == {0: 20.0, 25: 20.25, 50: 20.5, 100: 21.0, 200: 32.0, 400: 34.0}
+def test_of_several_runs_the_best_on_validation_images_counts_at_each_mark(bench):
+    def run(steps, rate, val, test):
+        task = bench.Task("", bench.networks()[0], "W4/A4", "he", steps, rate)
+        marks = [str(mark) for mark in (0, 100, 400) if mark <= steps]
+        return line(task, 0.0) | {
+            "val": dict(zip(marks, val, strict=True)),
+            "test": dict(zip(marks, test, strict=True)),
+        }
+
+    lines = [run(400, 0.03, (10, 25, 40), (99, 55, 44)), run(100, 0.1, (10, 30), (11, 33))]
+    assert bench.Curves(lines, "w").of == {(bench.networks()[0], "W4/A4", "he"): {0: 11, 100: 33, 400: 44}}
+
+
+def test_the_page_names_the_learning_rates(bench):
+    curves = bench.Curves(tried(bench, "he", 0.1, 100) + tried(bench, "he", 0.03, 400), "w")
     assert bench.rates_of(curves) == ": after 100 steps, W4/A4 He 0.1. For longer runs: after 400 steps, W4/A4 He 0.03"
 
 
