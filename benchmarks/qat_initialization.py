@@ -3,6 +3,7 @@
     python benchmarks/qat_initialization.py --data data/cifar10 --steps 100
     python benchmarks/qat_initialization.py --data data/cifar10 --steps 400 --minutes 60
     python benchmarks/qat_initialization.py --data data/cifar10 --starts noise flat head steps
+    python benchmarks/qat_initialization.py --data data/cifar10 --starts predicted --nets bn-free/5 --rate 0.003
     python benchmarks/qat_initialization.py --data data/cifar10 --minutes 0
 
 Each task is one network at one bit-width from one start. All train alike: SGD with momentum 0.9 and weight decay 5e-4
@@ -10,8 +11,9 @@ at a constant learning rate, batches of 128 flipped and cropped training images,
 rate of each start and bit-width is the best of four or five on validation images after 100 steps of three validation
 networks, or after 400 for longer runs; those are trained first. A model is measured after it was calibrated on 512
 training images. Lines go to benchmarks/results/qat_initialization.jsonl as they come; the second call stops taking new
-work after an hour, the third tries changes to the predicted start on the validation networks, and the last only writes
-the table (docs/qat_start.md) and its plot anew, with --shown for the measurements of earlier weights.
+work after an hour, the third tries changes to the predicted start on the validation networks, the fourth trains one
+network at another learning rate, and the last only writes the table (docs/qat_start.md) and its plot anew, with --shown
+for the measurements of earlier weights.
 """
 
 from __future__ import annotations
@@ -177,13 +179,15 @@ def networks() -> tuple[str, ...]:
     return tuple(column[turn] for turn in turns for column in columns if turn < len(column))
 
 
-def plan(weights: str, steps: int, starts: Sequence[str], known: Lines) -> list[Task]:
-    """All tasks: learning rates are tried first, and networks follow for the starts that have theirs."""
+def plan(weights: str, steps: int, starts: Sequence[str], known: Lines, rate: float | None = None) -> list[Task]:
+    """All tasks: learning rates are tried first, and networks follow for the starts that have theirs, or at `rate`."""
 
     def task(net: str, bits: str, start: str, steps: int, rate: float) -> Task:
         return Task(weights if is_predicted(start) else "", net, bits, start, steps, rate)
 
     settings = [(bits, start) for bits in BITS for start in starts]
+    if rate is not None:
+        return [task(net, *setting, steps, rate) for net in networks() for setting in settings]
     first, nets = tuning_steps(steps), cheap(*TUNING_GRAPHS)
     tuning = [
         task(net, bits, start, first, rate)
@@ -496,6 +500,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
     parser.add_argument("--steps", type=int, default=100, choices=MARKS[1:])
     parser.add_argument("--starts", nargs="+", choices=[*STARTS, *CHANGES], default=list(STARTS))
+    parser.add_argument("--rate", type=float, help="learning rate, instead of the one tuned on validation networks")
     parser.add_argument("--nets", nargs="+", metavar="NET", help="only these, such as hand/vgg or id/3")
     parser.add_argument("--processes", type=int, default=2, help="of one thread each")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="take no new work after so many")
@@ -506,7 +511,8 @@ def main() -> None:
     # Twice: the networks can only be planned when the learning rates are known.
     for _ in range(2):
         known = read()
-        missing = [task for task in plan(weights, options.steps, options.starts, known) if task not in known]
+        planned = plan(weights, options.steps, options.starts, known, options.rate)
+        missing = [task for task in planned if task not in known]
         missing = [task for task in missing if not options.nets or task.net in (*options.nets, *cheap(*TUNING_GRAPHS))]
         minutes = (deadline - time.monotonic()) / 60
         each = partial(measure, data=options.data)

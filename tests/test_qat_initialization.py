@@ -40,6 +40,12 @@ def test_learning_rates_come_first_and_decide(bench, steps, tuned):
     assert len(set(bench.networks())) == 12 + 4 + 4 + 3
 
 
+def test_a_given_learning_rate_needs_no_tuning(bench):
+    plan = bench.plan("w", 400, ["he", "predicted"], {}, 0.003)
+    assert {(task.rate, task.steps) for task in plan} == {(0.003, 400)}
+    assert len(plan) == 2 * 2 * len(bench.networks())
+
+
 def test_only_predicted_starts_depend_on_the_weights(bench):
     assert {(task.start, task.weights) for task in bench.plan("w", 100, list(bench.STARTS), {})} == {
         ("predicted", "w"), ("he", ""), ("default", ""), ("float", ""),
