@@ -93,7 +93,8 @@ def test_the_page_names_the_learning_rates(bench):
     assert bench.rates_of(curves) == ": after 100 steps, W4/A4 He 0.1. For longer runs: after 400 steps, W4/A4 He 0.03"
 
 
-def test_the_page_follows_from_the_lines(bench):
+def test_the_page_follows_from_the_lines(bench, monkeypatch):
+    monkeypatch.setattr(bench, "FEWEST", 2)
     nets = bench.networks()[:2]
     he = [bench.Task("", net, "W4/A4", "he", 100, 0.1) for net in nets]
     predicted = [bench.Task("w", net, "W4/A4", "predicted", 100, 0.01) for net in nets]
@@ -111,6 +112,8 @@ def test_the_page_follows_from_the_lines(bench):
     assert "At W4/A4, He needs 100 steps to reach what the predicted start has after 100 (21.0 %, 2 networks)." in page
     assert "W4/A4 predicted 0.01, He 0.1" in page
     assert "`w`." in page
+    monkeypatch.setattr(bench, "FEWEST", 3)
+    assert "± " not in bench.table(curves, "W4/A4")
     assert "`w`; better ones ship since." in bench.page(curves, curves, "newer")
 
 
