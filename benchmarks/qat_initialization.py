@@ -208,7 +208,7 @@ def plan(weights: str, steps: int, starts: Sequence[str], known: Lines, rate: fl
 
 
 def tuning_steps(steps: int) -> int:
-    """After how many steps the learning rate of a run, or of a mark, is chosen."""
+    """After how many steps of the validation networks the learning rate of a run is chosen."""
     return next((tuned for tuned in TUNING_STEPS if steps <= tuned), TUNING_STEPS[-1])
 
 

@@ -13,10 +13,9 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, TypeVar
 
-Task = TypeVar("Task")
+from ghnqat_sdk.training.process import keep_freed_memory
 
-# glibc's malloc: freed activations are kept for the next layer instead of being returned to the system.
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+Task = TypeVar("Task")
 
 
 def measure_all(
@@ -24,8 +23,7 @@ def measure_all(
 ) -> Iterator[dict[str, Any]]:
     """Measure tasks in processes of their own, append each line to `path` when it comes, and yield it."""
     deadline = time.monotonic() + 60 * minutes
-    os.environ.update(KEEP_MEMORY)
-    with ProcessPoolExecutor(processes, get_context("spawn"), end_with_parent) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), prepare) as pool:
         for line in work(tasks, lambda task: pool.submit(measure, task), processes, deadline):
             append(path, line)
             yield line
@@ -46,6 +44,12 @@ def append(path: Path, line: dict[str, Any]) -> None:
         if file.tell() and not path.read_bytes().endswith(b"\n"):
             file.write(b"\n")
         file.write(json.dumps(line).encode() + b"\n")
+
+
+def prepare() -> None:
+    """What a process of a pool does first."""
+    keep_freed_memory()
+    end_with_parent()
 
 
 def end_with_parent() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from resumable import end_with_parent
+from resumable import prepare
 from table1 import BITS, hypernetwork
 
 from ghnqat_sdk.hypernetwork import pretrained
@@ -72,7 +72,7 @@ def main() -> None:
         data=options.data,
         images=options.images,
     )
-    with ProcessPoolExecutor(options.processes, get_context("spawn"), end_with_parent) as pool:
+    with ProcessPoolExecutor(options.processes, get_context("spawn"), prepare) as pool:
         figures = list(pool.map(each, range(options.graphs)))
     print(table(figures, options.bits))
     print(f"\nMean of the bit-widths: {fmean(map(fmean, figures)):.2f}")
