@@ -30,6 +30,27 @@ def save_training_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapp
         write_atomically(folder / CHECKPOINT_FILE, save(contiguous, metadata))
 
 
+def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """`value` as JSON takes it: its tensors go to `tensors`, named by their path from `name` on."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {str(key): pack(inner, f"{name}.{key}", tensors) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [pack(inner, f"{name}.{index}", tensors) for index, inner in enumerate(value)]
+    return value
+
+
+def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What `pack` packed; keys are strings and tuples are lists."""
+    if isinstance(packed, dict):
+        if packed.keys() == {"tensor"}:
+            return tensors[packed["tensor"]]
+        return {key: unpack(inner, tensors) for key, inner in packed.items()}
+    return [unpack(inner, tensors) for inner in packed] if isinstance(packed, list) else packed
+
+
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Make the folder of a run; what the disk refuses becomes our error, and what was there stays.

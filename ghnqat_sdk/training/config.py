@@ -64,6 +64,8 @@ class RunConfig(BaseModel):
     """Side of these crops in pixels."""
     noise: bool = False
     """NoiseQuant instead of SimQuant."""
+    optimizer: Literal["adamw", "soap"] = "adamw"
+    """AdamW, or Adam in the eigenbasis of Shampoo's preconditioner (SOAP, Vyas et al. 2024; needs the train extra)."""
     learning_rate: float = Field(1e-3, gt=0)
     warmup_steps: int = Field(200, ge=0)
     """Linear warm-up; a cosine to zero follows."""

@@ -42,6 +42,17 @@ class Processes:
         for parameter, part in zip(parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter).to(parameter.device)
 
+    def take_from_first(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace every parameter by that of process 0."""
+        if self.size == 1:
+            return
+        flat = torch.cat([p.detach().flatten() for p in parameters]).cpu()
+        dist.broadcast(flat, src=0)
+        parts: Sequence[Tensor] = flat.split([p.numel() for p in parameters])
+        with torch.no_grad():
+            for parameter, part in zip(parameters, parts, strict=True):
+                parameter.copy_(part.view_as(parameter))
+
     def wait(self) -> None:
         """Return when every process has come here."""
         if self.size > 1:

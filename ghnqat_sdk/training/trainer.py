@@ -29,12 +29,13 @@ from ghnqat_sdk.graph.graph import FLOAT_BITS
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, save_pretrained
 from ghnqat_sdk.quantization.bits import Bits
-from ghnqat_sdk.training.checkpoint import load_training_state, save_training_state, writing
+from ghnqat_sdk.training.checkpoint import load_training_state, pack, save_training_state, unpack, writing
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.datasets import ImageSet, augment, normalise_images
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.evaluate import evaluate_graphs
 from ghnqat_sdk.training.objective import Network, NetworkLoss, network_loss, prepare_network
+from ghnqat_sdk.training.optimizer import make_optimizer
 from ghnqat_sdk.training.spaces import Architecture, ArchitectureSpace
 
 RUN_FILE = "run.json"
@@ -130,7 +131,7 @@ class Trainer:
         if initial is not None:
             _copy_weights(self.model, load_pretrained(initial))
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-        self.optimizer = torch.optim.AdamW(_parameter_groups(self.model, config.weight_decay), lr=config.learning_rate)
+        self.optimizer = make_optimizer(self.model, config)
         self.progress = Progress()
         self._recent: list[StepReport] = []
         self._architecture = functools.lru_cache(maxsize=4 * _KEPT_NETWORKS)(self.space.__getitem__)
@@ -228,6 +229,8 @@ class Trainer:
             self.progress.skipped_steps += 1
             return norm
         self.optimizer.step()
+        if self.config.optimizer == "soap":  # its products and decompositions may round differently in each process
+            self.processes.take_from_first(parameters)
         self.average.update_parameters(self.model)
         return norm
 
@@ -352,17 +355,25 @@ class Trainer:
         self.processes.wait()
 
     def _save(self) -> None:
+        states: dict[str, Tensor] = {}
+        optimizer = pack(self.optimizer.state_dict(), "optimizer", states)
+        states = {name: tensor.contiguous() for name, tensor in states.items()}
+        # Go on with the layouts that a resumed run reads, so that matrix products round alike in both.
+        self._load_optimizer(optimizer, states)
         if self.processes.rank == 0:
             tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
             tensors |= {f"average.{name}": t for name, t in self.average.state_dict().items()}
-            names = {id(p): name for name, p in self.model.named_parameters()}
-            for parameter, state in self.optimizer.state.items():
-                tensors |= {f"optimizer.{names[id(parameter)]}.{key}": value for key, value in state.items()}
-            save_training_state(self.folder, tensors, vars(self.progress) | {"processes": self.processes.size})
+            facts = vars(self.progress) | {"processes": self.processes.size, "optimizer": optimizer}
+            save_training_state(self.folder, tensors | states, facts)
             save_pretrained(self.averaged(), self.folder / LAST_FOLDER)
         self.processes.wait()
 
-    def _restore(self, tensors: dict[str, Tensor], facts: dict[str, object]) -> None:
+    def _load_optimizer(self, packed: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        state = unpack(packed, tensors)
+        state["state"] = {int(index): of_parameter for index, of_parameter in state["state"].items()}
+        self.optimizer.load_state_dict(state)
+
+    def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         if facts.pop("processes", 1) != self.processes.size:
             raise ArgumentError(
                 f"The run in {str(self.folder)!r} was made with another number of processes than "
@@ -371,10 +382,9 @@ class Trainer:
         try:
             self.model.load_state_dict(_with_prefix(tensors, "model."))
             self.average.load_state_dict(_with_prefix(tensors, "average."))
-            for name, parameter in self.model.named_parameters():
-                self.optimizer.state[parameter] = _with_prefix(tensors, f"optimizer.{name}.")
-            self.progress = Progress(**facts)  # type: ignore[arg-type]
-        except (RuntimeError, TypeError) as error:
+            self._load_optimizer(facts.pop("optimizer"), tensors)
+            self.progress = Progress(**facts)
+        except (RuntimeError, TypeError, KeyError, ValueError) as error:
             raise CheckpointError(f"The state in {str(self.folder)!r} does not fit its config: {error}") from error
 
 
@@ -402,14 +412,6 @@ def _tensorboard_writer(folder: Path) -> Any:
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay; biases, gains and embeddings, which have few or rare gradients, do not."""
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    decayed = [p for p in model.parameters() if p.ndim > 1 and id(p) not in embeddings]
-    kept = [p for p in model.parameters() if p.ndim <= 1 or id(p) in embeddings]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
 
 
 def _copy_weights(model: GraphHypernetwork, initial: GraphHypernetwork) -> None:

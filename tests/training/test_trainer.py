@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -93,7 +94,9 @@ def test_training_changes_weights_and_average_apart(make):
     assert not same(dict(trainer.model.named_parameters()), dict(trainer.averaged().named_parameters()))
 
 
-def test_an_interrupted_run_resumes_to_the_same_bits(make):
+@pytest.mark.parametrize("optimizer", ["adamw", "soap"])
+def test_an_interrupted_run_resumes_to_the_same_bits(make, optimizer):
+    make = partial(make, config=TINY.model_copy(update={"optimizer": optimizer}))
     whole = make("whole")
     list(whole.run())
     interrupted = make("parts")
@@ -147,6 +150,35 @@ def test_two_processes_train_on_different_architectures_and_agree(data, tmp_path
     one, _ = load_training_state(tmp_path / "one")
     assert facts["processes"] == 2
     assert not same(one, two)
+
+
+def test_two_processes_keep_the_same_weights_with_soap(data, tmp_path):
+    """Each writes its own weights at the end: bases of one's own must not lead them apart."""
+    config = TINY.model_copy(update={"steps": 14, "validate_every": 14, "optimizer": "soap", "image_batch": 2})
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    program = tmp_path / "each.py"
+    program.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from ghnqat_sdk.training.config import RunConfig\n"
+        "from ghnqat_sdk.training.datasets import load_images\n"
+        "from ghnqat_sdk.training.distributed import Processes\n"
+        "from ghnqat_sdk.training.trainer import Trainer\n"
+        "from safetensors.torch import save_file\n"
+        "data, folder = sys.argv[1], Path(sys.argv[2])\n"
+        "config = RunConfig.model_validate_json((folder / 'config.json').read_text())\n"
+        "processes = Processes.from_environment()\n"
+        "images = [load_images(data, split) for split in ('train', 'val')]\n"
+        "trainer = Trainer(config, folder / 'run', *images, processes=processes)\n"
+        "list(trainer.run())\n"
+        "save_file(trainer.model.state_dict(), folder / f'{processes.rank}.safetensors')\n"
+        "processes.leave()\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29734"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*torchrun, str(program), str(data), str(tmp_path)], check=True, env=environment)
+    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    assert same(first, second)
 
 
 def test_a_folder_with_another_run_is_refused(make):
@@ -220,6 +252,12 @@ def test_a_decoder_grows_a_second_layer_without_changing_what_it_predicts(make, 
     before = trainer.model.decoder.second.weight.clone()
     list(trainer.run())
     assert not torch.equal(before, trainer.model.decoder.second.weight)
+
+
+def test_soap_without_its_package_is_refused(make, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(ArgumentError, match=r"ghnqat-sdk\[train\]"):
+        make(config=TINY.model_copy(update={"optimizer": "soap"}))
 
 
 def test_float_phase_comes_first(make):
