@@ -20,8 +20,9 @@ MANY_TENSORS_AT_ONCE_AND_AGAIN = """
 import resource, torch
 {call}
 pages = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-before = pages()
-for turn in range(20):
+for turn in range(21):
+    if turn == 1:  # the first turn takes its memory from the system in any case
+        before = pages()
     tensors = [torch.ones(2_000_000) for _ in range(50)]
     while tensors:
         tensors.pop()
@@ -57,9 +58,9 @@ def test_freed_memory_is_used_again():
         return int(subprocess.run(script, capture_output=True, text=True, check=True).stdout)
 
     before = pages("")
-    if before < 100_000:
+    if before < 50_000:
         pytest.skip("this machine's malloc keeps what is freed, or its pages are large")
-    assert pages("from ghnqat_sdk.training.process import keep_freed_memory; keep_freed_memory()") < before / 2
+    assert pages("from ghnqat_sdk.training.process import keep_freed_memory; keep_freed_memory()") < before / 5
 
 
 def test_keeping_memory_needs_no_glibc(monkeypatch):
