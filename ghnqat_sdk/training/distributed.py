@@ -46,12 +46,8 @@ class Processes:
         """Replace every parameter by that of process 0."""
         if self.size == 1:
             return
-        flat = torch.cat([p.detach().flatten() for p in parameters]).cpu()
-        dist.broadcast(flat, src=0)
-        parts: Sequence[Tensor] = flat.split([p.numel() for p in parameters])
-        with torch.no_grad():
-            for parameter, part in zip(parameters, parts, strict=True):
-                parameter.copy_(part.view_as(parameter))
+        for parameter in parameters:
+            dist.broadcast(parameter.detach(), src=0)
 
     def wait(self) -> None:
         """Return when every process has come here."""

@@ -45,6 +45,29 @@ TINY = RunConfig(
 )
 
 
+EACH_PROCESS_KEEPS_ITS_WEIGHTS = """
+import sys
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from ghnqat_sdk.training.config import RunConfig
+from ghnqat_sdk.training.datasets import load_images
+from ghnqat_sdk.training.distributed import Processes
+from ghnqat_sdk.training.trainer import Trainer
+
+data, folder = sys.argv[1], Path(sys.argv[2])
+config = RunConfig.model_validate_json((folder / "config.json").read_text())
+processes = Processes.from_environment()
+images = [load_images(data, split) for split in ("train", "val")]
+trainer = Trainer(config, folder / "run", *images, processes=processes)
+trainer.model.decoder.dense.bias.data += 1e-3 * processes.rank
+list(trainer.run())
+save_file(trainer.model.state_dict(), folder / f"{processes.rank}.safetensors")
+processes.leave()
+"""
+
+
 @pytest.fixture
 def make(data, tmp_path):
     train, validation = load_images(data, "train"), load_images(data, "val")
@@ -157,24 +180,7 @@ def test_two_processes_keep_the_same_weights_with_soap(data, tmp_path):
     config = TINY.model_copy(update={"steps": 3, "validate_every": 3, "optimizer": "soap"})
     (tmp_path / "config.json").write_text(config.model_dump_json())
     program = tmp_path / "each.py"
-    program.write_text(
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from ghnqat_sdk.training.config import RunConfig\n"
-        "from ghnqat_sdk.training.datasets import load_images\n"
-        "from ghnqat_sdk.training.distributed import Processes\n"
-        "from ghnqat_sdk.training.trainer import Trainer\n"
-        "from safetensors.torch import save_file\n"
-        "data, folder = sys.argv[1], Path(sys.argv[2])\n"
-        "config = RunConfig.model_validate_json((folder / 'config.json').read_text())\n"
-        "processes = Processes.from_environment()\n"
-        "images = [load_images(data, split) for split in ('train', 'val')]\n"
-        "trainer = Trainer(config, folder / 'run', *images, processes=processes)\n"
-        "trainer.model.decoder.dense.bias.data += 1e-3 * processes.rank\n"
-        "list(trainer.run())\n"
-        "save_file(trainer.model.state_dict(), folder / f'{processes.rank}.safetensors')\n"
-        "processes.leave()\n"
-    )
+    program.write_text(EACH_PROCESS_KEEPS_ITS_WEIGHTS)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29734"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([*torchrun, str(program), str(data), str(tmp_path)], check=True, env=environment)
