@@ -5,6 +5,7 @@
     python benchmarks/table1.py --data data/cifar10 --baseline runs/ghn-q/best --minutes 0
 
 The second stops taking new work after an hour, the third measures nothing: both print the table from what is there.
+A row that was measured in full on fewer images than --images stands there with those, and says so.
 For weights that are not at hand any more, --baseline takes their SHA-256 and shows what was measured of them.
 The unit of work is one graph at all bit-widths, by one protocol and with one set of weights. Each is appended to
 benchmarks/results/table1.jsonl when it is done, and what stands there is not measured again. Splits take turns, so
@@ -76,9 +77,9 @@ python benchmarks/table1.py --data data/cifar10{options} --write-docs
 
 ## How it is measured
 
-- Data: CIFAR-10 (JPEG), {images:,} test images drawn with seed {seed}. They are stored as JPEG files of quality 75;
-  figures on the original images may differ slightly. All graphs see the same ones, so that easier or harder images
-  move all of our figures together; ±, which is over graphs, leaves that out.
+- Data: CIFAR-10 (JPEG), {images:,} test images drawn with seed {seed}{fewer}. They are stored as JPEG files of
+  quality 75; figures on the original images may differ slightly. All graphs see the same ones, so that easier or
+  harder images move all of our figures together; ±, which is over graphs, leaves that out.
 - Graphs: the first {graphs} of the splits `id`, `deep`, `wide` and `bn-free` of
   [ConvNets-250K (re-created)](evaluation.md#splits). The paper's graphs are not public, so our figures are not on the
   very graphs that the paper's are.
@@ -191,17 +192,38 @@ def read(path: Path) -> dict[Task, dict[str, Any]]:
 def summarise(
     lines: dict[Task, dict[str, Any]], names: dict[str, str], graphs: dict[str, int], images: int, seed: int
 ) -> dict[str, Any]:
-    """What the page is made of; `names` are the checksums of weights by the name of their rows."""
+    """What the page is made of; `names` are the checksums of weights by the name of their rows.
+
+    Rows that were measured in full on fewer images only have those, and `setting` says so.
+    """
     values: dict[str, list[float]] = {}
+    fewer: dict[str, int] = {}
     for name, checksum in names.items():
-        for task in plan([checksum], graphs, images, seed):
-            for kind in KINDS if task in lines else ():
-                for bits, percent in lines[task][kind].items():
-                    values.setdefault(f"{task.protocol} {kind} {bits} {name} {task.split}", []).append(percent)
+        for protocol in PROTOCOLS:
+            tasks = tasks_of_row(lines, checksum, protocol, graphs, images, seed)
+            if tasks[0].images != images:
+                fewer[f"{protocol} {name}"] = tasks[0].images
+            for task in tasks:
+                for kind in KINDS if task in lines else ():
+                    for bits, percent in lines[task][kind].items():
+                        values.setdefault(f"{protocol} {kind} {bits} {name} {task.split}", []).append(percent)
     return {
-        "setting": {"data": "CIFAR-10 (JPEG)", "images": images, "seed": seed, "graphs": graphs, "weights": names},
+        "setting": {
+            "data": "CIFAR-10 (JPEG)", "images": images, "fewer_images": fewer, "seed": seed, "graphs": graphs,
+            "weights": names,
+        },
         "figures": {key: statistic(column) for key, column in values.items()},
-    }
+    }  # fmt: skip
+
+
+def tasks_of_row(
+    lines: Iterable[Task], checksum: str, protocol: str, graphs: dict[str, int], images: int, seed: int
+) -> list[Task]:
+    """Those on so many images, or on the most of the smaller counts that all graphs were measured on."""
+    known = set(lines)
+    counts = sorted({task.images for task in known if task.images < images}, reverse=True)
+    plans = [plan([checksum], graphs, count, seed, [protocol]) for count in (images, *counts)]
+    return next((tasks for tasks in plans if known.issuperset(tasks)), plans[0])
 
 
 def statistic(values: Sequence[float]) -> dict[str, float]:
@@ -219,7 +241,8 @@ def cell(figures: dict[str, Any] | None, graphs: int) -> str:
 
 def table(summary: dict[str, Any], protocol: str, kind: str) -> str:
     """Rows of one protocol, by bit-width; the paper's stand beside ours where its protocol is used."""
-    graphs, names = summary["setting"]["graphs"], summary["setting"]["weights"]
+    setting = summary["setting"]
+    graphs, names, fewer = setting["graphs"], setting["weights"], setting["fewer_images"]
     lines = [f"| bits | {KINDS[kind]} | {' | '.join(SPLITS.values())} |", "| --- | --- |" + " --- |" * len(SPLITS)]
     for bits in BITS:
         for name in (BASELINE, OURS):
@@ -229,7 +252,8 @@ def table(summary: dict[str, Any], protocol: str, kind: str) -> str:
             if name in names:
                 keys = {split: f"{protocol} {kind} {bits} {name} {split}" for split in SPLITS}
                 cells = [cell(summary["figures"].get(key), graphs[split]) for split, key in keys.items()]
-                lines.append(f"| {bits} | {name}, ours | {' | '.join(cells)} |")
+                count = f" ({fewer[f'{protocol} {name}']} images)" if f"{protocol} {name}" in fewer else ""
+                lines.append(f"| {bits} | {name}, ours{count} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -275,6 +299,7 @@ def page(summary: dict[str, Any]) -> str:
         options=options,
         tables=tables(summary),
         images=images,
+        fewer=", fewer in the rows that say so" if setting["fewer_images"] else "",
         seed=setting["seed"],
         graphs=" / ".join(map(str, graphs.values())),
         weights=", ".join(f"{name} `{checksum}`" for name, checksum in names.items()),

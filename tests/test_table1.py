@@ -86,7 +86,8 @@ def test_a_measured_line_is_found_by_its_task(table1, small, data, tmp_path, res
 def test_page_says_how_many_graphs_are_behind_a_cell_and_which_cells_pass_the_paper(table1):
     tasks = [t for t in table1.plan(["a"], GRAPHS, 64, 0) if t.protocol == "paper" and t.split in ("id", "deep")]
     lines = {t: line(table1, t, p) for t, p in zip(tasks, (50.0, 60.0, 54.0), strict=False)}
-    other = {t: line(table1, t, 99.0) for t in table1.plan(["b"], GRAPHS, 64, 0) + table1.plan(["a"], GRAPHS, 32, 0)}
+    incomplete = table1.plan(["a"], GRAPHS, 32, 0, ["paper"])[1:]
+    other = {t: line(table1, t, 99.0) for t in table1.plan(["b"], GRAPHS, 64, 0) + incomplete}
     summary = table1.summarise(lines | other, {"GHN-QAT": "a"}, GRAPHS, 64, 0)
     page = table1.page(summary)
     assert "| W4/A4 | GHN-QAT, paper | 52.5 ± 0.4; 65.7 | 50.3 ± 0.6; 63.7 |" in page
@@ -106,6 +107,23 @@ def test_a_complete_table_names_its_baseline_and_both_protocols(table1):
     assert "graphs)" not in page and "so far" not in page and "calibrated protocol\n" in page
     assert page.count("| GHN-Q, ours |") == 4 * len(table1.BITS)
     assert "Our GHN-Q was trained in float" in page
+
+
+def test_a_row_measured_on_fewer_images_only_stands_there_and_says_so(table1):
+    measured = table1.plan(["a"], GRAPHS, 64, 0, ["paper"]) + table1.plan(["b"], GRAPHS, 64, 0, ["paper"])[1:]
+    lines = {t: line(table1, t, 2.0) for t in measured}
+    lines |= {t: line(table1, t, 1.0) for count in (16, 32, 128) for t in table1.plan(["a", "b"], GRAPHS, count, 0)}
+    names = {"GHN-QAT": "a", "GHN-Q": "b"}
+    summary = table1.summarise(lines, names, GRAPHS, 64, 0)
+    assert summary["setting"]["fewer_images"] == {
+        "calibrated GHN-QAT": 32, "paper GHN-Q": 32, "calibrated GHN-Q": 32
+    }  # fmt: skip
+    page = table1.page(summary)
+    paper, calibrated = page.split("## By the calibrated protocol")
+    assert "| float | GHN-QAT, ours | 2.0 " in paper and "| float | GHN-Q, ours (32 images) | 1.0 " in paper
+    assert "| float | GHN-QAT, ours (32 images) | 1.0 " in calibrated
+    assert "64 test images drawn with seed 0, fewer in the rows that say so." in page
+    assert "fewer" not in table1.page(table1.summarise(lines, names, GRAPHS, 128, 0))
 
 
 def test_the_page_follows_from_the_figures_beside_it(table1):
