@@ -217,13 +217,12 @@ def summarise(
 
 
 def tasks_of_row(
-    lines: Iterable[Task], checksum: str, protocol: str, graphs: dict[str, int], images: int, seed: int
+    lines: dict[Task, dict[str, Any]], checksum: str, protocol: str, graphs: dict[str, int], images: int, seed: int
 ) -> list[Task]:
     """Those on so many images, or on the most of the smaller counts that all graphs were measured on."""
-    known = set(lines)
-    counts = sorted({task.images for task in known if task.images < images}, reverse=True)
+    counts = sorted({task.images for task in lines if task.images < images}, reverse=True)
     plans = [plan([checksum], graphs, count, seed, [protocol]) for count in (images, *counts)]
-    return next((tasks for tasks in plans if known.issuperset(tasks)), plans[0])
+    return next((tasks for tasks in plans if all(task in lines for task in tasks)), plans[0])
 
 
 def statistic(values: Sequence[float]) -> dict[str, float]:
@@ -252,8 +251,9 @@ def table(summary: dict[str, Any], protocol: str, kind: str) -> str:
             if name in names:
                 keys = {split: f"{protocol} {kind} {bits} {name} {split}" for split in SPLITS}
                 cells = [cell(summary["figures"].get(key), graphs[split]) for split, key in keys.items()]
-                count = f" ({fewer[f'{protocol} {name}']} images)" if f"{protocol} {name}" in fewer else ""
-                lines.append(f"| {bits} | {name}, ours{count} | {' | '.join(cells)} |")
+                count = fewer.get(f"{protocol} {name}")
+                label = f"{name}, ours ({count} images)" if count else f"{name}, ours"
+                lines.append(f"| {bits} | {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
