@@ -62,6 +62,8 @@ class RunConfig(BaseModel):
     """Share of the steps, from the first on, in which networks with a pooled head see crops instead of whole images."""
     crop: int = Field(24, ge=8, le=32)
     """Side of these crops in pixels."""
+    padding: int = Field(4, ge=0, le=16)
+    """Zeros around an image, in pixels, before it is cropped; with 0, whole images are only flipped."""
     noise: bool = False
     """NoiseQuant instead of SimQuant."""
     optimizer: Literal["adamw", "soap"] = "adamw"

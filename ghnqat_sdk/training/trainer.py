@@ -296,7 +296,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(draw.getrandbits(62))
         chosen = torch.randint(len(self.train_images), (count,), generator=generator)
         batch = self.train_images.take(chosen)
-        images = augment(normalise_images(batch.images), generator, size=size)
+        images = augment(normalise_images(batch.images), generator, self.config.padding, size)
         return images.to(self.device), batch.labels.to(self.device)
 
     def _set_learning_rate(self, step: int) -> None:

@@ -21,7 +21,7 @@ from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, save_pretrained
 from ghnqat_sdk.training import trainer as trainer_module
 from ghnqat_sdk.training.checkpoint import CHECKPOINT_FILE, load_training_state
 from ghnqat_sdk.training.config import RECIPES, BitsShare, RunConfig, make_recipe
-from ghnqat_sdk.training.datasets import load_images
+from ghnqat_sdk.training.datasets import load_images, normalise_images
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.objective import NetworkLoss
 from ghnqat_sdk.training.trainer import Trainer
@@ -312,6 +312,17 @@ def test_costly_networks_see_fewer_images_in_few_sizes(make):
     assert set(sizes.values()) == {8, 16, 32, 48, 64}
     assert all(size * macs <= 5e8 for macs, size in sizes.items() if size > 8)
     assert all(size == 64 for macs, size in sizes.items() if 64 * macs <= 5e8)
+
+
+@pytest.mark.parametrize("padding", [0, 4])
+def test_images_are_shifted_as_far_as_the_padding(make, padding):
+    trainer = make(config=TINY.model_copy(update={"padding": padding}))
+    images, _ = trainer._draw_images(random.Random(0), 40, 32)
+    originals = normalise_images(trainer.train_images.images)
+    unshifted = [
+        any(torch.equal(image, one) or torch.equal(image.flip(2), one) for one in originals) for image in images
+    ]
+    assert all(unshifted) if padding == 0 else not all(unshifted)
 
 
 def test_noise_training_runs(make):
