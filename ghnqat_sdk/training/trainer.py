@@ -294,8 +294,7 @@ class Trainer:
 
     def _draw_images(self, draw: random.Random, count: int, size: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(draw.getrandbits(62))
-        chosen = torch.randint(len(self.train_images), (count,), generator=generator)
-        batch = self.train_images.take(chosen)
+        batch = self.train_images.stratified(count, generator)
         images = augment(normalise_images(batch.images), generator, self.config.padding, size)
         return images.to(self.device), batch.labels.to(self.device)
 

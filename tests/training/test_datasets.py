@@ -51,6 +51,32 @@ def test_sample_is_the_same_for_the_same_seed(data):
     assert not torch.equal(images.sample(20, seed=1).images, images.sample(20, seed=2).images)
 
 
+def test_stratified_batches_have_the_classes_in_their_proportions(data):
+    images = load_images(data, "test")
+    uneven = images.take(torch.cat([torch.arange(120), torch.arange(150, 180)]).flip(0))  # 30 of each of 5 classes
+    uneven = uneven.take(torch.cat([torch.arange(150), (uneven.labels == 0).nonzero().flatten()]))  # class 0 twice
+    whole = uneven.labels.bincount() / len(uneven)
+    for seed in range(20):
+        batch = uneven.stratified(24, torch.Generator().manual_seed(seed))
+        assert ((batch.labels.bincount(minlength=len(whole)) - 24 * whole).abs() <= 1).all()
+        assert all(
+            (uneven.images[uneven.labels == label] == image).flatten(1).all(1).any()
+            for image, label in zip(batch.images, batch.labels, strict=True)
+        )
+
+
+def test_stratified_batches_draw_every_image_alike_and_repeat_with_their_generator(data):
+    images = load_images(data, "val")
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.cat(
+        [images.stratified(7, generator).images for _ in range(400)]
+    )  # 7 of 20, in stretches across images
+    counts = torch.stack([(drawn == image).flatten(1).all(1).sum() for image in images.images])
+    assert (counts / 140 - 1).abs().max() < 0.4
+    again = [images.stratified(5, torch.Generator().manual_seed(3)).images for _ in range(2)]
+    assert torch.equal(*again)
+
+
 def test_normalised_images_have_about_mean_zero_and_deviation_one(data):
     images = normalise_images(load_images(data, "test").images)
     assert images.is_contiguous(memory_format=torch.channels_last)
