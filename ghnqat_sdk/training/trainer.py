@@ -316,7 +316,8 @@ class Trainer:
     def _validate(self) -> None:
         """Mean top-1 of unseen validation networks on validation images; the best weights so far go to `best/`."""
         if self.processes.rank == 0:
-            images = self.validation_images.sample(self.config.validation_images, self.config.seed)
+            # The same images whatever the run's seed, so that figures of runs compare.
+            images = self.validation_images.sample(self.config.validation_images, seed=0)
             space = ArchitectureSpace("val")
             affordable = (a for a in space if a.macs <= self.config.max_macs)
             chosen = [a for a, _ in zip(affordable, range(self.config.validation_graphs), strict=False)]

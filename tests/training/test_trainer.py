@@ -325,6 +325,18 @@ def test_images_are_shifted_as_far_as_the_padding(make, padding):
     assert all(unshifted) if padding == 0 else not all(unshifted)
 
 
+def test_all_runs_validate_on_the_same_images(make):
+    few = TINY.model_copy(update={"validation_images": 9, "validation_graphs": 3})
+    first, other = (make(f"{seed}", few.model_copy(update={"seed": seed})) for seed in (0, 1))
+    other.average.load_state_dict(first.average.state_dict())
+    figures = []
+    for trainer in (first, other):
+        trainer._start_folder()
+        trainer._validate()
+        figures.append(json.loads((trainer.folder / "log.jsonl").read_text())["validation"])
+    assert figures[0] == figures[1]
+
+
 def test_noise_training_runs(make):
     list(make(config=TINY.model_copy(update={"noise": True, "steps": 1, "float_phase": 0.0})).run())
 
