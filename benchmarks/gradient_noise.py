@@ -42,11 +42,9 @@ def gradient(hypernetwork: GraphHypernetwork, network: Network, batch: ImageSet)
     """(P,) for the hypernetwork's P parameters."""
     (predicted,) = hypernetwork([network.graph])
     result = network_loss(network, predicted, normalise_images(batch.images), batch.labels)
-    hypernetwork.zero_grad()
-    torch.autograd.backward([predicted[name] for name in result.gradients], list(result.gradients.values()))
-    return torch.cat(
-        [torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in hypernetwork.parameters()]
-    )
+    outputs, parameters = [predicted[name] for name in result.gradients], list(hypernetwork.parameters())
+    gradients = torch.autograd.grad(outputs, parameters, list(result.gradients.values()), materialize_grads=True)
+    return torch.cat([g.flatten() for g in gradients])
 
 
 def signal_and_noise(gradients: list[Tensor]) -> tuple[float, float]:

@@ -1,5 +1,8 @@
+import importlib
 import os
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -23,6 +26,13 @@ SMALL = HypernetworkConfig(
 def data() -> Path:
     """500 real images: 20 for training and 30 for testing of each class."""
     return DATA
+
+
+@pytest.fixture
+def benchmark_module(monkeypatch) -> Callable[[str], ModuleType]:
+    """Imports a script of `benchmarks/` by its name."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    return importlib.import_module
 
 
 @pytest.fixture

@@ -1,8 +1,5 @@
 """benchmarks/gradient_noise.py: signal and noise of gradients."""
 
-import importlib
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -11,13 +8,10 @@ from ghnqat_sdk.training.datasets import load_images
 from ghnqat_sdk.training.objective import prepare_network
 from ghnqat_sdk.training.spaces import ArchitectureSpace
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-
 
 @pytest.fixture
-def gradient_noise(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("gradient_noise")
+def gradient_noise(benchmark_module):
+    return benchmark_module("gradient_noise")
 
 
 def test_signal_is_what_gradients_have_in_common_and_noise_the_rest(gradient_noise):

@@ -1,18 +1,12 @@
 """benchmarks/qat_initialization.py: what is trained, in which order, and what the page says of the figures."""
 
-import importlib
-from pathlib import Path
-
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @pytest.fixture
-def bench(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("qat_initialization")
+def bench(benchmark_module):
+    return benchmark_module("qat_initialization")
 
 
 def line(task, accuracy, steps=None):

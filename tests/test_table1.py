@@ -1,29 +1,24 @@
 """benchmarks/table1.py: what is measured again after a kill, and what the page says of the figures."""
 
-import importlib
 import json
 import time
 from concurrent.futures import Future
-from pathlib import Path
 
 import pytest
 
 from ghnqat_sdk import save_pretrained
 
-ROOT = Path(__file__).resolve().parents[1]
 GRAPHS = {"id": 3, "deep": 1, "wide": 1, "bn-free": 2}
 
 
 @pytest.fixture
-def resumable(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("resumable")
+def resumable(benchmark_module):
+    return benchmark_module("resumable")
 
 
 @pytest.fixture
-def table1(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("table1")
+def table1(benchmark_module):
+    return benchmark_module("table1")
 
 
 def line(table1, task, percent):

@@ -1,19 +1,13 @@
 """benchmarks/validation.py: how it groups the networks."""
 
-import importlib
-from pathlib import Path
-
 import pytest
 
 from ghnqat_sdk.training.spaces import ArchitectureSpace
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-
 
 @pytest.fixture
-def validation(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("validation")
+def validation(benchmark_module):
+    return benchmark_module("validation")
 
 
 def test_table_has_the_means_of_all_networks_and_of_each_norm_and_family(validation):

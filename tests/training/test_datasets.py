@@ -68,9 +68,8 @@ def test_stratified_batches_have_the_classes_in_their_proportions(data):
 def test_stratified_batches_draw_every_image_alike_and_repeat_with_their_generator(data):
     images = load_images(data, "val")
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.cat(
-        [images.stratified(7, generator).images for _ in range(400)]
-    )  # 7 of 20, in stretches across images
+    # 20 images in 7 stretches: their borders lie within images
+    drawn = torch.cat([images.stratified(7, generator).images for _ in range(400)])
     counts = torch.stack([(drawn == image).flatten(1).all(1).sum() for image in images.images])
     assert (counts / 140 - 1).abs().max() < 0.4
     again = [images.stratified(5, torch.Generator().manual_seed(3)).images for _ in range(2)]
