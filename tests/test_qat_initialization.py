@@ -34,6 +34,10 @@ def test_learning_rates_come_first_and_decide(bench, steps, tuned):
     assert len(set(bench.networks())) == 12 + 4 + 4 + 3
 
 
+def test_of_equal_learning_rates_the_larger_is_chosen(bench):
+    assert bench.best_rates(tried(bench, "he", None, 100)) == {("W4/A4", "he", 100): max(bench.RATES[False])}
+
+
 def test_a_given_learning_rate_needs_no_tuning(bench):
     plan = bench.plan("w", 400, ["he", "predicted"], {}, 0.003)
     assert {(task.rate, task.steps) for task in plan} == {(0.003, 400)}
