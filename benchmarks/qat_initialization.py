@@ -85,7 +85,7 @@ python benchmarks/qat_initialization.py --data data/cifar10 --steps 100
   {rates} (predicted) or {other_rates} (others) on 1,000 validation images for three small
   validation networks{best}.
   Where a network was trained at more than one, the run with the best validation accuracy of that network at that step
-  counts.
+  counts; a network that was trained at another one only counts with that.
 - Every convolution and linear layer is quantized, the first and the last like the rest, with ranges that follow each
   batch in training. To be measured, a copy is calibrated on 512 training images and classifies 1,000 test images.
 - ± is the standard error over networks. Each network was trained once from each start at each learning rate.
