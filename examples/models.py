@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ghnqat_sdk.training.datasets import ImageSet
+from ghnqat_sdk.data import ImageSet
 
 SAMPLE_IMAGES = Path(__file__).resolve().parents[1] / "tests" / "data" / "cifar10"
 

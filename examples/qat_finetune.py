@@ -16,7 +16,7 @@ import torch
 from models import SAMPLE_IMAGES, SmallMobileNetV2, accuracy
 
 from ghnqat_sdk import calibrate, predict_quantized_params
-from ghnqat_sdk.training.datasets import augment, load_images, normalise_images
+from ghnqat_sdk.data import draw_moves, load_images, move_images
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     qmodel.train()
     for _ in range(options.steps):
         batch = train.take(torch.randint(len(train), (options.batch,), generator=generator))
-        logits = qmodel(augment(normalise_images(batch.images), generator))
+        moves = draw_moves(options.batch, 4, generator)  # flips, and shifts by up to 4 pixels
+        logits = qmodel(move_images(train.normalise(batch.images), moves))
         loss = torch.nn.functional.cross_entropy(logits, batch.labels)
         optimizer.zero_grad()
         loss.backward()

@@ -16,8 +16,8 @@ import torch
 from models import SAMPLE_IMAGES, ResNet20, SmallMobileNetV2, accuracy
 
 from ghnqat_sdk import calibrate, load_pretrained, predict_quantized_params, prediction_report
+from ghnqat_sdk.data import load_images
 from ghnqat_sdk.quantization.convert import to_fake_quantized
-from ghnqat_sdk.training.datasets import load_images
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

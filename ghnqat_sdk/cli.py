@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from ghnqat_sdk.graph.trace import Call
     from ghnqat_sdk.parameters import PredictionReport
     from ghnqat_sdk.quantization.report import QuantizationReport
+    from ghnqat_sdk.training.spaces.protocol import Space
 
-SPLITS = ("id", "deep", "wide", "bn-free", "val")
+SPACES = {"deepnets": ("id", "deep", "wide", "bn-free", "val"), "families": ("test", "val")}
+"""Spaces of architectures and their splits, the one that is evaluated by default first."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", help="a torchvision model (resnet18), MODULE:CALLABLE that returns one, or an architecture id/0"
+        "model",
+        help="a torchvision model (resnet18), MODULE:CALLABLE that returns one, or an architecture of a space "
+        "(deepnets/id/3, families/test/7)",
     )
     parser.add_argument("--classes", type=int, default=10, help="classes of the model (default: 10)")
     parser.add_argument("--input", metavar="N,C,H,W", help="shape of an example input, where it cannot be guessed")
@@ -82,7 +86,9 @@ def _add_evaluate(commands: Any) -> None:
     evaluate = commands.add_parser("evaluate", help="accuracy of predicted, unseen networks on real images")
     _add_hypernetwork(evaluate)
     evaluate.add_argument("--data", required=True, help="image folder (test/<class>/*.jpg) or torchvision's CIFAR-10")
-    evaluate.add_argument("--split", choices=SPLITS, default="id", help="architectures (default: id)")
+    evaluate.add_argument("--space", choices=SPACES, default="deepnets", help="architectures (default: deepnets)")
+    splits = {split: None for of_space in SPACES.values() for split in of_space}
+    evaluate.add_argument("--split", choices=splits, help="of the space (default: id of deepnets, test of families)")
     evaluate.add_argument("--graphs", type=int, default=50, help="how many of them (default: 50)")
     evaluate.add_argument("--images", type=int, default=2000, help="how many test images (default: 2000)")
     evaluate.add_argument("--protocol", choices=("paper", "calibrated"), default="paper", help="see docs/evaluation.md")
@@ -149,19 +155,19 @@ def _save_state(qmodel: Any, path: Path) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from ghnqat_sdk.data import load_images
     from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
     from ghnqat_sdk.quantization.bits import parse_bits_text
-    from ghnqat_sdk.training.datasets import load_images
-    from ghnqat_sdk.training.evaluate import calibration_batches, evaluate_graphs
-    from ghnqat_sdk.training.spaces import ArchitectureSpace
+    from ghnqat_sdk.training.evaluation import calibration_batches, evaluate_graphs
 
     bits = parse_bits_text(options.bits)
-    space = ArchitectureSpace(options.split)
+    split = options.split or SPACES[options.space][0]
+    space = _space(options.space, split)
     for name, limit in (("graphs", len(space)), ("images", 10**6)):
         if not 1 <= getattr(options, name) <= limit:
             raise ArgumentError(f"--{name} {getattr(options, name)} is out of range; write a number from 1 to {limit}.")
     hypernetwork = load_pretrained(options.checkpoint, revision=options.revision)
-    images = load_images(options.data, "val" if options.split == "val" else "test").sample(options.images, options.seed)
+    images = load_images(options.data, "val" if split == "val" else "test").sample(options.images, options.seed)
     batches = calibration_batches(options.data, options.seed) if options.protocol == "calibrated" else None
     result = evaluate_graphs(
         hypernetwork,
@@ -171,16 +177,17 @@ def _evaluate(options: argparse.Namespace) -> None:
         protocol=options.protocol,
         calibration=batches,
         device=options.device,
-        progress=lambda items: progress_bar(items, f"{options.split} W{bits[0]}/A{bits[1]}", options.graphs),
+        progress=lambda items: progress_bar(items, f"{split} W{bits[0]}/A{bits[1]}", options.graphs),
     )
-    facts = {name: getattr(options, name) for name in ("checkpoint", "split", "graphs", "protocol", "seed")}
-    text = json.dumps({**facts, "images": len(images), "bits": bits, **result.as_dict()}, indent=2)
+    facts = {name: getattr(options, name) for name in ("checkpoint", "space", "graphs", "protocol", "seed")}
+    facts |= {"split": split, "images": len(images), "bits": bits}
+    text = json.dumps({**facts, **result.as_dict()}, indent=2)
     if options.json == "-":
         print(text)
         return
     if options.json:
         _write(Path(options.json), text + "\n")
-    what = f"{options.split}, W{bits[0]}/A{bits[1]}, {options.graphs} graphs, {len(images)} images"
+    what = f"{options.space} {split}, W{bits[0]}/A{bits[1]}, {options.graphs} graphs, {len(images)} images"
     print(f"{what}, {options.protocol} protocol")
     print(f"top-1 {result.top1}\ntop-5 {result.top5}   (mean ± standard error; max, percent)")
 
@@ -269,8 +276,8 @@ def _measure(
 
 def _calibrated_on(options: argparse.Namespace, qmodel: Any, call: Call) -> tuple[Any, str]:
     """Validation images of the folder, of the size that --input says, after calibration on training images."""
+    from ghnqat_sdk.data import load_images
     from ghnqat_sdk.quantization.calibrate import calibrate
-    from ghnqat_sdk.training.datasets import load_images
 
     size = 32 if options.input is None else call[0][0].shape[-1]
     train, validation = (load_images(options.data, split, size) for split in ("train", "val"))
@@ -319,13 +326,8 @@ def _model(options: argparse.Namespace) -> Any:
     name = options.model
     if ":" in name:
         return _imported(name)()
-    split, slash, index = name.partition("/")
-    if slash:
-        from ghnqat_sdk.training.spaces import ArchitectureSpace
-
-        if not index.isdigit():
-            raise ArgumentError(f"{name!r} is not SPLIT/INDEX. Write, for example, id/0")
-        return ArchitectureSpace(split)[int(index)].build(options.classes)
+    if "/" in name:
+        return _of_space(name).build(options.classes)
     import torchvision
 
     known = torchvision.models.list_models(module=torchvision.models)
@@ -335,6 +337,24 @@ def _model(options: argparse.Namespace) -> Any:
             f"MODULE:CALLABLE, for example my_models:make_resnet20"
         )
     return torchvision.models.get_model(name, weights=None, num_classes=options.classes)
+
+
+def _of_space(name: str) -> Any:
+    """The architecture that SPACE/SPLIT/INDEX names."""
+    parts = name.split("/")
+    if len(parts) != 3 or not parts[2].isdecimal():
+        raise ArgumentError(f"{name!r} is not SPACE/SPLIT/INDEX. Write, for example, deepnets/id/3 or families/test/7")
+    return _space(*parts[:2])[int(parts[2])]
+
+
+def _space(name: str, split: str) -> Space:
+    from ghnqat_sdk.training.spaces.deepnets import DeepNets
+    from ghnqat_sdk.training.spaces.families import Families
+
+    spaces: dict[str, Callable[[str], Space]] = {"deepnets": DeepNets, "families": Families}
+    if name not in spaces:
+        raise ArgumentError(f"There is no space {name!r}. Write one of {', '.join(spaces)}.")
+    return spaces[name](split)
 
 
 def _imported(name: str) -> Callable[[], Any]:

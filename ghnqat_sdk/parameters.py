@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,29 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.errors import GhnqatError
-from ghnqat_sdk.graph.graph import Node, Parameter
 
-
-def normalise(raw: Tensor, node: Node, parameter: Parameter) -> Tensor:
-    """Scale a decoded tensor of about unit variance for its role (GHN-2, Knyazev et al. 2021).
-
-    Weights: raw · sqrt(β / fan_in), β = 2, or 1 for depthwise convolutions and classifiers. Gains: 2·sigmoid(raw / 2),
-    around 1. Biases: tanh(0.2 · raw). Slopes of PReLU: around 0.25. Tables (tokens, positions): 0.02 · raw.
-
-    Args:
-        raw: Unit variance, any shape.
-        node: The node that the parameter belongs to.
-        parameter: Its shape and role.
-    """
-    if parameter.role == "weight":
-        fan_in = math.prod(parameter.shape[1:]) or 1
-        beta = 1.0 if node.op in ("depthwise_conv", "classifier") else 2.0
-        return raw * math.sqrt(beta / fan_in)
-    if parameter.role == "scale":
-        return 2 * torch.sigmoid(raw / 2)
-    if parameter.role == "slope":
-        return 0.5 * torch.sigmoid(raw / 2)
-    return 0.02 * raw if parameter.role == "table" else torch.tanh(0.2 * raw)
 
 
 def apply_functionally(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Sequence[Tensor] | Tensor) -> Tensor:

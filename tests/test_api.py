@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import ghnqat_sdk as gq
+from ghnqat_sdk.data import load_images
 from ghnqat_sdk.quantization.convert import fake_quantized_layers
-from ghnqat_sdk.training.datasets import load_images
 
 
 def cnn(classes: int = 10) -> nn.Module:

@@ -6,13 +6,14 @@ from safetensors.torch import load_file
 
 from ghnqat_sdk.api import predict_quantized_params
 from ghnqat_sdk.cli import main
+from ghnqat_sdk.data import load_images
 from ghnqat_sdk.graph.draw import draw_graph
 from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.hypernetwork.pretrained import save_pretrained
 from ghnqat_sdk.quantization.report import quantization_report
 from ghnqat_sdk.training.cli import main as train
-from ghnqat_sdk.training.datasets import load_images
-from ghnqat_sdk.training.spaces import ArchitectureSpace
+from ghnqat_sdk.training.spaces.deepnets import DeepNets
+from ghnqat_sdk.training.spaces.families import Families
 from ghnqat_sdk.version import __version__
 
 
@@ -28,8 +29,9 @@ def test_version(capsys):
     assert json.loads(capsys.readouterr().out)["ghnqat_sdk"] == __version__
 
 
-def test_inspect_lists_nodes_and_counts(capsys):
-    assert main(["inspect", "id/3"]) == 0
+@pytest.mark.parametrize("name", ["deepnets/id/20", "families/test/7"])
+def test_inspect_lists_nodes_and_counts(capsys, name):
+    assert main(["inspect", name]) == 0
     out = capsys.readouterr().out
     assert "conv" in out
     assert "nodes (" in out
@@ -61,18 +63,19 @@ def test_inspect_shows_what_each_node_reads(capsys, tmp_path, monkeypatch):
 
 def test_inspect_draws_the_graph(capsys, tmp_path):
     pictures = [tmp_path / "graph.svg", tmp_path / "expected.svg"]
-    assert main(["inspect", "id/3", "--picture", str(pictures[0])]) == 0
+    assert main(["inspect", "deepnets/id/20", "--picture", str(pictures[0])]) == 0
     assert f"drawn into {pictures[0]}" in capsys.readouterr().out
-    draw_graph(trace(ArchitectureSpace("id")[3].build(10)), pictures[1])
+    draw_graph(trace(DeepNets("id")[20].build(10)), pictures[1])
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
 
 
 def test_inspect_measures_bits_on_random_numbers(capsys, tmp_path, checkpoint, small):
     files = [str(tmp_path / name) for name in ("graph.svg", "report.png")]
-    common = ["inspect", "id/3", "--bits", "2,4", "--ends", "8", "--checkpoint", checkpoint, "--input", "2,3,32,32"]
+    common = ["inspect", "deepnets/id/20", "--bits", "2,4", "--ends", "8", "--checkpoint", checkpoint]
+    common += ["--input", "2,3,32,32"]
     assert main([*common, "--picture", files[0], "--plot", files[1], "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    model = ArchitectureSpace("id")[3].build(10)
+    model = DeepNets("id")[20].build(10)
     qmodel = predict_quantized_params(model, (2, 4), ends=8, hypernetwork=small)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert facts["quantization"] == json.loads(quantization_report(qmodel, images).to_json())
@@ -85,11 +88,12 @@ def test_inspect_measures_bits_on_random_numbers(capsys, tmp_path, checkpoint, s
 
 
 def test_inspect_measures_bits_on_images_after_calibration(capsys, checkpoint, small, data):
-    assert main(["inspect", "id/3", "--bits", "4,4", "--checkpoint", checkpoint, "--data", str(data)]) == 0
+    name, options = "families/val/52", ["--bits", "4,4", "--checkpoint", checkpoint, "--data", str(data)]
+    assert main(["inspect", name, *options]) == 0
     printed = capsys.readouterr().out
     calibration = load_images(data, "train").sample(512, seed=0)
     qmodel = predict_quantized_params(
-        ArchitectureSpace("id")[3].build(10), (4, 4), hypernetwork=small, calibration=calibration.batches(64)
+        Families("val")[52].build(10), (4, 4), hypernetwork=small, calibration=calibration.batches(64)
     )
     ((images, _),) = load_images(data, "val").sample(64, seed=0).batches(64)
     assert printed.endswith(f"{quantization_report(qmodel, images)}\n")
@@ -99,9 +103,8 @@ def test_inspect_measures_bits_on_images_after_calibration(capsys, checkpoint, s
 
 def test_predict_reports_and_saves(capsys, tmp_path, checkpoint):
     output = tmp_path / "model.safetensors"
-    assert (
-        main(["predict", "id/3", "--checkpoint", checkpoint, "--bits", "2,4", "--output", str(output), "--json"]) == 0
-    )
+    options = ["--checkpoint", checkpoint, "--bits", "2,4", "--output", str(output), "--json"]
+    assert main(["predict", "deepnets/id/20", *options]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["bits"] == [2, 4]
     assert report["kept"] == {}
@@ -117,17 +120,20 @@ def test_predict_takes_a_callable_of_the_users(capsys, tmp_path, checkpoint, mon
     assert "2 parameters predicted" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("protocol", ["paper", "calibrated"])
-def test_evaluate_writes_means_errors_and_maxima(capsys, tmp_path, checkpoint, data, protocol):
+@pytest.mark.parametrize(
+    ("space", "split", "protocol"),
+    [("deepnets", "bn-free", "paper"), ("deepnets", None, "calibrated"), ("families", None, "paper")],
+)
+def test_evaluate_writes_means_errors_and_maxima(capsys, tmp_path, checkpoint, data, space, split, protocol):
     result = tmp_path / "result.json"
     common = ["--checkpoint", checkpoint, "--data", str(data), "--graphs", "2", "--images", "40", "--bits", "4,4"]
-    assert (
-        main(["evaluate", *common, "--split", "id", "--seed", "1", "--protocol", protocol, "--json", str(result)]) == 0
-    )
+    common += ["--space", space, "--seed", "1", "--protocol", protocol, "--json", str(result)]
+    assert main(["evaluate", *common, *(["--split", split] if split else [])]) == 0
     facts = json.loads(result.read_text())
     assert facts["top1"].keys() == {"mean", "sem", "max", "graphs"}
     assert len(facts["top5"]["graphs"]) == 2
-    assert (facts["split"], facts["images"], facts["protocol"]) == ("id", 40, protocol)
+    of_space = split or {"deepnets": "id", "families": "test"}[space]
+    assert (facts["space"], facts["split"], facts["images"], facts["protocol"]) == (space, of_space, 40, protocol)
     assert "top-1" in capsys.readouterr().out
 
 
@@ -136,21 +142,27 @@ def test_evaluate_writes_means_errors_and_maxima(capsys, tmp_path, checkpoint, d
     [
         ["predict", "resnet999"],
         ["predict", "no_such_module:make"],
-        ["predict", "id/notanumber"],
-        ["predict", "id/99999"],
+        ["predict", "deepnets/id/notanumber"],
+        ["predict", "deepnets/id/²"],
+        ["predict", "deepnets/id/99999"],
+        ["predict", "deepnets/test/3"],
+        ["predict", "other/id/3"],
+        ["predict", "id/3"],
         ["predict", "resnet18", "--bits", "4"],
         ["predict", "resnet18", "--checkpoint", "/no/such/folder"],
         ["inspect", "resnet18", "--input", "a,b"],
-        ["inspect", "id/3", "--picture", "graph.gif"],
-        ["inspect", "id/3", "--bits", "4"],
-        ["inspect", "id/3", "--plot", "report.png"],
-        ["inspect", "id/3", "--data", "/no/such/folder"],
-        ["inspect", "id/3", "--ends", "8"],
-        ["inspect", "id/3", "--checkpoint", "/no/such/folder"],
-        ["inspect", "id/3", "--bits", "4,4", "--data", "/no/such/folder"],
-        ["inspect", "id/3", "--bits", "4,4", "--input", "1,3,1,1"],
+        ["inspect", "deepnets/id/20", "--picture", "graph.gif"],
+        ["inspect", "deepnets/id/20", "--bits", "4"],
+        ["inspect", "deepnets/id/20", "--plot", "report.png"],
+        ["inspect", "deepnets/id/20", "--data", "/no/such/folder"],
+        ["inspect", "deepnets/id/20", "--ends", "8"],
+        ["inspect", "deepnets/id/20", "--checkpoint", "/no/such/folder"],
+        ["inspect", "deepnets/id/20", "--bits", "4,4", "--data", "/no/such/folder"],
+        ["inspect", "deepnets/id/20", "--bits", "4,4", "--input", "1,3,1,1"],
         ["evaluate", "--data", "/no/such/folder"],
         ["evaluate", "--data", "/no/such/folder", "--graphs", "0"],
+        ["evaluate", "--data", "/no/such/folder", "--space", "families", "--split", "id"],
+        ["evaluate", "--data", "/no/such/folder", "--space", "deepnets", "--split", "test"],
     ],
 )
 def test_mistakes_are_one_line_and_no_traceback(capsys, arguments):
@@ -164,18 +176,27 @@ def test_recipes_are_listed_and_printed(capsys):
     assert train(["recipes"]) == 0
     assert "all-bits" in capsys.readouterr().out
     assert train(["recipes", "ghn-q"]) == 0
-    assert json.loads(capsys.readouterr().out)["bits"][0]["bits"] == [32, 32]
+    assert json.loads(capsys.readouterr().out)["bits"]["settings"][0]["bits"] == [32, 32]
+
+
+RUN = ["run", "--data", "{data}", "--output", "{out}", "--steps", "1"]
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         ["recipes", "nope"],
-        ["run", "--data", "/no/such/folder", "--output", "{out}"],
-        ["run", "--data", "{data}", "--output", "{out}", "--set", "steps"],
-        ["run", "--data", "{data}", "--output", "{out}", "--set", "steps=-1"],
-        ["run", "--data", "{data}", "--output", "{out}", "--set", "stepz=1"],
-        ["run", "--data", "{data}", "--output", "{out}", "--config", "/no/such/file"],
+        ["run", "--data", "/no/such/folder", "--output", "{out}", "--steps", "1"],
+        [*RUN, "--set", "seed"],
+        [*RUN, "--set", "checkpoint_every=0"],
+        [*RUN, "--set", "sampling.no_such_field=1"],
+        [*RUN, "--set", "networks.9.share=1"],
+        [*RUN, "--config", "/no/such/file"],
+        [*RUN, "--recipe", "nope"],
+        [*RUN, "--resume"],
+        [*RUN, "--threads", "0"],
+        ["run", "--data", "{data}", "--output", "{out}", "--steps", "0"],
+        ["decay", "/no/such/run", "--data", "{data}", "--output", "{out}", "--steps", "1"],
     ],
 )
 def test_training_mistakes_are_one_line_and_no_traceback(capsys, tmp_path, data, arguments):
@@ -185,11 +206,16 @@ def test_training_mistakes_are_one_line_and_no_traceback(capsys, tmp_path, data,
     assert "Traceback" not in captured.err
 
 
-def test_a_finished_run_is_not_overwritten_without_resume(capsys, tmp_path, data):
-    run = ["run", "--data", str(data), "--output", str(tmp_path / "run"), "--set", "steps=1", "--set", "meta_batch=1"]
-    run += ["--set", "image_batch=4", "--set", "max_macs=1.2e6", "--set", "validation_graphs=1", "--json"]
-    assert train(run) == 0
+def test_a_finished_run_is_not_overwritten_and_goes_on_with_resume(capsys, tmp_path, data):
+    run = ["run", "--data", str(data), "--output", str(tmp_path / "run"), "--set", "hints=null", "--json"]
+    run += ["--set", "sampling.meta_batch=1", "--set", "sampling.image_batch=4", "--set", "compute.compile=false"]
+    run += ["--set", 'networks=[{"space": "families", "max_macs": 5e6}]', "--set", "validation.networks=1"]
+    run += ["--set", "validation.images=20", "--set", 'bits.settings=[{"bits": [4, 4]}]']
+    assert train([*run, "--steps", "1"]) == 0
     assert json.loads(capsys.readouterr().out)["step"] == 1
-    assert train(run) == 1
+    assert train([*run, "--steps", "1"]) == 1
     assert "--resume" in capsys.readouterr().err
-    assert train([*run, "--resume"]) == 0
+    assert train([*run, "--steps", "1", "--resume"]) == 1
+    assert "--steps" in capsys.readouterr().err
+    assert train([*run, "--steps", "2", "--resume"]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == 2

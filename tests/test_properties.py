@@ -343,21 +343,24 @@ def test_graph_hypernetwork(small, diamond, config, graphs):
 
 
 WORDS = (
-    "predict", "evaluate", "inspect", "version", "run", "recipes", "id/3", "val/1", "id/-1", "deep/999", "resnet0",
-    "nn:Linear", "torch.nn:ReLU", "torch:nothing", ":", "a:b", "--bits", "4,4", "2,2", "9,9", "4", "--head", "keep",
-    "--classes", "10", "0", "-5", "--input", "2,3,32,32", "1,1", "-1,3,8,8", "--json", "--output", "--checkpoint",
-    "{small}", "nowhere", "--data", "--graphs", "1", "--images", "--split", "id", "--protocol", "calibrated", "--seed",
-    "--revision", "main", "--set", "steps=0", "pool=-1", "meta_batch=nan", "=", "--recipe", "ghn-q", "--config",
-    "--initial", "--picture", "graph.svg", "--plot", "--ends", "8", "--resume", "--threads", "--help", "", "é",
+    "predict", "evaluate", "inspect", "version", "run", "recipes", "decay", "teacher", "resnet0", "deepnets/id/20",
+    "families/val/1", "deepnets/id/-1", "deepnets/deep/999", "id/3", "nn:Linear", "torch.nn:ReLU", "torch:nothing", ":",
+    "a:b", "--bits", "4,4", "2,2", "9,9", "4", "--head", "keep", "--classes", "10", "0", "-5", "--input", "2,3,32,32",
+    "1,1", "-1,3,8,8", "--json", "--output", "--checkpoint", "{small}", "nowhere", "--data", "--graphs", "1",
+    "--images", "--space", "families", "--split", "id", "--protocol", "calibrated", "--seed", "--revision", "main",
+    "--steps", "--set", "clip_norm=0", "networks.9.share=1", "sampling.meta_batch=nan", "=", "--recipe", "ghn-q",
+    "--config", "--hints", "--picture", "graph.svg", "--plot", "--ends", "8", "--resume", "--threads", "--help", "",
+    "é",
 )  # fmt: skip
 
 
 @cases(500)
 @given(
-    command=st.sampled_from([(ghnqat, ("predict", "id/3", "--checkpoint", "{small}")), (ghnqat, ("inspect", "id/3")),
+    command=st.sampled_from([(ghnqat, ("predict", "deepnets/id/20", "--checkpoint", "{small}")),
+                     (ghnqat, ("inspect", "deepnets/id/20")),
                      (ghnqat, ("evaluate", "--data", "nowhere")), (ghnqat, ("version",)), (ghnqat, ()),
-                     (ghnqat_train, ("run", "--data", "nowhere", "--output", "out")), (ghnqat_train, ("recipes",)),
-                     (ghnqat_train, ())]),
+                     (ghnqat_train, ("run", "--data", "nowhere", "--output", "out", "--steps", "1")),
+                     (ghnqat_train, ("recipes",)), (ghnqat_train, ())]),
     more=st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=5)), max_size=4),
 )  # fmt: skip
 def test_command_lines(tmp_path_factory, small, capsys, command, more):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -33,20 +35,32 @@ class GraphBatch:
         ops: (B, N) int64, index of each node's type in the vocabulary.
         features: (B, N, FEATURES) float32, sizes on a log scale and place in the order.
         weight_bits, activation_bits: (B, N, 4) float32, each row a point between the anchors 2, 4, 8 and 32.
-        paths: (B, N, N) int8; entry (u, v) is the length of the shortest path from u to v, 0 for none up to s_max.
         mask: (B, N) bool, true for nodes, false for padding.
+        graphs: The B graphs.
+        s_max: Longest shortest path that counts.
     """
 
     ops: Tensor
     features: Tensor
     weight_bits: Tensor
     activation_bits: Tensor
-    paths: Tensor
     mask: Tensor
+    graphs: tuple[ComputationGraph, ...]
+    s_max: int
+
+    @cached_property
+    def paths(self) -> Tensor:
+        """(B, N, N) int8; entry (u, v) is the length of the shortest path from u to v, 0 for none up to s_max."""
+        size = self.mask.shape[1]
+        paths = torch.zeros(len(self.graphs), size, size, dtype=torch.int8)
+        for row, graph in enumerate(self.graphs):
+            paths[row, : len(graph), : len(graph)] = graph.shortest_paths(self.s_max)
+        return paths.to(self.mask.device)
 
     def to(self, device: torch.device | str) -> GraphBatch:
         """The same batch on another device."""
-        return GraphBatch(**{name: value.to(device) for name, value in vars(self).items()})
+        names = ("ops", "features", "weight_bits", "activation_bits", "mask")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 def batch_graphs(graphs: Sequence[ComputationGraph], vocabulary: Mapping[str, int], s_max: int) -> GraphBatch:
@@ -55,19 +69,26 @@ def batch_graphs(graphs: Sequence[ComputationGraph], vocabulary: Mapping[str, in
     ops = torch.zeros(len(graphs), size, dtype=torch.int64)
     features = torch.zeros(len(graphs), size, FEATURES)
     weight_bits, activation_bits = (torch.zeros(len(graphs), size, len(BIT_ANCHORS)) for _ in range(2))
-    paths = torch.zeros(len(graphs), size, size, dtype=torch.int8)
     mask = torch.zeros(len(graphs), size, dtype=torch.bool)
     for row, graph in enumerate(graphs):
         n = len(graph)
         ops[row, :n] = torch.tensor([vocabulary.get(node.op, vocabulary["other"]) for node in graph.nodes])
-        features[row, :n] = torch.cat([torch.tensor([_sizes(node) for node in graph.nodes]), _places(n)], dim=1)
+        features[row, :n] = _features(graph)
         weight_bits[row, :n] = torch.tensor([_anchored(node.bits[0]) for node in graph.nodes])
         activation_bits[row, :n] = torch.tensor([_anchored(node.bits[1]) for node in graph.nodes])
-        paths[row, :n, :n] = graph.shortest_paths(s_max)
         mask[row, :n] = True
-    return GraphBatch(ops, features, weight_bits, activation_bits, paths, mask)
+    return GraphBatch(ops, features, weight_bits, activation_bits, mask, tuple(graphs), s_max)
 
 
+def _features(graph: ComputationGraph) -> Tensor:
+    """(N, FEATURES) of a graph, worked out once."""
+    if "features" not in graph.cache:
+        sizes = torch.tensor([_sizes(node) for node in graph.nodes])
+        graph.cache["features"] = torch.cat([sizes, _places(len(graph))], dim=1)
+    return graph.cache["features"]
+
+
+@functools.cache
 def _anchored(bits: int) -> list[float]:
     """Linear interpolation between the two anchors around `bits`."""
     weights = [0.0] * len(BIT_ANCHORS)

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -71,6 +71,8 @@ class ComputationGraph:
     nodes: tuple[Node, ...]
     edges: tuple[tuple[int, int], ...]
     unreached: Mapping[str, str] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What was worked out from the structure alone; shared with the same graph at other bit-widths."""
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -83,9 +85,8 @@ class ComputationGraph:
     def with_bits(self, bits: tuple[int, int] | Callable[[Node], tuple[int, int]]) -> ComputationGraph:
         """The same graph with other bit-widths: one (weight, activation) pair, or a function of the node."""
         choose = bits if callable(bits) else lambda _: bits
-        other = ComputationGraph(tuple(replace(n, bits=choose(n)) for n in self.nodes), self.edges, self.unreached)
-        other.__dict__.update({k: v for k, v in self.__dict__.items() if k.startswith("_paths_")})
-        return other
+        nodes = tuple(replace(node, bits=choose(node)) for node in self.nodes)
+        return replace(self, nodes=nodes)
 
     def shortest_paths(self, s_max: int) -> Tensor:
         """Directed shortest-path lengths up to `s_max`: virtual edges (GHN-2, Knyazev et al. 2021).
@@ -93,10 +94,10 @@ class ComputationGraph:
         Returns:
             (N, N) int8; entry (u, v) is the number of edges from u to v, 0 where there is no path of at most `s_max`.
         """
-        key = f"_paths_{s_max}"
-        if key not in self.__dict__:
-            self.__dict__[key] = _shortest_paths(len(self.nodes), self.edges, s_max)
-        return self.__dict__[key]
+        key = "paths", s_max
+        if key not in self.cache:
+            self.cache[key] = _shortest_paths(len(self.nodes), self.edges, s_max)
+        return self.cache[key]
 
     def to_networkx(self) -> networkx.DiGraph:
         """The graph for networkx: node attributes are the fields of `Node`, indices are the keys."""

@@ -1,38 +1,45 @@
-"""Node embeddings to parameter tensors, grouped by shape: one matrix product for all tensors of a shape.
-
-Large models are bound by memory, so a weight is scaled while it is small and written once, in its final layout.
+"""Node embeddings to parameter tensors; tensors of one kind are decoded together, across networks.
 
 A weight is decoded position by position (GHN-2's convolutional decoder, Knyazev et al. 2021) in tiles of 64 × 64
-channels. Every tile has a place embedding that enters before the nonlinearities, so that a tensor larger than one tile
-is not a repetition of it: repeating a tile leaves 64 distinct filters and rank 64. A weight of more than 16 tiles is
-made of its first 4 × 4: each tile is the one that a repetition would put there, mixed with a little of all of them in
-proportions of its own. That costs 16 multiply-adds for each number instead of e, and keeps every filter distinct.
+channels, and a mixture of banks is added: K tables of weights that all networks share, mixed by how deep a node stands,
+so that channels mean the same in layers of one depth. Every tile has a place embedding that enters before the
+nonlinearity and scales the mixture, so that a tensor larger than one tile is not a repetition of it: repeating a tile
+leaves 64 distinct filters and rank 64. A weight of more than 16 tiles is made of its first 4 × 4 decoded ones and of the
+banks, which costs a few multiply-adds for each number and keeps every filter distinct.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from ghnqat_sdk.graph.graph import Node, Parameter
-from ghnqat_sdk.parameters import normalise
+from ghnqat_sdk.hypernetwork.scaling import VECTOR_ROLES, scale_vectors
+from ghnqat_sdk.hypernetwork.tiles import (
+    PLACE_FEATURES,
+    Assemble,
+    Corners,
+    Cut,
+    centre,
+    centred,
+    grouped_places,
+    mixture,
+    place_features,
+    slices,
+    spatial,
+)
 
-_PLACE_FEATURES = 16
 _IDENTITY = 3.0
-_BASIS = 4
-"""Tiles along outputs and along inputs of a large weight that are decoded."""
+_BANK_SIZE = 3.0
+"""What the mixture of banks is multiplied by: banks start at zero and learn faster for it."""
 _CHUNK = 4_000_000
 """Numbers of a large weight that are made at once, so that no temporary is as large as the weight."""
-_MIXED = 0.3
-"""Size of what is mixed into a tile beyond them, relative to the tile that is repeated there."""
-_VECTOR_ROLES = ("bias", "scale", "shift", "slope")
 
 
 class DecoderConfig(BaseModel):
@@ -41,212 +48,239 @@ class DecoderConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     hidden: int = Field(128, ge=8, le=4096)
     """Channels between a node's embedding and a tile."""
-    second: int = Field(0, ge=0, le=4096)
-    """Channels of a second layer on top of the hidden ones; a tile is made of both. 0 for none."""
     tile: int = Field(64, ge=4, le=512)
     """Output and input channels of one tile."""
     kernel: int = Field(7, ge=1, le=31)
     """Kernel positions with weights of their own; smaller kernels use the centre, larger ones the nearest position."""
+    banks: int = Field(16, ge=0, le=256)
+    """Tables that are mixed by depth and added to the decoded tiles; 0 for none."""
+    bank_kernel: int = Field(5, ge=1, le=31)
+    """Kernel positions of a bank; it adds nothing outside of them."""
 
 
 class Request(NamedTuple):
-    """Decode one parameter of M nodes that are alike."""
+    """Decode one parameter of one node."""
 
-    nodes: Tensor
-    """(M, d) embeddings."""
-    node: Node
-    parameter: Parameter
+    row: int
+    """Of the node, among all embeddings."""
+    cut: Cut
 
 
 class Decoder(nn.Module):
     """Node embeddings to parameters.
 
-    Letters: M nodes, d embedding, h hidden, e hidden and second together, t tile, (A, B) tiles along output and input
-    channels, k = Kh · Kw positions, (O, I) output and input channels.
+    Letters: V nodes, d embedding, h hidden, t tile, K banks, M tensors of one kind, R tiles of them, k kernel positions,
+    (o, i) channels of a tile's corner.
     """
 
     def __init__(self, config: DecoderConfig, width: int, num_classes: int) -> None:
         super().__init__()
         self.config, self.num_classes = config, num_classes
-        hidden, tile = config.hidden, config.tile
+        hidden, tile, kernel = config.hidden, config.tile, config.kernel
         # Node embeddings are layer-normed, not rectified, hence half the variance.
-        self.position = nn.Parameter(_kaiming(config.kernel**2, hidden, width) / math.sqrt(2))
-        self.place_out = nn.Linear(_PLACE_FEATURES, hidden)
-        self.place_in = nn.Linear(_PLACE_FEATURES, hidden)
-        self.second = nn.Linear(hidden, config.second) if config.second else None
-        if self.second is not None:
-            # Half the usual size: many new features at full size unsettle what a trained decoder already does.
-            nn.init.normal_(self.second.weight, std=0.5 * math.sqrt(2 / hidden))
-            nn.init.zeros_(self.second.bias)
-        self.dense = _Table((tile, tile), hidden + config.second)
-        self.depthwise = _Table((tile,), hidden + config.second)
-        self.classes = _Table((num_classes, tile), hidden + config.second)
+        self.position = nn.Parameter(_kaiming(kernel, kernel, hidden, width) / math.sqrt(2))
+        self.place_out = nn.Linear(PLACE_FEATURES, hidden)
+        self.place_in = nn.Linear(PLACE_FEATURES, hidden)
+        self.dense = _Table((tile, tile), hidden)
+        self.depthwise = _Table((tile,), hidden)
+        self.classes = _Table((num_classes, tile), hidden)
         self.vector_in = nn.Linear(width, hidden)
-        self.vectors = _Table((len(_VECTOR_ROLES), tile), hidden)
+        self.vectors = _Table((len(VECTOR_ROLES), tile), hidden)
         nn.init.kaiming_normal_(self.vector_in.weight, nonlinearity="linear")
         nn.init.zeros_(self.vector_in.bias)
+        self.banks = Banks(config, width) if config.banks else None
         # Untrained weights start near a blur that keeps each channel: then a channel shows the same thing in all
         # networks, however deep, and learning does not have to begin with making them agree.
         with torch.no_grad():
             self.dense.bias.add_(_IDENTITY * torch.eye(tile))
             self.depthwise.bias.add_(_IDENTITY / 2)
 
-    def forward(self, requests: Sequence[Request], channels_last: bool = True) -> list[Sequence[Tensor]]:
-        """M tensors of parameter.shape for each request.
+    def forward(
+        self,
+        nodes: Tensor,
+        depths: Tensor,
+        requests: Sequence[Request],
+        *,
+        channels_last: bool = True,
+        dtype: torch.dtype = torch.float32,
+    ) -> list[Tensor]:
+        """One float32 tensor for each request.
 
         Args:
+            nodes: (V, d) embeddings.
+            depths: (V,) where each node stands in its network, from 0 to 1.
             requests: What to decode.
             channels_last: Layout of the weights of convolutions.
+            dtype: Of the products that make tiles; bfloat16 is faster where the processor has it.
         """
-        plans = [self._plan(request.node, request.parameter) for request in requests]
-        corners: dict[tuple[str, _Corner], _Pair] = {}
-        for name in dict.fromkeys(plan.table for plan in plans):
-            wanted = list(dict.fromkeys(plan.corner for plan in plans if plan.table == name))
-            found = self.get_submodule(name).corners(wanted)  # type: ignore[operator]
-            corners |= {(name, corner): pair for corner, pair in zip(wanted, found, strict=True)}
-        kernels = dict.fromkeys(_kernel(request.parameter.shape) for request in requests)
-        positions = {kernel: self.position[_centre_positions(kernel, self.config.kernel)] for kernel in kernels}
-        place_out = functools.cache(lambda tiles: self.place_out(_places(tiles, self.position)))
-        place_in = functools.cache(lambda tiles: self.place_in(_places(tiles, self.position)))
-        decoded = []
-        for request, plan in zip(requests, plans, strict=True):
-            position, corner = positions[_kernel(request.parameter.shape)], corners[plan.table, plan.corner]
-            task = _Task(request, position, corner, place_out, place_in, self._deepened, channels_last)
-            decoded.append(getattr(self, f"_{plan.decoder}")(task))
+        groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+        for index, request in enumerate(requests):
+            groups[request.cut.group].append(index)
+        chosen = [[requests[index] for index in members] for members in groups.values()]
+        decoded: list[Tensor] = [nodes] * len(requests)
+        tasks = self._tasks(nodes, depths, chosen, channels_last, dtype)
+        for members, task in zip(groups.values(), tasks, strict=True):
+            tensors = self._vectors(task) if task.first.table == "vectors" else self._weights(task)
+            for index, tensor in zip(members, tensors, strict=True):
+                decoded[index] = tensor
         return decoded
 
-    def _plan(self, node: Node, parameter: Parameter) -> _Plan:
-        shape, tile = parameter.shape, self.config.tile
-        if parameter.role in _VECTOR_ROLES:
-            role = _VECTOR_ROLES.index(parameter.role)
-            return _Plan("vectors", "vectors", ((role, role + 1), (0, min(math.prod(shape), tile))))
-        if node.op == "classifier" and shape[0] == self.num_classes and parameter.role == "weight":
-            return _Plan("classes", "classes", ((0, self.num_classes), (0, min(math.prod(shape[1:]), tile))))
-        if node.op == "depthwise_conv":
-            return _Plan("depthwise", "depthwise", ((0, min(shape[0], tile)),))
-        rows, columns = _matrix(shape)
-        if node.op == "grouped_conv":
-            return _Plan("grouped", "dense", ((0, min(rows, tile)), (0, min(columns * node.groups, tile))))
-        return _Plan("dense", "dense", ((0, min(rows, tile)), (0, min(columns, tile))))
+    def _tasks(
+        self,
+        nodes: Tensor,
+        depths: Tensor,
+        chosen: Sequence[Sequence[Request]],
+        channels_last: bool,
+        dtype: torch.dtype,
+    ) -> list[_Task]:
+        """What each group of requests is decoded from; what groups share is worked out once."""
+        device = nodes.device
+        rows = torch.tensor([request.row for requests in chosen for request in requests], device=device)
+        sizes = [len(requests) for requests in chosen]
+        gathered = nodes[rows].split(sizes)  # (M, d) each
+        firsts = [requests[0].cut for requests in chosen]
+        tiles = [_Tiles.of(requests, device) for requests in chosen]
+        most = max(max(t.most) for t in tiles)
+        features = place_features(max(most, *(max(f.tiles) for f in _cuts_of(chosen)))).to(nodes)
+        outwards, inwards = self.place_out(features), self.place_in(features)
+        shares: Sequence[_Shares | None] = [None] * len(chosen)
+        if self.banks is not None:
+            shares = self.banks.shares(nodes[rows], depths[rows], sizes, features)
+        corners = self._corners([f for f in firsts if f.table != "vectors"], dtype)
+        projected = self._projected(gathered, firsts)
+        return [
+            _Task(requests, t, p, corners.get(requests[0].cut.group), outwards, inwards, share, channels_last)
+            for requests, t, p, share in zip(chosen, tiles, projected, shares, strict=True)
+        ]
 
-    def _deepened(self, before: Tensor) -> Tensor:
-        """(…, h) before its nonlinearity to (…, e): the hidden channels and the second layer on top of them."""
-        hidden = torch.relu(before)
-        if self.second is None:
-            return hidden
-        return torch.cat([hidden, torch.relu(self.second(hidden))], dim=-1)
+    def _projected(self, gathered: Sequence[Tensor], firsts: Sequence[Cut]) -> list[Tensor]:
+        """(M, k, h) of the nodes (M, d) of each group, one product for all groups of a kernel."""
+        projected = list(gathered)
+        of_kernel: dict[tuple[int, int] | None, list[int]] = defaultdict(list)
+        for index, first in enumerate(firsts):
+            of_kernel[None if first.table == "vectors" else first.kernel].append(index)
+        kernels = [kernel for kernel in of_kernel if kernel is not None]
+        size = self.config.kernel
+        within = [centre(kernel, size) for kernel in kernels]
+        positions = dict(zip(kernels, Corners.apply(self.position, torch.float32, *within), strict=True)) if kernels else {}
+        for kernel, members in of_kernel.items():
+            together = torch.cat([gathered[index] for index in members])
+            if kernel is None:
+                found = self.vector_in(together).unsqueeze(1)
+            else:
+                position = centred(positions[kernel], kernel, size).flatten(0, 1)  # (k, h, d)
+                found = F.linear(together, position.flatten(0, 1)).unflatten(1, position.shape[:2])
+            parts = found.split([len(gathered[index]) for index in members])
+            for index, part in zip(members, parts, strict=True):
+                projected[index] = part
+        return projected
 
-    def _tiles(self, count: int) -> int:
-        """Tiles that `count` channels take."""
-        return math.ceil(count / self.config.tile)
+    def _corners(self, cuts: Sequence[Cut], dtype: torch.dtype) -> dict[tuple[object, ...], _Corner]:
+        """Weights of each group's corner, cut from each table at once."""
+        found: dict[tuple[object, ...], _Corner] = {}
+        for name in ("dense", "depthwise", "classes"):
+            wanted = [piece for piece in cuts if _TABLES.get(piece.table) == name]
+            if not wanted:
+                continue
+            table: _Table = self.get_submodule(name)  # type: ignore[assignment]
+            corners = [slices(piece) for piece in wanted]
+            weights = Corners.apply(table.weight, dtype, *corners)
+            biases = Corners.apply(table.bias, dtype, *corners)
+            banks: Sequence[Tensor | None] = [None] * len(wanted)
+            if self.banks is not None and name != "classes":
+                banks = self.banks.corners(wanted, dtype, self.config.kernel)
+            for piece, weight, bias, bank in zip(wanted, weights, biases, banks, strict=True):
+                found[piece.group] = _Corner(weight, bias, bank)
+        return found
 
-    def _dense(self, task: _Task) -> Sequence[Tensor]:
-        """The layout is that of the last two dimensions before a weight's own: (k, I) or (I, k)."""
-        shape = task.request.parameter.shape
-        rows, columns = _matrix(shape)
-        tiles = self._tiles(rows), self._tiles(columns)
-        decoded = _decoded(tiles)
-        raw = task.values(task.hidden(*decoded))  # (M, A, B, k, o, i)
-        if tiles != decoded:
-            weights = [_mixed(one, tiles, task.channels_last) for one in raw]
-        elif task.channels_last:
-            weights = [one.permute(0, 3, 2, 1, 4).flatten(3).flatten(0, 1) for one in raw]
-        else:
-            weights = [one.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1) for one in raw]
-        if task.channels_last:
-            return [_spatial(w[:rows, :, :columns].transpose(1, 2), shape) for w in weights]
-        return [_spatial(w[:rows, :columns].contiguous(), shape) for w in weights]
+    def _weights(self, task: _Task) -> Sequence[Tensor]:
+        """Tensors of one kind that is no vector."""
+        first, corner = task.first, task.corner
+        assert corner is not None
+        values = _values(task.hidden(), corner)  # (R, k, o, i)
+        if first.large:
+            return _large(task, corner, values)
+        if corner.bank is not None and task.shares is not None:
+            shares = task.shares.of(task.tiles).to(values.dtype)  # (R, K)
+            values = torch.addmm(values.flatten(1), shares, corner.bank).view_as(values)
+        if first.table == "grouped":
+            return _grouped(values, task)
+        cuts = tuple(request.cut for request in task.requests)
+        tensors = Assemble.apply(values, cuts, task.channels_last)
+        return [_shaped(t, c, task.channels_last) for t, c in zip(tensors, cuts, strict=True)]
 
-    def _grouped(self, task: _Task) -> Sequence[Tensor]:
-        """The blocks of a dense weight that the groups keep, so that a channel means the same in both.
+    def _vectors(self, task: _Task) -> list[Tensor]:
+        """Vectors of one role."""
+        role = task.first.role
+        table = VECTOR_ROLES.index(role)
+        raw = F.linear(task.hidden()[:, 0], self.vectors.weight[table], self.vectors.bias[table])  # (R, t)
+        sizes = []
+        for request in task.requests:
+            length = request.cut.matrix[0]
+            sizes += [length, request.cut.tiles[0] * self.config.tile - length]
+        pieces = scale_vectors(raw, role).flatten().split(sizes)[::2]
+        return [piece.view(r.cut.shape) for piece, r in zip(pieces, task.requests, strict=True)]
 
-        Where a strip of outputs reads from several tiles of inputs, it has the place of the first.
+
+class Banks(nn.Module):
+    """K tables of weights that all networks share, and how a node mixes them.
+
+    A node at relative depth x mixes table k by a softmax over -((x - k / (K - 1)) · (K - 1) / 1.5)² plus a linear function
+    of its embedding; every tile but the first scales the parts by a linear function of its place; the mixture has unit
+    norm, times 3.
+    """
+
+    def __init__(self, config: DecoderConfig, width: int) -> None:
+        super().__init__()
+        count, tile, kernel = config.banks, config.tile, config.bank_kernel
+        self.count, self.spread = count, 1.5
+        self.gate = nn.Linear(width, count)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+        self.place_out = nn.Linear(PLACE_FEATURES, count, bias=False)
+        self.place_in = nn.Linear(PLACE_FEATURES, count, bias=False)
+        self.dense = nn.Parameter(torch.zeros(kernel, kernel, count, tile, tile))
+        # 1 × 1 kernels share nothing with the centre of larger ones.
+        self.point = nn.Parameter(torch.zeros(1, 1, count, tile, tile))
+        self.depthwise = nn.Parameter(torch.zeros(kernel, kernel, count, tile))
+
+    def corners(self, cuts: Sequence[Cut], dtype: torch.dtype, kernel: int) -> list[Tensor]:
+        """(K, k · o · i) of each of `cuts`."""
+        found: dict[int, Tensor] = {}
+        for name in ("dense", "point", "depthwise"):
+            table = getattr(self, name)
+            members = [i for i, piece in enumerate(cuts) if self._table(piece) == name]
+            if not members:
+                continue
+            within = [(*centre(cuts[i].kernel, len(table)), slice(None), *slices(cuts[i])) for i in members]
+            pieces = Corners.apply(table, dtype, *within)
+            for index, piece in zip(members, pieces, strict=True):
+                positions = centred(piece, cuts[index].kernel, kernel)
+                found[index] = positions.flatten(0, 1).transpose(0, 1).flatten(1)
+        return [found[index] for index in range(len(cuts))]
+
+    def shares(
+        self, nodes: Tensor, depths: Tensor, sizes: Sequence[int], features: Tensor
+    ) -> list[_Shares]:
+        """How much of each table is in the tensors of each group.
+
+        Args:
+            nodes: (V, d) of all groups, one after another.
+            depths: (V,)
+            sizes: Tensors in each group.
+            features: (tiles, 16) of places.
         """
-        shape, groups, tile = task.request.parameter.shape, task.request.node.groups, self.config.tile
-        rows, depth = _matrix(shape)
-        size = rows // groups
-        outputs = torch.arange(rows, device=task.position.device).unsqueeze(1)
-        inputs = outputs // size * depth + torch.arange(depth, device=outputs.device)  # (O, I / groups)
-        place_out, place_in = task.place_out(self._tiles(rows)), task.place_in(self._tiles(groups * depth))
-        hidden = task.projected()
-        weight, bias = task.corner
-        strips = []
-        for out in range(0, rows, tile):
-            blocks = []
-            for start in range(0, depth, tile):
-                near = task.deepened(hidden + place_out[out // tile] + place_in[(out // size * depth + start) // tile])
-                at = outputs[out : out + tile] % tile, inputs[out : out + tile, start : start + tile] % tile
-                block = task._replace(corner=(weight[at], bias[at])).values(near)  # (M, k, o, i)
-                blocks.append(block.transpose(1, 2))
-            strips.append(torch.cat(blocks, dim=3))
-        weights = torch.cat(strips, dim=1).transpose(2, 3)  # (M, O, I, k)
-        return [_spatial(w if task.channels_last else w.contiguous(), shape) for w in weights]
+        centres = torch.linspace(0, 1, self.count, device=nodes.device)
+        near = -(((depths.unsqueeze(1) - centres) * ((self.count - 1) / self.spread)) ** 2)
+        parts = torch.softmax(near + self.gate(nodes), dim=1).split(list(sizes))
+        outwards, inwards = self.place_out(features), self.place_in(features)
+        return [_Shares(part, outwards, inwards) for part in parts]
 
-    def _depthwise(self, task: _Task) -> Sequence[Tensor]:
-        shape = task.request.parameter.shape  # one input channel: both layouts are the same
-        raw = task.values(task.hidden(self._tiles(shape[0]), 1)[:, :, 0])  # (M, A, k, o)
-        weights = raw.permute(0, 1, 3, 2).flatten(1, 2)[:, : shape[0], None]  # (M, O, 1, k)
-        return [_spatial(w, shape) for w in weights]
-
-    def _classes(self, task: _Task) -> Sequence[Tensor]:
-        shape = task.request.parameter.shape
-        columns = math.prod(shape[1:])
-        raw = task.values(task.hidden(1, self._tiles(columns))[:, 0, :, 0])  # (M, B, classes, i)
-        return raw.transpose(1, 2).flatten(2)[..., :columns].reshape(-1, *shape).unbind()
-
-    def _vectors(self, task: _Task) -> Sequence[Tensor]:
-        shape = task.request.parameter.shape
-        length = math.prod(shape)
-        hidden = self.vector_in(task.request.nodes).unsqueeze(1) + task.place_out(self._tiles(length))
-        return task.values(torch.relu(hidden)).flatten(1)[:, :length].reshape(-1, *shape).unbind()
-
-
-_Corner = tuple[tuple[int, int], ...]
-"""(start, stop) along each dimension of a table."""
-_Pair = tuple[Tensor, Tensor]
-"""Weight (*corner, h) and bias (*corner) of a corner."""
-
-
-class _Plan(NamedTuple):
-    """How one parameter is decoded."""
-
-    decoder: str
-    """Method of `Decoder`, without its underscore."""
-    table: str
-    """What it reads."""
-    corner: _Corner
-    """The part of it that it needs."""
-
-
-class _Task(NamedTuple):
-    """A request with what its decoding reads."""
-
-    request: Request
-    position: Tensor
-    """(k, h, d) of the weight's kernel."""
-    corner: _Pair
-    place_out: Callable[[int], Tensor]
-    """(tiles, h) embeddings of the first so many tiles along the outputs."""
-    place_in: Callable[[int], Tensor]
-    """The same along the inputs."""
-    deepened: Callable[[Tensor], Tensor]
-    """(…, h) before its nonlinearity to (…, e)."""
-    channels_last: bool
-
-    def projected(self) -> Tensor:
-        """(M, k, h)"""
-        return torch.einsum("md,khd->mkh", self.request.nodes, self.position)
-
-    def hidden(self, tiles_out: int, tiles_in: int) -> Tensor:
-        """(M, A, B, k, e)"""
-        places = self.place_out(tiles_out)[:, None, None] + self.place_in(tiles_in)[:, None]
-        return self.deepened(self.projected()[:, None, None] + places)
-
-    def values(self, hidden: Tensor) -> Tensor:
-        """(…, e) to (…, *corner), or (…, h) for a vector, scaled for the parameter's role."""
-        weight, bias = self.corner
-        raw = F.linear(hidden, weight.flatten(0, -2), bias.flatten()).unflatten(-1, bias.shape)
-        return normalise(raw, self.request.node, self.request.parameter)
+    @staticmethod
+    def _table(piece: Cut) -> str:
+        if piece.table == "depthwise":
+            return "depthwise"
+        return "point" if piece.kernel == (1, 1) else "dense"
 
 
 class _Table(nn.Module):
@@ -257,101 +291,166 @@ class _Table(nn.Module):
         self.weight = nn.Parameter(_kaiming(*shape, hidden))
         self.bias = nn.Parameter(torch.zeros(shape))
 
-    def corners(self, corners: Sequence[_Corner]) -> list[_Pair]:
-        """Weight and bias of each corner."""
-        weights, biases = _Corners.apply(self.weight, *corners), _Corners.apply(self.bias, *corners)
-        return list(zip(weights, biases, strict=True))
+
+_TABLES = {"dense": "dense", "grouped": "dense", "depthwise": "depthwise", "classes": "classes"}
 
 
-class _Corners(torch.autograd.Function):
-    """Corners of one tensor; their gradients are added into one buffer instead of a table of zeros for each."""
+class _Corner(NamedTuple):
+    """What decodes the tiles of one group: (o, i, h) and (o, i), or (o, h) and (o,); (K, k · o · i)."""
 
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, *corners: _Corner) -> tuple[Tensor, ...]:
-        ctx.corners, ctx.shape = corners, table.shape
-        return tuple(table[_slices(corner)].contiguous().clone() for corner in corners)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        total = gradients[0].new_zeros(ctx.shape)
-        for corner, gradient in zip(ctx.corners, gradients, strict=True):
-            total[_slices(corner)] += gradient
-        return (total, *(None for _ in ctx.corners))
+    weight: Tensor
+    bias: Tensor
+    bank: Tensor | None
 
 
-def _slices(corner: _Corner) -> tuple[slice, ...]:
-    return tuple(slice(start, stop) for start, stop in corner)
+class _Tiles(NamedTuple):
+    """Index tensors of the R tiles of M tensors.
+
+    Attributes:
+        member: (R,) tensor of each tile.
+        out, into: (R,) place of each tile.
+        most: Tiles along outputs and inputs that any tensor has.
+        single: Whether each tensor is one tile.
+    """
+
+    member: Tensor
+    out: Tensor
+    into: Tensor
+    most: tuple[int, int]
+    single: bool
+
+    @classmethod
+    def of(cls, requests: Sequence[Request], device: torch.device) -> _Tiles:
+        """The tiles that are decoded."""
+        return cls._from([r.cut.places for r in requests], device)
+
+    @classmethod
+    def whole(cls, member: int, piece: Cut, device: torch.device) -> _Tiles:
+        """All tiles of one tensor."""
+        a, b = piece.tiles
+        places: list[list[tuple[int, int]]] = [[]] * member
+        return cls._from([*places, [(y, x) for y in range(a) for x in range(b)]], device)
+
+    @classmethod
+    def _from(cls, places: Sequence[Sequence[tuple[int, int]]], device: torch.device) -> _Tiles:
+        triples = [(m, *place) for m, of_member in enumerate(places) for place in of_member]
+        member, out, into = torch.tensor(triples, device=device).unbind(1)
+        most = 1 + max(t[1] for t in triples), 1 + max(t[2] for t in triples)
+        return cls(member, out, into, most, most == (1, 1) and len(triples) == len(places))
 
 
-def _mixed(decoded: Tensor, tiles: tuple[int, int], channels_last: bool) -> Tensor:
-    """(a, b, k, o, i) to (A · o, k, B · i), or to (A · o, B · i, k)."""
-    _, _, positions, outputs, inputs = decoded.shape
-    mixture, basis = _mixture(tiles, decoded), decoded.flatten(2).flatten(0, 1)
-    shape = (outputs, positions, tiles[1], inputs) if channels_last else (outputs, tiles[1], inputs, positions)
-    whole = decoded.new_empty(tiles[0], *shape)
-    at_once = max(1, _CHUNK // math.prod(shape))
-    for start in range(0, tiles[0], at_once):
-        rows = mixture[start : start + at_once]
-        chunk = (rows.flatten(0, 1) @ basis).view(*rows.shape[:2], positions, outputs, inputs)
-        order = (0, 3, 2, 1, 4) if channels_last else (0, 3, 1, 4, 2)
-        whole[start : start + at_once] = chunk.permute(order)
-    whole = whole.flatten(0, 1)
-    return whole.flatten(2) if channels_last else whole.flatten(1, 2)
+class _Shares(NamedTuple):
+    """How much of each of K banks is in the tensors of a group: (M, K), and what places make of it: (tiles, K)."""
+
+    parts: Tensor
+    outwards: Tensor
+    inwards: Tensor
+
+    def of(self, tiles: _Tiles) -> Tensor:
+        """(R, K)"""
+        if tiles.single:
+            return _BANK_SIZE * F.normalize(self.parts, dim=1)  # the first place changes nothing
+        scaled = self.parts[tiles.member] * (1 + self.outwards[tiles.out] + self.inwards[tiles.into])
+        return _BANK_SIZE * F.normalize(scaled, dim=1)
 
 
-def _matrix(shape: Sequence[int]) -> tuple[int, int]:
-    """(O, I) of a weight; a vector is a column."""
-    return shape[0], shape[1] if len(shape) > 1 else 1
+class _Task(NamedTuple):
+    """Tensors of one kind, with what decodes them."""
+
+    requests: Sequence[Request]
+    tiles: _Tiles
+    projected: Tensor
+    """(M, k, h)"""
+    corner: _Corner | None
+    outwards: Tensor
+    inwards: Tensor
+    """(tiles, h) embeddings of places."""
+    shares: _Shares | None
+    channels_last: bool
+
+    @property
+    def first(self) -> Cut:
+        """What all of them have in common is in each."""
+        return self.requests[0].cut
+
+    def hidden(self) -> Tensor:
+        """(R, k, h)"""
+        tiles = self.tiles
+        if tiles.single:
+            places = self.outwards[0] + (self.inwards[0] if self.first.table != "vectors" else 0)
+            return torch.relu(self.projected + places)
+        places = self.outwards[tiles.out]
+        if self.first.table != "vectors":
+            places = places + self.inwards[tiles.into]
+        return torch.relu(self.projected[tiles.member] + places.unsqueeze(1))
+
+
+def _cuts_of(chosen: Sequence[Sequence[Request]]) -> list[Cut]:
+    return [request.cut for requests in chosen for request in requests]
+
+
+def _values(hidden: Tensor, corner: _Corner) -> Tensor:
+    """(R, k, h) to (R, k, o, i)"""
+    weight, bias = corner.weight.flatten(0, -2), corner.bias.flatten()
+    raw = F.linear(hidden.to(weight.dtype), weight, bias)
+    return raw.unflatten(-1, corner.bias.shape if corner.bias.ndim == 2 else (-1, 1))
+
+
+def _large(task: _Task, corner: _Corner, values: Tensor) -> list[Tensor]:
+    """Weights of more tiles than are decoded, mixed from these and the banks."""
+    tensors = []
+    counts = [math.prod(request.cut.decoded) for request in task.requests]
+    for member, table in enumerate(values.split(counts)):  # (a · b, k, o, i)
+        piece = task.requests[member].cut
+        parts = mixture(piece.tiles, piece.decoded).to(table)  # (A · B, a · b)
+        if corner.bank is not None and task.shares is not None:
+            shares = task.shares.of(_Tiles.whole(member, piece, table.device)).to(table)
+            parts = torch.cat([parts, shares], dim=1)
+            table = torch.cat([table, corner.bank.view(-1, *table.shape[1:])])
+        mixed = _mixed(parts, table, piece, task.channels_last)
+        tensors.append(_shaped(mixed, piece, task.channels_last))
+    return tensors
+
+
+def _grouped(values: Tensor, task: _Task) -> list[Tensor]:
+    """The blocks of dense weights that groups keep, from (R, k, t, t)."""
+    tensors, start = [], 0
+    for request in task.requests:
+        piece = request.cut
+        places, row, out, into = grouped_places(piece.matrix, piece.groups, piece.corner[0])
+        rows = values[start : start + len(places)]
+        index = tuple(t.to(values.device) for t in (row, out, into))
+        weight = rows.permute(0, 2, 3, 1)[index].float() * piece.factor  # (O, I, k)
+        tensors.append(spatial(weight, piece.shape))
+        start += len(places)
+    return tensors
+
+
+def _mixed(parts: Tensor, table: Tensor, piece: Cut, channels_last: bool) -> Tensor:
+    """(A · B, p) parts of (p, k, o, i) tables to (O, k, I) as channels_last, (O, I, k) otherwise, piece by piece."""
+    _, positions, out, into = table.shape
+    a, b = piece.tiles
+    outputs, inputs = piece.matrix
+    at_once = max(1, _CHUNK // (b * positions * out * into))
+    basis = table.flatten(1)
+    chunks = []
+    for start in range(0, a, at_once):
+        rows = parts.view(a, b, -1)[start : start + at_once]
+        tiles = (rows.flatten(0, 1) @ basis).view(len(rows), b, positions, out, into) * piece.factor
+        if channels_last:
+            chunk = tiles.permute(0, 3, 2, 1, 4).flatten(3).flatten(0, 1)[:, :, :inputs]
+        else:
+            chunk = tiles.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)[:, :inputs]
+        chunks.append(chunk)
+    whole = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+    return whole[:outputs].float().contiguous()
+
+
+def _shaped(tensor: Tensor, piece: Cut, channels_last: bool) -> Tensor:
+    """(O, k, I) or (O, I, k) to the tensor's shape."""
+    return spatial(tensor.transpose(1, 2) if channels_last else tensor, piece.shape)
 
 
 def _kaiming(*shape: int) -> Tensor:
     """Normal values that keep the variance of a rectified input of size shape[-1]."""
     return torch.randn(shape) * math.sqrt(2 / shape[-1])
-
-
-def _kernel(shape: Sequence[int]) -> tuple[int, int]:
-    """Height and width of a weight's kernel: (1, 1) for a matrix, (1, K) in one dimension, the last two in three."""
-    spatial = tuple(shape[2:])[-2:]
-    return ((1, 1), (1, *spatial), spatial)[len(spatial)]  # type: ignore[return-value]
-
-
-def _spatial(weight: Tensor, shape: Sequence[int]) -> Tensor:
-    """(O, I, k) to `shape` without a copy; a kernel in three dimensions is repeated along its depth."""
-    if len(shape) == 5:
-        return (weight.unflatten(2, (1, *shape[3:])) / math.sqrt(shape[2])).expand(*shape)
-    return weight.unflatten(2, tuple(shape[2:])) if len(shape) > 2 else weight.reshape(*shape)
-
-
-def _centre_positions(kernel: tuple[int, int], size: int) -> Tensor:
-    """(k,) indices into a size × size grid of positions."""
-
-    def along(length: int) -> Tensor:
-        if length <= size:
-            return torch.arange(length) + (size - length) // 2
-        return (torch.arange(length) * size + size // 2) // length
-
-    return (along(kernel[0])[:, None] * size + along(kernel[1])).flatten()
-
-
-def _decoded(tiles: tuple[int, int]) -> tuple[int, int]:
-    """How many of a weight's tiles are decoded; the rest are mixtures of these."""
-    return tiles if math.prod(tiles) <= _BASIS**2 else (min(tiles[0], _BASIS), min(tiles[1], _BASIS))
-
-
-def _mixture(tiles: tuple[int, int], like: Tensor) -> Tensor:
-    """(A, B, a · b): how much of each decoded tile is in each tile of a weight; the last dimension has unit norm."""
-    decoded = _decoded(tiles)
-    across = torch.arange(math.prod(tiles), device=like.device)
-    repeated = across // tiles[1] % decoded[0] * decoded[1] + across % tiles[1] % decoded[1]
-    count = decoded[0] * decoded[1]
-    # Quadratic phases: as good as random, and the same everywhere.
-    places = torch.arange(1, len(across) * count + 1, dtype=torch.float64, device=like.device).view(-1, count)
-    little = F.normalize((places**2 * ((1 + math.sqrt(5)) / 2)).frac() - 0.5, dim=1) * _MIXED
-    return F.normalize(F.one_hot(repeated, count) + little, dim=1).to(like.dtype).unflatten(0, tiles)
-
-
-def _places(tiles: int, like: Tensor) -> Tensor:
-    """(tiles, 16): sines and cosines of a tile's index, all different below 512 tiles."""
-    periods = 2.0 ** torch.arange(1, _PLACE_FEATURES // 2 + 1, device=like.device)
-    angles = torch.arange(tiles, device=like.device).unsqueeze(1) * (2 * math.pi / periods)
-    return torch.cat([angles.sin(), angles.cos() - 1], dim=1).to(like.dtype)

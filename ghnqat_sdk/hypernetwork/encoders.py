@@ -7,7 +7,7 @@ add the config to the union.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from ghnqat_sdk.graph.batch import BIT_ANCHORS, FEATURES, GraphBatch
+from ghnqat_sdk.graph.graph import ComputationGraph
 
 
 class NodeEmbedding(nn.Module):
@@ -128,8 +129,9 @@ class TransformerConfig(BaseModel):
 class TransformerEncoder(nn.Module):
     """Pre-norm transformer over the nodes and one summary token that hears and is heard by every node.
 
-    Attention runs in strips of nodes that are neighbours in the order: each looks only at those that one of its nodes
-    can hear, so that cost grows linearly with the graph.
+    The tokens of all graphs are rows of one matrix; attention runs graph by graph, and in a large graph in strips of
+    nodes that are neighbours in the order: each looks only at those that one of its nodes can hear, so that cost grows
+    linearly with the graph.
     """
 
     def __init__(self, config: TransformerConfig, vocabulary: int, s_max: int) -> None:
@@ -144,43 +146,97 @@ class TransformerEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, batch: GraphBatch) -> Tensor:
-        hidden = torch.cat([self.summary.expand(len(batch.ops), 1, -1), self.embedding(batch)], dim=1)
-        strips = list(self._strips(batch))
-        for index, layer in enumerate(self.layers):
-            hidden = layer(hidden, [(rows, heard, biases[index]) for rows, heard, biases in strips])
-        return self.norm(hidden[:, 1:])
-
-    def _strips(self, batch: GraphBatch) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """(rows, (K,) tokens that they hear, (layers, B, heads, rows, K) biases, -inf for those too far apart).
-
-        Token 0 is the summary token, token i + 1 is node i.
-        """
-        paths, (size, count) = batch.paths, batch.ops.shape
-        nodes = torch.arange(count, device=paths.device)
-        summary = torch.full((size, 1, count + 1), 2 * self.s_max + 1, device=paths.device)
-        summary[:, :, 0] += 1
+        """(B, N, d); padding gets zeros."""
+        nodes = self.embedding(batch)
+        summary = self.summary.expand(len(nodes), 1, -1)
         present = F.pad(batch.mask, (1, 0), value=True)
-        yield slice(0, 1), torch.arange(count + 1, device=paths.device), self._biases(summary, present.unsqueeze(1))
-        for start in range(0, count, _STRIP):
-            rows = slice(start, min(start + _STRIP, count))
-            near = (paths[:, rows] | paths[:, :, rows].mT).amax(dim=(0, 1)) > 0
-            near[rows] = True
-            heard = near.nonzero().flatten()
-            ahead, behind = paths[:, rows][:, :, heard].long(), paths[:, :, rows][:, heard].mT.long()
-            buckets = torch.where(ahead > 0, ahead, torch.where(behind > 0, behind + self.s_max, 0))
-            apart = ((buckets == 0) & (nodes[rows, None] != heard)) | ~batch.mask[:, None, heard]
-            buckets, within = F.pad(buckets, (1, 0), value=2 * self.s_max + 2), F.pad(~apart, (1, 0), value=True)
-            yield slice(rows.start + 1, rows.stop + 1), F.pad(heard + 1, (1, 0)), self._biases(buckets, within)
+        hidden = torch.cat([summary, nodes], dim=1)[present]  # (tokens, d)
+        strips = [self._strips(graph, nodes.device) for graph in batch.graphs]
+        for index, layer in enumerate(self.layers):
+            hidden = layer(hidden, [[strip.at(index) for strip in of_graph] for of_graph in strips])
+        padded = nodes.new_zeros(*present.shape, nodes.shape[-1])
+        return padded.masked_scatter(present.unsqueeze(-1), self.norm(hidden))[:, 1:]
 
-    def _biases(self, buckets: Tensor, within: Tensor) -> Tensor:
-        """(B, rows, K) buckets to (layers, B, heads, rows, K)."""
-        biases = self.distance(buckets).masked_fill(~within.unsqueeze(-1), float("-inf"))
-        biases = biases.permute(3, 0, 1, 2).unflatten(0, (self.config.layers, self.config.heads))
-        return biases.transpose(1, 2)
+    def _strips(self, graph: ComputationGraph, device: torch.device) -> list[_Strip]:
+        key = "strips", self.s_max
+        if key not in graph.cache:
+            graph.cache[key] = list(_bucket_strips(graph.shortest_paths(self.s_max), self.s_max))
+        table = self.distance.weight.T  # (layers · heads, buckets)
+        apart = table.new_full((len(table), 1), float("-inf"))
+        table = torch.cat([table, apart], dim=1)
+        strips = []
+        for rows, heard, buckets in graph.cache[key]:
+            biases = _TakeColumns.apply(table, buckets.flatten().to(device))
+            biases = biases.view(self.config.layers, self.config.heads, *buckets.shape)
+            strips.append(_Strip(rows, None if heard is None else heard.to(device), biases.unbind()))
+        return strips
+
+
+class _Strip(NamedTuple):
+    """Tokens `rows` of a graph, which tokens they hear (K,), None for all, and biases (heads, rows, K) of each layer."""
+
+    rows: slice
+    heard: Tensor | None
+    biases: tuple[Tensor, ...]
+
+    def at(self, layer: int) -> tuple[slice, Tensor | None, Tensor]:
+        """For one layer."""
+        return self.rows, self.heard, self.biases[layer]
 
 
 _STRIP = 256
 """Tokens whose attention is computed at once."""
+
+
+def _bucket_strips(paths: Tensor, s_max: int) -> Iterator[tuple[slice, Tensor | None, Tensor]]:
+    """(rows, (K,) tokens that they hear, (rows, K) buckets of their distances) of a graph's tokens.
+
+    Token 0 is the summary token, token i + 1 is node i; the last bucket is for those too far apart.
+
+    Args:
+        paths: (N, N) shortest paths, 0 for none.
+        s_max: The longest that counts.
+    """
+    count = len(paths)
+    to_summary, from_summary, apart = 2 * s_max + 1, 2 * s_max + 2, 2 * s_max + 3
+    first = torch.full((1, count + 1), to_summary)
+    first[0, 0] = from_summary
+    if count < _STRIP:
+        buckets = F.pad(_buckets(paths.long(), paths.T.long(), s_max, apart), (1, 0), value=from_summary)
+        buckets.diagonal(1).fill_(0)
+        yield slice(0, count + 1), None, torch.cat([first, buckets])
+        return
+    yield slice(0, 1), torch.arange(count + 1), first
+    for start in range(0, count, _STRIP):
+        rows = slice(start, min(start + _STRIP, count))
+        near = (paths[rows] | paths[:, rows].T).amax(dim=0) > 0
+        near[rows] = True
+        heard = near.nonzero().flatten()
+        buckets = _buckets(paths[rows][:, heard].long(), paths[:, rows][heard].T.long(), s_max, apart)
+        buckets[torch.arange(rows.start, rows.stop)[:, None] == heard] = 0
+        buckets = F.pad(buckets, (1, 0), value=from_summary)
+        yield slice(rows.start + 1, rows.stop + 1), F.pad(heard + 1, (1, 0)), buckets
+
+
+def _buckets(ahead: Tensor, behind: Tensor, s_max: int, apart: int) -> Tensor:
+    """(rows, K) distances along and against the data flow to buckets."""
+    return torch.where(ahead > 0, ahead, torch.where(behind > 0, behind + s_max, apart))
+
+
+class _TakeColumns(torch.autograd.Function):
+    """table (R, n) at columns (M,): (R, M); the gradient is one product instead of M additions in a row."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, columns: Tensor) -> Tensor:
+        ctx.save_for_backward(columns)
+        ctx.count = table.shape[1]
+        return table.index_select(1, columns)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (columns,) = ctx.saved_tensors
+        chosen = gradient.new_zeros(ctx.count, len(columns)).scatter_(0, columns.unsqueeze(0), 1.0)
+        return gradient @ chosen.T, None
 
 
 class _Block(nn.Module):
@@ -191,13 +247,18 @@ class _Block(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, hidden: Tensor, strips: Sequence[tuple[slice, Tensor, Tensor]]) -> Tensor:
-        q, k, v = self.qkv(self.norm1(hidden)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = [
-            F.scaled_dot_product_attention(q[:, :, rows], k[:, :, heard], v[:, :, heard], attn_mask=bias)
-            for rows, heard, bias in strips
-        ]
-        hidden = hidden + self.out(torch.cat(attended, dim=2).transpose(1, 2).flatten(2))
+    def forward(self, hidden: Tensor, graphs: Sequence[Sequence[tuple[slice, Tensor | None, Tensor]]]) -> Tensor:
+        """(tokens, d) of all graphs to the same."""
+        together = self.qkv(self.norm1(hidden)).unflatten(-1, (3, self.heads, -1))  # (tokens, 3, heads, d / heads)
+        sizes = [strips[-1][0].stop for strips in graphs]
+        attended = []
+        for tokens, strips in zip(together.split(sizes), graphs, strict=True):
+            q, k, v = tokens.permute(1, 2, 0, 3).unsqueeze(1)  # (1, heads, N, d / heads) each
+            for rows, heard, bias in strips:
+                keys, values = (k, v) if heard is None else (k[:, :, heard], v[:, :, heard])
+                found = F.scaled_dot_product_attention(q[:, :, rows], keys, values, attn_mask=bias.unsqueeze(0))
+                attended.append(found[0].transpose(0, 1).flatten(1))
+        hidden = hidden + self.out(torch.cat(attended))
         return hidden + self.mlp(self.norm2(hidden))
 
 

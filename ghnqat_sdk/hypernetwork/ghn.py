@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.batch import batch_graphs
-from ghnqat_sdk.graph.graph import ComputationGraph, Node, Parameter
+from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.ops import VOCABULARY
 from ghnqat_sdk.hypernetwork.decoder import Decoder, DecoderConfig, Request
 from ghnqat_sdk.hypernetwork.encoders import EncoderConfig, TransformerConfig
+from ghnqat_sdk.hypernetwork.tiles import Cut, cut
 from ghnqat_sdk.quantization.quantizers import ClippedRanges, Ranges
+
+
+class TrainingImages(BaseModel):
+    """What the images were like that a hypernetwork's networks were trained on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    size: int = Field(32, ge=1)
+    """Side in pixels."""
+    mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
+    std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
+    """Of each channel, where white is 1; normalization took them out."""
 
 
 class HypernetworkConfig(BaseModel):
     """Everything that rebuilds a hypernetwork around its weights; saved as config.json beside them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     """Version of this file's layout."""
     encoder: EncoderConfig = TransformerConfig()
     decoder: DecoderConfig = DecoderConfig()
     num_classes: int = Field(10, ge=2, le=100_000)
     """Classes of the data set it was trained on."""
+    images: TrainingImages = TrainingImages()
     s_max: int = Field(10, ge=1, le=100)
     """Longest shortest path that becomes a virtual edge."""
     ranges: Ranges = ClippedRanges()
@@ -62,7 +75,13 @@ class GraphHypernetwork(nn.Module):
         self.decoder = Decoder(config.decoder, config.encoder.width, config.num_classes)
         self._index = {name: i for i, name in enumerate(config.vocabulary)}
 
-    def forward(self, graphs: Sequence[ComputationGraph], *, channels_last: bool = True) -> list[dict[str, Tensor]]:
+    def forward(
+        self,
+        graphs: Sequence[ComputationGraph],
+        *,
+        channels_last: bool = True,
+        dtype: torch.dtype = torch.float32,
+    ) -> list[dict[str, Tensor]]:
         """A dictionary of parameter name to tensor for each graph, in the graphs' order.
 
         Tensors of one shape and kind are decoded together, across graphs.
@@ -70,6 +89,7 @@ class GraphHypernetwork(nn.Module):
         Args:
             graphs: With their bit-widths.
             channels_last: Layout of the weights of convolutions: the one that runs fastest, or torch's default.
+            dtype: Of the decoder's products; tensors are float32 all the same.
 
         Raises:
             ArgumentError: anything else than computation graphs.
@@ -82,17 +102,33 @@ class GraphHypernetwork(nn.Module):
             return []
         device = next(self.parameters()).device
         hidden = self.encoder(batch_graphs(graphs, self._index, self.config.s_max).to(device))  # (B, N, d)
-        groups: dict[tuple[object, ...], list[tuple[int, int, Node, Parameter]]] = defaultdict(list)
+        requests: list[Request] = []
+        owners: list[tuple[int, str]] = []
+        depths = torch.zeros(hidden.shape[:2])
         for row, graph in enumerate(graphs):
-            for column, node in enumerate(graph.nodes):
-                for parameter in node.parameters:
-                    groups[node.op, node.groups, parameter.role, parameter.shape].append((row, column, node, parameter))
-        requests = [
-            Request(hidden[[m[0] for m in members], [m[1] for m in members]], members[0][2], members[0][3])
-            for members in groups.values()
-        ]
+            depths[row, : len(graph)] = torch.arange(len(graph)) / len(graph)
+            for column, name, piece in self._cuts(graph):
+                requests.append(Request(row * hidden.shape[1] + column, piece))
+                owners.append((row, name))
+        tensors = self.decoder(
+            hidden.flatten(0, 1),
+            depths.flatten().to(device),
+            requests,
+            channels_last=channels_last,
+            dtype=dtype,
+        )
         predicted: list[dict[str, Tensor]] = [{} for _ in graphs]
-        for members, tensors in zip(groups.values(), self.decoder(requests, channels_last), strict=True):
-            for (row, _, _, parameter), tensor in zip(members, tensors, strict=True):
-                predicted[row][parameter.name] = tensor
+        for (row, name), tensor in zip(owners, tensors, strict=True):
+            predicted[row][name] = tensor
         return predicted
+
+    def _cuts(self, graph: ComputationGraph) -> list[tuple[int, str, Cut]]:
+        """(node, parameter, how it is decoded) of every parameter of a graph, worked out once."""
+        key = "cuts", self.config.decoder.tile, self.config.num_classes
+        if key not in graph.cache:
+            graph.cache[key] = [
+                (column, parameter.name, cut(node, parameter, *key[1:]))
+                for column, node in enumerate(graph.nodes)
+                for parameter in node.parameters
+            ]
+        return graph.cache[key]

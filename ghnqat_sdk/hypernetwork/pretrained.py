@@ -29,8 +29,8 @@ DEFAULT = "default"
 _EMBEDDED = Path(__file__).parent / "weights"
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/\w[\w.-]*", re.ASCII)
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
-# What every file of format 1 holds: the package's defaults may change, the meaning of a file may not.
-_ALWAYS = ("format", "encoder", "decoder", "num_classes", "s_max", "ranges", "vocabulary")
+# What every file of format 2 holds: the package's defaults may change, the meaning of a file may not.
+_ALWAYS = ("format", "encoder", "decoder", "num_classes", "images", "s_max", "ranges", "vocabulary")
 _CARD = """---
 library_name: ghnqat-sdk
 tags: [ghnqat-sdk, graph-hypernetwork, quantization, quantization-aware-training]
@@ -198,7 +198,7 @@ def _summary(error: ValueError) -> str:
         return str(error)
     problems = error.errors(include_url=False)
     if version := [p["input"] for p in problems if p["loc"] == ("format",)]:
-        return f"its format is {version[0]!r}, and ghnqat-sdk {__version__} reads format 1"
+        return f"its format is {version[0]!r}, and ghnqat-sdk {__version__} reads format 2"
     lines = [f"{'.'.join(map(str, p['loc'])) or 'JSON'}: {p['msg']}" for p in problems]
     return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -33,6 +34,14 @@ class MinMaxRanges(BaseModel):
         """(low, high) of x (...)."""
         return min_max_range(x)
 
+    def share_of_extremes(self, bits: int) -> float | None:
+        """What is kept of an activation's minimum and maximum; None where a range needs more than these."""
+        return 1.0
+
+    def sigmas_kept(self, bits: int) -> float | None:
+        """Deviations kept around a weight's mean, infinite for its extremes; None where a range needs more."""
+        return math.inf
+
 
 class ClippedRanges(BaseModel):
     """Ranges narrower than min-max, by a ratio for each bit-width: at 2 bits min-max keeps almost no signal.
@@ -59,6 +68,14 @@ class ClippedRanges(BaseModel):
         if kind == "activation" and self.activation_ratio.get(bits, 1.0) < 1.0:
             return ratio_clipped_range(x, self.activation_ratio[bits])
         return min_max_range(x)
+
+    def share_of_extremes(self, bits: int) -> float | None:
+        """What is kept of an activation's minimum and maximum; None where a range needs more than these."""
+        return self.activation_ratio.get(bits, 1.0)
+
+    def sigmas_kept(self, bits: int) -> float | None:
+        """Deviations kept around a weight's mean, infinite for its extremes; None where a range needs more."""
+        return self.weight_sigmas.get(bits, math.inf)
 
 
 Ranges = Annotated[MinMaxRanges | ClippedRanges, Field(discriminator="type")]

@@ -8,16 +8,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's rank among `size` processes.
-
-    Networks of different shapes use different parts of the decoder, so gradients can be missing in some processes:
-    one flat buffer with zeros for them is averaged in one all-reduce.
-    """
+    """This process's rank among `size` processes."""
 
     rank: int = 0
     size: int = 1
@@ -29,18 +25,6 @@ class Processes:
         if size > 1 and not dist.is_initialized():
             dist.init_process_group("gloo")
         return cls(int(os.environ.get("RANK", "0")), size)
-
-    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace every gradient by its mean over all processes."""
-        if self.size == 1:
-            return
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = torch.cat([g.flatten() for g in gradients]).cpu()
-        dist.all_reduce(flat)
-        flat /= self.size
-        parts: Sequence[Tensor] = flat.split([p.numel() for p in parameters])
-        for parameter, part in zip(parameters, parts, strict=True):
-            parameter.grad = part.view_as(parameter).to(parameter.device)
 
     def take_from_first(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace every parameter by that of process 0."""
@@ -58,3 +42,36 @@ class Processes:
         """Leave the group."""
         if self.size > 1:
             dist.destroy_process_group()
+
+
+class FlatGradients:
+    """The gradients of all parameters as one buffer, of which each `grad` is a part.
+
+    Networks of different shapes use different parts of the decoder, so gradients can be missing in some processes: their
+    parts stay zero, and the buffer is averaged in one all-reduce.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        sizes = [parameter.numel() for parameter in parameters]
+        device = parameters[0].device
+        self.flat = torch.zeros(sum(sizes), device=device)
+        for parameter, part in zip(parameters, self.flat.split(sizes), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+    def zero(self) -> None:
+        """Forget what was added."""
+        self.flat.zero_()
+
+    def average(self, processes: Processes) -> None:
+        """Replace every gradient by its mean over all processes."""
+        if processes.size > 1:
+            total = self.flat.cpu()
+            dist.all_reduce(total)
+            self.flat.copy_(total.div_(processes.size))
+
+    def clip(self, limit: float) -> float:
+        """Scale all gradients to a norm of at most `limit`; returns the norm before."""
+        norm = self.flat.norm().item()
+        if norm > limit:
+            self.flat.mul_(limit / norm)
+        return norm

@@ -1,86 +1,213 @@
-"""The loss of one predicted network on one batch of images, and its gradient with respect to the prediction."""
+"""The loss of one predicted network on one batch of images, hints included, and its gradient by the prediction."""
 
 from __future__ import annotations
 
+import math
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from ghnqat_sdk.graph.graph import ComputationGraph
-from ghnqat_sdk.graph.trace import trace
-from ghnqat_sdk.parameters import apply_functionally
-from ghnqat_sdk.quantization.bits import Bits
-from ghnqat_sdk.quantization.convert import fake_quantized_layers, to_fake_quantized
-from ghnqat_sdk.quantization.quantizers import ClippedRanges, MinMaxRanges
-from ghnqat_sdk.training.spaces import Architecture
+from ghnqat_sdk.training.networks import Network, Setting
+
+_POSITIONS = 4096
+"""Of the feature maps of a block that a hint looks at; fewer images where they have more."""
 
 
-@dataclass(frozen=True)
-class Network:
-    """An architecture ready for predicted parameters.
+class HintConfig(BaseModel):
+    """A teacher's features as hints after blocks (after FitNets, Romero et al. 2015, across networks)."""
 
-    Attributes:
-        model: Fake-quantized, in evaluation mode and uncalibrated, so that batch norm uses batch statistics; its own
-            parameters are on the meta device: it runs with predicted ones only.
-        graph: Its graph with bit-widths.
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    teacher: str = "teacher.safetensors"
+    """File that `ghnqat-train teacher` made."""
+    features: str = "features"
+    """Folder for its features over the training images."""
+    weight: float = Field(6.0, gt=0)
+    """Of the hint loss beside the cross-entropy."""
+    channels: int = Field(64, ge=1)
+    """First channels of a block's output that are looked at."""
+    blocks: int = Field(4, ge=1)
+    """Blocks of one network, drawn anew for each batch, that get a hint."""
+
+
+class Hints(nn.Module):
+    """One learned projection for each teacher stage, shared by all networks.
+
+    It maps the first channels of a block's output to the teacher's; the loss is 1 less the correlation, channel by
+    channel over images and positions, of what it shows and the teacher's features: half the mean squared difference of
+    both after standardization. What it buys: channel k means the same in every network, so that gradients of different
+    networks add up.
+
+    Args:
+        config: See there.
+        channels: Of the teacher's stages.
     """
 
-    model: nn.Module
-    graph: ComputationGraph
+    def __init__(self, config: HintConfig, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.config = config
+        width = config.channels
+        self.projections = nn.ParameterList(
+            nn.Parameter(torch.randn(count, width) / math.sqrt(width)) for count in channels
+        )
 
-    def at(self, bits: Bits) -> Network:
-        """The same network, its module included, at other bit-widths; what was made before runs at these as well."""
-        for layer in fake_quantized_layers(self.model).values():
-            layer.weight_quantizer.bits, layer.input_quantizer.bits = bits
-        return Network(self.model, self.graph.with_bits(bits))
+    def loss(
+        self,
+        taps: Sequence[Tensor],
+        wanted: Sequence[Tensor],
+        projections: Sequence[Tensor],
+        draw: random.Random,
+    ) -> Tensor:
+        """Weighted mean over some of a network's blocks.
+
+        A network's blocks are dealt to teacher stages by where they stand; within a stage the weight grows linearly to
+        the stage's end.
+
+        Args:
+            taps: (N, C, h, w) outputs of blocks.
+            wanted: (N, side, side, channels) features of each stage.
+            projections: Of each stage.
+            draw: Chooses blocks.
+        """
+        places = [len(wanted) * (index + 1) / len(taps) for index in range(len(taps))]
+        chosen = draw.sample(range(len(taps)), min(self.config.blocks, len(taps)))
+        targets = _Targets(wanted)
+        total, weights = taps[0].new_zeros((), dtype=torch.float32), 0.0
+        for index in chosen:
+            stage = min(len(wanted) - 1, math.ceil(places[index] - 1e-9) - 1)
+            weight = places[index] - stage
+            shown = taps[index][:, : self.config.channels]
+            loss = correlation_loss(shown, targets.of(stage, shown.shape[2]), projections[stage])
+            total = total + weight * loss
+            weights += weight
+        return total / weights
 
 
-def prepare_network(
-    architecture: Architecture,
-    bits: Bits,
-    ranges: MinMaxRanges | ClippedRanges,
-    num_classes: int,
-    noise: bool = False,
-) -> Network:
-    """Build, trace and fake-quantize `architecture` without allocating its parameters."""
-    with torch.device("meta"):
-        model = architecture.build(num_classes)
-        image = torch.empty(2, 3, 32, 32)
-    graph = trace(model, image).with_bits(bits)
-    to_fake_quantized(model, bits, ranges, noise=noise, warn=False)
-    return Network(model.eval(), graph)
+class _Targets:
+    """A teacher's features, pooled and standardized for each size once."""
+
+    def __init__(self, wanted: Sequence[Tensor]) -> None:
+        self.wanted = wanted
+        self.made: dict[tuple[int, int], Tensor] = {}
+
+    def of(self, stage: int, side: int) -> Tensor:
+        """(n, s, s, T) of some images: mean 0 and variance 1 by channel, s at most `side`."""
+        whole = self.wanted[stage]
+        side = min(side, whole.shape[1])
+        key = stage, side
+        if key not in self.made:
+            count = max(16, _POSITIONS // side**2)
+            features = whole[:count]
+            if side != whole.shape[1]:
+                pooled = F.adaptive_avg_pool2d(features.permute(0, 3, 1, 2), side)
+                features = pooled.permute(0, 2, 3, 1)
+            deviation, mean = torch.std_mean(features, dim=(0, 1, 2), correction=0)
+            self.made[key] = (features - mean) / (deviation + 1e-3)
+        return self.made[key]
+
+
+def correlation_loss(shown: Tensor, target: Tensor, projection: Tensor) -> Tensor:
+    """1 less the mean correlation of projected channels and a teacher's.
+
+    The projected maps are never made: their variances and covariances follow from those of the channels.
+
+    Args:
+        shown: (N, C, h, w) first channels of a block's output.
+        target: (n, s, s, T) standardized features of the first n images.
+        projection: (T, W), of which the first C columns are used.
+    """
+    count, side = target.shape[:2]
+    shown = shown[:count]
+    if shown.shape[2] != side or shown.shape[3] != side:
+        shown = F.adaptive_avg_pool2d(shown, side)
+    channels = shown.permute(0, 2, 3, 1).flatten(0, 2).float()  # (M, C)
+    channels = channels - channels.mean(0)
+    features = target.flatten(0, 2)  # (M, T)
+    projection = projection[:, : channels.shape[1]]
+    positions = len(channels)
+    cross = (features.mT @ channels) / positions  # (T, C)
+    variance = (channels.mT @ channels) / positions  # (C, C)
+    covariances = (projection * cross).sum(1)
+    variances = ((projection @ variance) * projection).sum(1)
+    return 1 - (covariances * torch.rsqrt(variances.clamp(min=0) + 1e-5)).mean()
 
 
 @dataclass(frozen=True)
 class NetworkLoss:
-    """Loss of one network (a Python float) and the gradients of its parameters, by name."""
+    """What one network gave.
+
+    Attributes:
+        loss: Cross-entropy.
+        hint: Hint loss, None where there is none.
+        accuracy: On the batch.
+        gradients: By the predicted parameters, by name.
+        of_projections: By the projections of the hints, in their order; empty without hints.
+    """
 
     loss: float
+    hint: float | None
     accuracy: float
     gradients: dict[str, Tensor]
+    of_projections: list[Tensor | None]
+
+    @property
+    def finite(self) -> bool:
+        """Whether it can be learned from."""
+        return math.isfinite(self.norm)
+
+    @property
+    def norm(self) -> float:
+        """Of the gradients by the predicted parameters."""
+        norms = torch._foreach_norm(list(self.gradients.values()))
+        return torch.stack(list(norms)).norm().item()
 
 
 def network_loss(
-    network: Network, predicted: dict[str, Tensor], images: Tensor, labels: Tensor, label_smoothing: float = 0.0
+    network: Network,
+    predicted: dict[str, Tensor],
+    images: Tensor,
+    labels: Tensor,
+    setting: Setting,
+    *,
+    label_smoothing: float = 0.0,
+    hints: Hints | None = None,
+    hint_weight: float = 0.0,
+    wanted: Sequence[Tensor] = (),
+    draw: random.Random | None = None,
 ) -> NetworkLoss:
-    """Cross-entropy of the network with `predicted` parameters, and its gradients with respect to them.
+    """Cross-entropy of the network with `predicted` parameters, and gradients with respect to them.
 
-    The gradients stop at the prediction: the trainer runs the hypernetwork backward once for a whole meta-batch,
-    so that only one network's activations are alive at a time.
+    The gradients stop at the prediction: the trainer runs the hypernetwork backward once for a whole meta-batch, so
+    that only one network's activations are alive at a time.
 
     Args:
         network: See `prepare_network`.
         predicted: Name to tensor, from the hypernetwork.
         images: (N, 3, H, W) float32.
         labels: (N,) int64.
+        setting: Bit-widths and how to run.
         label_smoothing: As in `torch.nn.functional.cross_entropy`.
+        hints: With `hint_weight`, `wanted` (the teacher's features of these images) and `draw`; networks without norm,
+            which hints ruin, get none.
     """
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in predicted.items()}
-    logits = apply_functionally(network.model, leaves, images)
-    loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    named = {name: g for name, g in zip(leaves, gradients, strict=True) if g is not None}
-    accuracy = (logits.detach().argmax(1) == labels).float().mean().item()
-    return NetworkLoss(loss.item(), accuracy, named)
+    scores, taps = network.plan.run(leaves, images, setting)
+    entropy = F.cross_entropy(scores, labels, label_smoothing=label_smoothing)
+    loss, hint, projections = entropy, None, []
+    if hints is not None and hint_weight > 0 and taps and network.architecture.norm != "none":
+        projections = [p.detach().requires_grad_() for p in hints.projections]
+        hint = hints.loss(taps, wanted, projections, draw or random.Random(0))
+        loss = entropy + hint_weight * hint
+    gradients = torch.autograd.grad(loss, [*leaves.values(), *projections], allow_unused=True)
+    named = {n: g for n, g in zip(leaves, gradients, strict=False) if g is not None}
+    return NetworkLoss(
+        loss=entropy.item(),
+        hint=None if hint is None else hint.item(),
+        accuracy=(scores.detach().argmax(1) == labels).float().mean().item(),
+        gradients=named,
+        of_projections=list(gradients[len(leaves) :]),
+    )

@@ -8,9 +8,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# oneDNN compiles a convolution for every shape and keeps 1,024 of them, those of some twenty networks. To find the
-# oldest one it looks at all, so that a full cache is slow, however large it is: this one is never full.
-_COMPILED_CONVOLUTIONS = "1000000"
+import torch
+
+# oneDNN compiles a convolution for every shape and keeps 1,024 of them, those of some twenty networks; each takes about a
+# tenth of a megabyte. This many hold the networks that a process draws from at a time.
+_COMPILED_CONVOLUTIONS = "20000"
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 
@@ -35,6 +37,14 @@ def keep_freed_memory() -> None:
         return
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, 2**30)
+
+
+def flush_denormals() -> None:
+    """Let this thread take numbers below 1e-38 for zero, with which a processor is many times slower.
+
+    The optimizer's moments of weights that seldom have a gradient decay to such numbers.
+    """
+    torch.set_flush_denormal(True)
 
 
 @contextmanager

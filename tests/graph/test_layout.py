@@ -7,7 +7,8 @@ import torch
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.layout import BOX, GAP, Layout, Point, Stroke, lay_out
 from ghnqat_sdk.graph.trace import trace
-from ghnqat_sdk.training.spaces import ArchitectureSpace
+from ghnqat_sdk.training.spaces.deepnets import DeepNets
+from ghnqat_sdk.training.spaces.families import Families
 
 RESIDUAL = ((0, 1), (1, 2), (2, 3), (3, 4), (1, 4), (4, 5))
 ROW = BOX + GAP
@@ -47,11 +48,10 @@ def test_nodes_do_not_overlap_and_edges_pass_beside_them(seed):
     check(*drawn(seed))
 
 
-@pytest.mark.parametrize("split", ["id/3", "val/7"])
-def test_nodes_and_edges_of_cnns_keep_apart(split):
-    name, index = split.split("/")
+@pytest.mark.parametrize(("space", "index"), [(DeepNets("id"), 20), (Families("test"), 27)], ids=str)
+def test_nodes_and_edges_of_cnns_keep_apart(space, index):
     with torch.device("meta"):
-        model = ArchitectureSpace(name)[int(index)].build(10)
+        model = space[index].build(10)
     check(*of(trace(model)))
 
 

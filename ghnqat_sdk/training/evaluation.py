@@ -13,19 +13,52 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.graph.graph import FLOAT_BITS
+from ghnqat_sdk.graph.graph import FLOAT_BITS, ComputationGraph
+from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.quantization.bits import Bits
 from ghnqat_sdk.quantization.calibrate import calibrate
-from ghnqat_sdk.quantization.convert import fake_quantized_layers
-from ghnqat_sdk.training.datasets import ImageSet, load_images
-from ghnqat_sdk.training.objective import Network, prepare_network
-from ghnqat_sdk.training.spaces import Architecture
+from ghnqat_sdk.quantization.convert import fake_quantized_layers, to_fake_quantized
+from ghnqat_sdk.quantization.quantizers import Ranges
+from ghnqat_sdk.training.spaces.protocol import Architecture
 
 Protocol = Literal["paper", "calibrated"]
 PAPER_BATCH = 64
 """Images in a batch, and so in its statistics, under the paper's protocol."""
+
+
+@dataclass(frozen=True)
+class EvaluatedNetwork:
+    """An architecture as a user would have it.
+
+    Attributes:
+        model: Fake-quantized, in evaluation mode and uncalibrated, so that batch norm uses batch statistics; its own
+            parameters are on the meta device.
+        graph: Its graph with bit-widths.
+    """
+
+    model: nn.Module
+    graph: ComputationGraph
+
+    def at(self, bits: Bits) -> EvaluatedNetwork:
+        """The same network, its module included, at other bit-widths; what was made before runs at these as well."""
+        for layer in fake_quantized_layers(self.model).values():
+            layer.weight_quantizer.bits, layer.input_quantizer.bits = bits
+        return EvaluatedNetwork(self.model, self.graph.with_bits(bits))
+
+
+def evaluated_network(
+    architecture: Architecture, bits: Bits, ranges: Ranges, num_classes: int, noise: bool = False
+) -> EvaluatedNetwork:
+    """Build, trace and fake-quantize `architecture` without allocating its parameters."""
+    with torch.device("meta"):
+        model = architecture.build(num_classes)
+        image = torch.empty(2, 3, 32, 32)
+    graph = trace(model, image).with_bits(bits)
+    to_fake_quantized(model, bits, ranges, noise=noise, warn=False)
+    return EvaluatedNetwork(model.eval(), graph)
 
 
 @dataclass(frozen=True)
@@ -141,7 +174,7 @@ def evaluate_architecture(
             f"{hypernetwork.config.num_classes}. Give images of the classes that it was trained on."
         )
     config = hypernetwork.config
-    network = prepare_network(architecture, settings[0], config.ranges, config.num_classes)
+    network = evaluated_network(architecture, settings[0], config.ranges, config.num_classes)
     accuracies = []
     for bits in settings:
         model = _predicted_model(hypernetwork, network.at(bits), told or bits, device)
@@ -153,7 +186,7 @@ def evaluate_architecture(
 
 @torch.no_grad()
 def _predicted_model(
-    hypernetwork: GraphHypernetwork, network: Network, told: Bits, device: torch.device | str
+    hypernetwork: GraphHypernetwork, network: EvaluatedNetwork, told: Bits, device: torch.device | str
 ) -> nn.Module:
     """A copy of the network's model with parameters of its own, predicted for `told`, its weights on their levels."""
     (predicted,) = hypernetwork([network.graph.with_bits(told)])

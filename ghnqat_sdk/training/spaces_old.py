@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 from torch import nn
 
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.training.blocks import (
+from ghnqat_sdk.training.blocks_old import (
     BLOCKS,
     Act,
     Block,

@@ -1,0 +1,37 @@
+"""How large a decoded tensor becomes, by the role of its parameter (GHN-2, Knyazev et al. 2021)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ghnqat_sdk.graph.graph import Node, Parameter
+
+VECTOR_ROLES = ("bias", "scale", "shift", "slope")
+"""Roles of parameters that are vectors, one number for each channel."""
+
+
+def weight_factor(node: Node, parameter: Parameter) -> float:
+    """What a decoded weight or table of about unit variance is multiplied by.
+
+    Weights: sqrt(β / fan_in), β = 2, or 1 for depthwise convolutions and classifiers. Tables (tokens, positions): 0.02.
+    """
+    if parameter.role == "table":
+        return 0.02
+    fan_in = math.prod(parameter.shape[1:]) or 1
+    beta = 1.0 if node.op in ("depthwise_conv", "classifier") else 2.0
+    return math.sqrt(beta / fan_in)
+
+
+def scale_vectors(raw: Tensor, role: str) -> Tensor:
+    """Decoded vectors (...) of about unit variance to what their role takes.
+
+    Gains: 2 · sigmoid(raw / 2), around 1. Slopes of PReLU: around 0.25. Biases and shifts: tanh(0.2 · raw).
+    """
+    if role == "scale":
+        return 2 * torch.sigmoid(raw / 2)
+    if role == "slope":
+        return 0.5 * torch.sigmoid(raw / 2)
+    return torch.tanh(0.2 * raw)

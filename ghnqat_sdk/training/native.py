@@ -1,0 +1,82 @@
+"""kernels.cpp, compiled once for the processor it runs on and loaded; nothing where there is no compiler."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_SOURCE = Path(__file__).with_name("kernels.cpp")
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
+# Not -ffast-math: it loses NaN, and a library linked with it makes the whole process flush denormal numbers to zero.
+_FLAGS += ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-freciprocal-math", "-ffp-contract=fast")
+_SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None where they cannot be compiled."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        return None
+    try:
+        return ctypes.CDLL(str(_compiled(compiler)))
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # no folder to write to, or a compiler that cannot
+        return None
+
+
+def call(function: str, dtype: torch.dtype, *arguments: Tensor | int | float) -> None:
+    """Call one kernel for a dtype; tensors are contiguous, and those that it writes are among the arguments."""
+    loaded = library()
+    assert loaded is not None
+    getattr(loaded, f"{function}_{_SUFFIXES[dtype]}")(*map(_converted, arguments))
+
+
+def runs_on(*tensors: Tensor) -> bool:
+    """Whether the kernels take these tensors on this machine."""
+    usable = all(t.device.type == "cpu" and t.dtype in _SUFFIXES for t in tensors)
+    return usable and library() is not None
+
+
+def _converted(argument: Tensor | int | float) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    return ctypes.c_int64(argument) if isinstance(argument, int) else ctypes.c_float(argument)
+
+
+def _compiled(compiler: str) -> Path:
+    """The shared library for this source, compiler and processor; compiled where it is not there yet."""
+    source = _SOURCE.read_bytes()
+    key = hashlib.sha256(source + repr((compiler, _FLAGS, _processor())).encode()).hexdigest()[:16]
+    path = _folder() / f"kernels-{key}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            command = [compiler, *_FLAGS, "-o", str(made), str(_SOURCE)]
+            subprocess.run(command, check=True, capture_output=True, timeout=300)
+            made.replace(path)  # at once: several processes may compile at the same time
+    return path
+
+
+def _folder() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "ghnqat-sdk"
+
+
+def _processor() -> str:
+    """What tells processors with other instructions apart."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())

@@ -1,0 +1,221 @@
+"""What step t sees: networks and bit-widths from (seed, t, number of processes), dealt by cost; images of each process.
+
+The networks of a run are one endless sequence, each made from (seed, its number) alone, and dealt to processes like
+cards. A step draws from a window of the sequence that moves on slowly, so that every network is prepared once, by one
+process, and used several times while it is inside: its convolutions are compiled once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ImportString
+from torch import Tensor
+
+from ghnqat_sdk.data import ImageSet, Moves, draw_moves, move_images
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.quantization.bits import Bits
+from ghnqat_sdk.training.spaces.deepnets import DeepNets
+from ghnqat_sdk.training.spaces.families import Families
+from ghnqat_sdk.training.spaces.protocol import Architecture, Space
+
+_MACS_PER_LAYER = 400_000  # a layer's fixed cost, as measured on a CPU
+_ATTEMPTS = 2_000
+
+
+class _Share(BaseModel):
+    """How often networks of a space are drawn, and which."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    share: float = Field(1.0, ge=0)
+    """Relative frequency."""
+    min_macs: float = Field(0.0, ge=0)
+    max_macs: float = Field(40e6, gt=0)
+    """Networks that cost fewer or more multiply-accumulates for one image are passed over."""
+    max_parameters: float = Field(25e6, gt=0)
+
+
+class DeepNetsShare(_Share):
+    """Networks of ConvNets-250K (re-created)."""
+
+    space: Literal["deepnets"] = "deepnets"
+    channels: int | None = Field(None, ge=8)
+    """Of the first cells, instead of 16 to 48."""
+
+    def build(self, split: str) -> Space:
+        """The split of the space."""
+        return DeepNets(split, self.channels)
+
+
+class FamiliesShare(_Share):
+    """Networks as people write them."""
+
+    space: Literal["families"] = "families"
+
+    def build(self, split: str) -> Space:
+        """The split of the space."""
+        return Families(split)
+
+
+class CustomShare(_Share):
+    """Networks of a user's own space: `factory(split)` gives it, for "train" and "val"."""
+
+    space: Literal["custom"] = "custom"
+    factory: ImportString  # type: ignore[type-arg]
+    """Where it is imported from, as "package.module.Name"."""
+
+    def build(self, split: str) -> Space:
+        """The split of the space."""
+        return self.factory(split)
+
+
+SpaceShare = Annotated[DeepNetsShare | FamiliesShare | CustomShare, Field(discriminator="space")]
+
+
+class SamplingConfig(BaseModel):
+    """How many networks and images a step sees."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    meta_batch: int = Field(8, ge=1)
+    """Networks in each step of each process."""
+    image_batch: int = Field(64, ge=2)
+    """Images for each network."""
+    least_images: int = Field(16, ge=2)
+    """For the costliest ones."""
+    batch_macs: float = Field(1e9, gt=0)
+    """Multiply-accumulates of one network's batch: costlier networks see fewer images."""
+    window: int = Field(192, ge=1)
+    """Networks of each process that a step draws from."""
+    uses: float = Field(16.0, gt=0)
+    """How often a network is drawn, on average, before it leaves the window."""
+    simple_until: int = Field(0, ge=0)
+    """Steps, from the first on, in which only simple networks are drawn."""
+
+    def images(self, architecture: Architecture) -> int:
+        """For one network: `image_batch` halved as often as its cost asks for, so that compiled convolutions recur."""
+        images = self.image_batch
+        while images * architecture.macs > self.batch_macs and images // 2 >= self.least_images:
+            images //= 2
+        return images
+
+
+class Draw(NamedTuple):
+    """One network of a step."""
+
+    architecture: Architecture
+    bits: Bits
+    images: int
+
+
+class Sampler:
+    """Networks, bit-widths and images of every step.
+
+    Args:
+        seed: Of the run.
+        shares: Which networks.
+        sampling: How many.
+        bits: (weight, activation) pairs with their shares.
+        float_until: Steps in which every network is in float.
+
+    Raises:
+        ArgumentError: no network of a space meets its limits.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        shares: Sequence[DeepNetsShare | FamiliesShare | CustomShare],
+        sampling: SamplingConfig,
+        bits: Sequence[tuple[Bits, float]],
+        float_until: int,
+    ) -> None:
+        self.seed, self.sampling, self.float_until = seed, sampling, float_until
+        self.shares = [share for share in shares if share.share > 0]
+        self.spaces = [share.build("train") for share in self.shares]
+        self.bits = list(bits)
+        self.network = lru_cache(maxsize=2 * sampling.window)(self._network)
+        self._window = lru_cache(maxsize=2)(self._sorted)
+        for place in range(len(self.shares)):
+            self._of_space(random.Random(f"{seed}/limits/{place}"), place, False)
+
+    def step(self, step: int, rank: int = 0, processes: int = 1) -> list[Draw]:
+        """This process's networks of a step.
+
+        All processes draw the same bit-widths and the same ranks of cost, each among its own networks, so that none
+        waits long for another.
+        """
+        draw = random.Random(f"{self.seed}/{step}/{processes}")
+        first = int(step * self.sampling.meta_batch / self.sampling.uses)
+        window = self._window(first, rank, processes, step < self.sampling.simple_until)
+        return [self._draw(draw, step, window) for _ in range(self.sampling.meta_batch)]
+
+    def _draw(self, draw: random.Random, step: int, window: Sequence[Architecture]) -> Draw:
+        architecture = window[int(draw.random() * len(window))]
+        bits = (32, 32)
+        if step >= self.float_until:
+            settings, shares = zip(*self.bits, strict=True)
+            bits = draw.choices(settings, shares)[0]
+        return Draw(architecture, bits, self.sampling.images(architecture))
+
+    def _sorted(self, first: int, rank: int, processes: int, simple: bool) -> list[Architecture]:
+        """This process's networks from its `first` on, the cheapest first."""
+        numbers = range(first, first + self.sampling.window)
+        window = [self.network(number * processes + rank, simple) for number in numbers]
+        return sorted(window, key=self._cost)
+
+    def _cost(self, architecture: Architecture) -> float:
+        images = self.sampling.images(architecture) / self.sampling.image_batch
+        return architecture.macs * images + _MACS_PER_LAYER * architecture.depth
+
+    def _network(self, number: int, simple: bool) -> Architecture:
+        """The network of a number in the run's sequence."""
+        draw = random.Random(f"{self.seed}/network/{number}")
+        place = draw.choices(range(len(self.shares)), [share.share for share in self.shares])[0]
+        return self._of_space(draw, place, simple)
+
+    def _of_space(self, draw: random.Random, place: int, simple: bool) -> Architecture:
+        """A random network of a space that meets its limits."""
+        share, space = self.shares[place], self.spaces[place]
+        found = None
+        for _ in range(_ATTEMPTS if len(space) else 0):
+            architecture = space[draw.randrange(len(space))]
+            within = share.min_macs <= architecture.macs <= share.max_macs
+            if within and architecture.parameter_count <= share.max_parameters:
+                found = architecture
+                if architecture.simple or not simple:
+                    return architecture
+        if found is None:
+            raise ArgumentError(
+                f"No network of the space {share.space!r} has {share.min_macs:.3g} to {share.max_macs:.3g} "
+                f"multiply-accumulates and at most {share.max_parameters:.3g} parameters. Raise max_macs, for "
+                f"example to 40e6."
+            )
+        return found
+
+
+class Batch(NamedTuple):
+    """Images of one network.
+
+    Attributes:
+        images: (N, 3, H, W) normalized, channels_last.
+        labels: (N,)
+        indices: (N,) of the images in their set.
+        moves: What was done to each.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    moves: Moves
+
+
+def draw_batch(images: ImageSet, count: int, padding: int, generator: torch.Generator) -> Batch:
+    """`count` random images with the classes in their proportions, flipped, and shifted by up to `padding` pixels."""
+    indices = images.stratified_indices(count, generator)
+    moves = draw_moves(count, padding, generator)
+    moved = move_images(images.normalise(images.images[indices]), moves)
+    return Batch(moved, images.labels[indices], indices, moves)

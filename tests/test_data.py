@@ -1,0 +1,245 @@
+import dataclasses
+import pickle
+import re
+import shutil
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from ghnqat_sdk.data import DataConfig, ImageSet, Moves, draw_moves, load_images, move_images
+from ghnqat_sdk.errors import ArgumentError, DataError
+
+
+def test_image_folder_is_one_uint8_tensor_with_labels_in_class_order(data):
+    images = load_images(data, "test")
+    assert images.images.shape == (300, 3, 32, 32)
+    assert images.images.dtype == torch.uint8
+    assert images.classes[:2] == ("airplane", "automobile")
+    assert images.labels.tolist() == sorted(images.labels.tolist())
+
+
+def test_validation_images_are_the_last_of_each_class_and_not_in_training(data):
+    train, validation = load_images(data, "train"), load_images(data, "val")
+    assert (len(train), len(validation)) == (180, 20)
+    known = {image.numpy().tobytes() for image in train.images}
+    assert not any(image.numpy().tobytes() in known for image in validation.images)
+
+
+def test_torchvision_files_give_the_same_images(data, tmp_path, monkeypatch):
+    """CIFAR-10's own pickles, made here from the JPEGs, read through torchvision."""
+    from torchvision.datasets import CIFAR10
+
+    reference = load_images(data, "test")
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    entry = {"data": reference.images.flatten(1).numpy(), "labels": reference.labels.tolist()}
+    (folder / "test_batch").write_bytes(pickle.dumps(entry))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list(reference.classes)}))
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", None]])
+    monkeypatch.setattr(
+        CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None}
+    )
+    loaded = load_images(tmp_path, "test")
+    assert torch.equal(loaded.images, reference.images)
+    assert torch.equal(loaded.labels, reference.labels)
+    assert load_images(tmp_path, "test", size=16).images.shape == (300, 3, 16, 16)
+
+
+def test_images_of_another_size_are_resized(data):
+    assert load_images(data, "test", size=16).images.shape == (300, 3, 16, 16)
+
+
+def test_sample_is_the_same_for_the_same_seed(data):
+    images = load_images(data, "test")
+    assert torch.equal(images.sample(20, seed=1).images, images.sample(20, seed=1).images)
+    assert not torch.equal(images.sample(20, seed=1).images, images.sample(20, seed=2).images)
+
+
+def test_stratified_batches_have_the_classes_in_their_proportions(data):
+    images = load_images(data, "test")
+    uneven = images.take(
+        torch.cat([torch.arange(120), torch.arange(150, 180)]).flip(0)
+    )  # 30 of each of 5 classes
+    uneven = uneven.take(
+        torch.cat([torch.arange(150), (uneven.labels == 0).nonzero().flatten()])
+    )  # class 0 twice
+    whole = uneven.labels.bincount() / len(uneven)
+    for seed in range(20):
+        batch = uneven.stratified(24, torch.Generator().manual_seed(seed))
+        assert ((batch.labels.bincount(minlength=len(whole)) - 24 * whole).abs() <= 1).all()
+        assert all(
+            (uneven.images[uneven.labels == label] == image).flatten(1).all(1).any()
+            for image, label in zip(batch.images, batch.labels, strict=True)
+        )
+
+
+def test_stratified_batches_draw_every_image_alike_and_repeat_with_their_generator(data):
+    images = load_images(data, "val")
+    generator = torch.Generator().manual_seed(0)
+    # 20 images in 7 stretches: their borders lie within images
+    drawn = torch.cat([images.stratified(7, generator).images for _ in range(400)])
+    counts = torch.stack([(drawn == image).flatten(1).all(1).sum() for image in images.images])
+    assert (counts / 140 - 1).abs().max() < 0.4
+    again = [images.stratified(5, torch.Generator().manual_seed(3)).images for _ in range(2)]
+    assert torch.equal(*again)
+
+
+def test_stratified_indices_are_those_of_the_stratified_images(data):
+    images = load_images(data, "test")
+    indices = images.stratified_indices(12, torch.Generator().manual_seed(1))
+    assert indices.shape == (12,) and indices.dtype == torch.int64
+    batch = images.stratified(12, torch.Generator().manual_seed(1))
+    assert torch.equal(batch.images, images.images[indices])
+
+
+def test_normalised_images_have_about_mean_zero_and_deviation_one(data):
+    images = load_images(data, "test")
+    normalised = images.normalise(images.images)
+    assert normalised.is_contiguous(memory_format=torch.channels_last)
+    assert abs(normalised.mean().item()) < 0.15
+    assert abs(normalised.std().item() - 1) < 0.15
+
+
+def test_images_are_normalised_by_their_own_statistics():
+    gray = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1, 1)
+    images = ImageSet(gray, torch.tensor([0, 1, 0]), ("a", "b"), mean=(0.2,), std=(0.4,))
+    torch.testing.assert_close(images.normalise(gray).flatten(), torch.tensor([-0.5, 0.0, 2.0]))
+    floats = gray.float()
+    assert torch.equal(images.normalise(floats), images.normalise(gray))
+    assert torch.equal(floats, gray.float())
+    ((batch, _),) = images.take(torch.tensor([1, 2])).batches(2)
+    torch.testing.assert_close(batch.flatten(), torch.tensor([0.0, 2.0]))
+
+
+def test_batches_hold_all_images_in_order(data):
+    images = load_images(data, "val")
+    batches = list(images.batches(8))
+    assert [len(labels) for _, labels in batches] == [8, 8, 4]
+    assert torch.equal(torch.cat([labels for _, labels in batches]), images.labels)
+    assert torch.equal(batches[2][0], images.normalise(images.images[16:]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": torch.zeros(3, dtype=torch.int64)},
+        {"images": torch.zeros(2, 1, 4, 4, dtype=torch.uint8)},
+        {"mean": (0.5,)},
+        {"std": (0.5, 0.5)},
+    ],
+)
+def test_images_that_do_not_fit_their_labels_or_statistics_are_refused(changes):
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    fields = {"images": images, "labels": torch.zeros(2, dtype=torch.int64), "classes": ("a", "b")}
+    with pytest.raises(ArgumentError, match=r"do not fit.*Write ImageSet\("):
+        ImageSet(**{**fields, **changes})
+
+
+def test_digest_tells_images_labels_classes_and_statistics_apart(data):
+    images = load_images(data, "val")
+    changed = images.images.clone()
+    changed[7, 1, 2, 3] ^= 1
+    labels = images.labels.clone()
+    labels[3] += 1
+    others = [
+        dataclasses.replace(images, images=changed),
+        dataclasses.replace(images, images=images.images.view(20, 3, 16, 64)),
+        dataclasses.replace(images, labels=labels),
+        dataclasses.replace(images, classes=(*images.classes[:9], "lorry")),
+        dataclasses.replace(images, mean=(0.5, 0.5, 0.5)),
+        images.take(torch.arange(19)),
+    ]
+    digests = {images.digest(), *(other.digest() for other in others)}
+    assert len(digests) == 7
+    assert all(re.fullmatch("[0-9a-f]{16}", digest) for digest in digests)
+    assert load_images(data, "val").digest() == images.digest()
+
+
+def test_data_config_reads_images_with_its_size_and_statistics(data):
+    config = DataConfig.model_validate_json('{"size": 16, "mean": [0.5, 0.5, 0.5]}')
+    images = config.load(data, "val")
+    assert images.images.shape == (20, 3, 16, 16)
+    assert images.mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("wrong", [{"std": (0.0, 1.0, 1.0)}, {"padding": -1}, {"sice": 32}])
+def test_data_config_refuses_what_cannot_be_meant(wrong):
+    with pytest.raises(ValidationError):
+        DataConfig(**wrong)
+
+
+def test_an_image_is_flipped_then_moved_down_and_right_over_zeros():
+    image = torch.arange(1.0, 10.0).view(1, 1, 3, 3)
+    moves = Moves(torch.tensor([False, True]), torch.tensor([1, -2]), torch.tensor([0, 1]))
+    plain, flipped = move_images(image.repeat(2, 1, 1, 1), moves).squeeze(1).int().tolist()
+    assert plain == [[0, 0, 0], [1, 2, 3], [4, 5, 6]]
+    assert flipped == [[0, 9, 8], [0, 0, 0], [0, 0, 0]]
+
+
+def test_moves_shift_and_flip_each_image_on_its_own():
+    image = torch.arange(1.0, 17.0).view(1, 1, 4, 4)
+    moves = draw_moves(64, 1, torch.Generator().manual_seed(0))
+    moved = move_images(image.repeat(64, 1, 1, 1), moves)
+    padded = torch.nn.functional.pad(image, (1, 1, 1, 1))[0, 0]
+    crops = [padded[y : y + 4, x : x + 4] for y in range(3) for x in range(3)]
+    crops += [crop.flip(1) for crop in crops]
+    seen = {next(i for i, crop in enumerate(crops) if torch.equal(crop, one[0])) for one in moved}
+    assert len(seen) > 12
+
+
+def test_moves_are_drawn_evenly_up_to_the_padding():
+    moves = draw_moves(3000, 2, torch.Generator().manual_seed(0))
+    for shifts in (moves.rows, moves.columns):
+        assert ((shifts + 2).bincount(minlength=5) / 600 - 1).abs().max() < 0.15
+    assert abs(moves.flip.float().mean().item() - 0.5) < 0.05
+
+
+def test_raw_and_normalised_images_move_alike_whatever_their_shape_and_layout():
+    images = torch.randint(256, (6, 3, 5, 9), dtype=torch.uint8)
+    moves = draw_moves(6, 12, torch.Generator().manual_seed(0))  # some leave the image altogether
+    raw, floats = move_images(images, moves), move_images(images.float(), moves)
+    last = move_images(images.float().contiguous(memory_format=torch.channels_last), moves)
+    assert raw.dtype == torch.uint8
+    assert torch.equal(raw.float(), floats) and torch.equal(last, floats)
+    assert floats.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_without_padding_images_are_only_flipped():
+    images = torch.rand(8, 3, 4, 4)
+    moves = draw_moves(8, 0, torch.Generator().manual_seed(0))
+    expected = torch.where(moves.flip[:, None, None, None], images.flip(3), images)
+    assert torch.equal(move_images(images, moves), expected)
+
+
+def test_moves_repeat_with_their_generator_and_leave_the_global_one_alone():
+    images, before = torch.rand(4, 3, 8, 8), torch.get_rng_state()
+    first, second = (
+        move_images(images, draw_moves(4, 2, torch.Generator().manual_seed(3))) for _ in range(2)
+    )
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_missing_data_says_what_is_expected(tmp_path):
+    with pytest.raises(DataError, match=r"ghnqat-train download"):
+        load_images(tmp_path, "test")
+
+
+def test_one_class_is_refused(data, tmp_path):
+    shutil.copytree(data / "test" / "cat", tmp_path / "test" / "cat")
+    with pytest.raises(DataError, match="fewer than two classes"):
+        load_images(tmp_path, "test")
+
+
+def test_a_broken_image_is_named(data, tmp_path):
+    shutil.copytree(data / "test", tmp_path / "test")
+    (tmp_path / "test" / "cat" / "0003.jpg").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"0003\.jpg"):
+        load_images(tmp_path, "test")
+
+
+def test_unknown_split_is_refused(data):
+    with pytest.raises(ArgumentError, match="'train', 'val', 'test'"):
+        load_images(data, "tset")
