@@ -15,27 +15,26 @@ import time
 from pathlib import Path
 
 import torch
+from networks import cheap, named
 from torch import Tensor, nn
 
 from ghnqat_sdk import predict_quantized_params, suggest_bits
+from ghnqat_sdk.data import load_images
 from ghnqat_sdk.quantization.bits import Bits
 from ghnqat_sdk.quantization.convert import quantizable_layers
-from ghnqat_sdk.training.datasets import load_images
-from ghnqat_sdk.training.spaces import ArchitectureSpace
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 from models import ResNet20, SmallMobileNetV2, accuracy
 
 WEIGHTS = [(2, 8), (3, 8), (4, 8), (6, 8), (8, 8)]
 BOTH = [(2, 2), (3, 3), (4, 4), (6, 6), (8, 8)]
-ARCHITECTURES = 4
+UNSEEN = {"deepnets/id": (2, 15e6), "families/test": (4, 10e6)}  # how many, and the cost of each at most
 
 
 def networks() -> dict[str, nn.Module]:
-    space = ArchitectureSpace("id")
-    small = [i for i in range(100) if space[i].macs < 12e6][:ARCHITECTURES]
+    unseen = [name for place, limits in UNSEEN.items() for name in cheap(place, *limits)]
     return {"ResNet20": ResNet20(), "SmallMobileNetV2": SmallMobileNetV2()} | {
-        f"id/{i}": space[i].build(10) for i in small
+        name: named(name).build(10) for name in unseen
     }
 
 
@@ -74,11 +73,11 @@ def main() -> None:
                 for choice in (uniform, bits)
             ]
             rows.append((name, *pair, seconds))
-            if not name.startswith("id/"):
+            if "/" not in name:
                 print(row(uniform, *rows[-1]), flush=True)
-        others = [numbers for name, *numbers in rows if name.startswith("id/")]
+        others = [numbers for name, *numbers in rows if "/" in name]
         means = [statistics.fmean(column) for column in zip(*others, strict=True)]
-        print(row(uniform, f"mean of {len(others)} of `id`", *means), flush=True)
+        print(row(uniform, f"mean of {len(others)} unseen ones", *means), flush=True)
 
 
 def row(uniform: Bits, name: str, one: float, other: float, seconds: float) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from ghnqat_sdk import export_onnx, predict_quantized_params
-from ghnqat_sdk.training.datasets import load_images
+from ghnqat_sdk.data import load_images
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 from models import ResNet20, SmallMobileNetV2

@@ -3,10 +3,11 @@
     python benchmarks/qat_initialization.py --data data/cifar10 --steps 100
     python benchmarks/qat_initialization.py --data data/cifar10 --steps 400 --minutes 60
     python benchmarks/qat_initialization.py --data data/cifar10 --starts noise flat head steps
-    python benchmarks/qat_initialization.py --data data/cifar10 --starts predicted --nets bn-free/5 --rate 0.003
+    python benchmarks/qat_initialization.py --data data/cifar10 --starts predicted --nets families/test/7 --rate 0.003
     python benchmarks/qat_initialization.py --data data/cifar10 --minutes 0
 
-Each task is one network at one bit-width from one start. All train alike: SGD with momentum 0.9 and weight decay 5e-4
+Each task is one network at one bit-width from one start. Networks are unseen ones of at most 12 M multiply-accumulates,
+half of them torchvision's at 32 × 32 pixels. All train alike: SGD with momentum 0.9 and weight decay 5e-4
 at a constant learning rate, batches of 128 flipped and cropped training images, gradients clipped at 5. The learning
 rate of each start and bit-width is the best of four or five on validation images after 100 steps of three validation
 networks, or after 400 for longer runs; those are trained first. A model is measured after it was calibrated on 512
@@ -21,24 +22,23 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from hashlib import sha256
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from networks import cheap, named
 from resumable import measure_all, read_lines
 from torch import Tensor, nn
 
 from ghnqat_sdk import ArgumentError, calibrate, from_float, learn_steps, predict_quantized_params
+from ghnqat_sdk.data import ImageSet, draw_moves, load_images, move_images
 from ghnqat_sdk.files import write_atomically
 from ghnqat_sdk.hypernetwork import pretrained
-from ghnqat_sdk.training.datasets import ImageSet, augment, load_images, normalise_images
-from ghnqat_sdk.training.spaces import ArchitectureSpace
 
 ROOT = Path(__file__).resolve().parents[1]
 LINES = ROOT / "benchmarks" / "results" / "qat_initialization.jsonl"
@@ -53,15 +53,18 @@ CHANGES = {
     "head": "with half of the last layer",
     "steps": "with learned steps",
 }
-GRAPHS = {"id": (12, 4e6), "deep": (4, 8e6), "bn-free": (4, 4e6)}  # how many, and the cost of each at most
+TORCHVISION = (
+    "mobilenet_v2", "squeezenet1_1", "regnet_x_400mf", "shufflenet_v2_x1_0", "efficientnet_b0", "mobilenet_v3_large",
+)  # fmt: skip
+MOST = 12e6  # multiply-accumulates of a network, for one image
+GRAPHS = {"families/test": 3, "deepnets/id": 3}
 # Tried for predicted starts, whose best ones are smaller in short runs, and for the others.
 RATES = {True: (0.003, 0.01, 0.03, 0.1, 0.3), False: (0.01, 0.03, 0.1, 0.3)}
-TUNING_GRAPHS, TUNING_STEPS = ("val", 3, 4e6), (100, 400)
+TUNING_GRAPHS, TUNING_STEPS = {"families/val": 2, "deepnets/val": 1}, (100, 400)
 MARKS = (0, 25, 50, 100, 200, 400, 800, 1600, 3200, 6400)
 TABLE_MARKS = (0, 25, 100, 400, 1600, 6400)
-FEWEST = 5  # networks in a mean that is shown
-HAND = {"hand/resnet20": "a ResNet-20", "hand/mobilenetv2": "a small MobileNetV2", "hand/vgg": "a VGG-like network"}
-BATCH, IMAGES, CALIBRATION = 128, 1000, 512
+FEWEST = 4  # networks in a mean that is shown
+BATCH, PADDING, IMAGES, CALIBRATION = 128, 4, 1000, 512
 TEXT = """# The start of quantization-aware training
 
 Test accuracy on CIFAR-10 (JPEG) while unseen networks are trained with quantization, from predicted parameters and
@@ -81,7 +84,7 @@ python benchmarks/qat_initialization.py --data data/cifar10 --steps 100
 - Starts: parameters predicted by the weights below; He's normal initialization (fan in); that of PyTorch's layers;
   and He's followed by as many steps in float as then follow with quantization.
 - All train alike: SGD with momentum 0.9 and weight decay 5e-4 at a constant learning rate, batches of 128 flipped and
-  cropped training images, gradients clipped at 5. The learning rate of each start and bit-width is the best of
+  shifted training images, gradients clipped at 5. The learning rate of each start and bit-width is the best of
   {rates} (predicted) or {other_rates} (others) on 1,000 validation images for three small
   validation networks{best}.
   Where a network was trained at more than one, the run with the best validation accuracy of that network at that step
@@ -89,7 +92,7 @@ python benchmarks/qat_initialization.py --data data/cifar10 --steps 100
 - Every convolution and linear layer is quantized, the first and the last like the rest, with ranges that follow each
   batch in training. To be measured, a copy is calibrated on 512 training images and classifies 1,000 test images.
 - ± is the standard error over networks. Each network was trained once from each start at each learning rate.
-- Columns are of the networks that were trained so far, five at least, the cheaper ones in longer runs.
+- Columns are of the networks that were trained so far, four at least, fewer in longer runs.
 - SHA-256 of the weights: `{weights}`{later}.
 
 ## Changes to the predicted start
@@ -104,11 +107,6 @@ python benchmarks/qat_initialization.py --data data/cifar10 --starts noise flat 
 ```
 
 `predict_quantized_params` makes none of these changes.
-
-A predicted weight is up to ten times as large as He's, so that a step changes it little. Scaling each weight before a
-norm to He's size leaves the function as it is and changes only that. It did not help either: after 100 steps at W4/A4,
-`val/8` reached 49.8 % and 51.0 % (learning rates 0.03 and 0.1, 500 test images, 49.6 % before the first step), and as
-predicted 51.4 % and 52.1 % (1,000 test images, 48.4 % before). The script of that trial is not in the repository.
 """
 
 
@@ -117,7 +115,7 @@ class Task(NamedTuple):
 
     Attributes:
         weights: SHA-256 of the hypernetwork's; empty for starts that are not predicted.
-        net: Split and index, such as id/3.
+        net: See networks.py.
         bits, start: Keys of BITS, and of STARTS or CHANGES.
         steps: With quantization.
         rate: Learning rate.
@@ -138,17 +136,6 @@ class Images(NamedTuple):
     calibration: list[Tensor]
 
 
-class VGG(nn.Sequential):
-    """Six convolutions in three stages, as Simonyan & Zisserman 2015 would have them for 32 × 32 images."""
-
-    def __init__(self, num_classes: int = 10) -> None:
-        layers: list[nn.Module] = []
-        for cin, cout in ((3, 24), (24, 24), (24, 48), (48, 48), (48, 96), (96, 96)):
-            layers += [nn.Conv2d(cin, cout, 3, padding=1, bias=False), nn.BatchNorm2d(cout), nn.ReLU()]
-            layers += [nn.MaxPool2d(2)] if cin == cout else []
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, num_classes))
-
-
 Lines = dict[Task, dict[str, Any]]
 
 
@@ -156,29 +143,19 @@ def read() -> Lines:
     return {Task(*(line[field] for field in Task._fields)): line for line in read_lines(LINES)}
 
 
-def build(net: str) -> nn.Module:
-    split, _, index = net.partition("/")
-    if split != "hand":
-        return ArchitectureSpace(split)[int(index)].build(10)
-    sys.path.append(str(ROOT / "examples"))
-    from models import ResNet20, SmallMobileNetV2
-
-    return {"resnet20": ResNet20, "mobilenetv2": SmallMobileNetV2, "vgg": VGG}[index]()
-
-
-@cache
-def cheap(split: str, count: int, most: float) -> tuple[str, ...]:
-    """The first architectures of a split that cost at most so many multiply-accumulates."""
-    space = ArchitectureSpace(split)
-    return tuple(f"{split}/{i}" for i in islice((i for i in range(len(space)) if space[i].macs <= most), count))
-
-
 @cache
 def networks() -> tuple[str, ...]:
-    """Those written by hand and the first of each split that are cheap enough, splits in turns."""
-    columns = [tuple(HAND), *(cheap(split, *limits) for split, limits in GRAPHS.items())]
+    """Torchvision's and the first of each split that are cheap enough, in turns."""
+    columns = [tuple(f"torchvision/{name}" for name in TORCHVISION)]
+    columns += [cheap(place, count, MOST) for place, count in GRAPHS.items()]
     turns = range(max(map(len, columns)))
     return tuple(column[turn] for turn in turns for column in columns if turn < len(column))
+
+
+@cache
+def tuning_networks() -> tuple[str, ...]:
+    """Validation networks, by which learning rates are chosen."""
+    return tuple(net for place, count in TUNING_GRAPHS.items() for net in cheap(place, count, MOST))
 
 
 def plan(weights: str, steps: int, starts: Sequence[str], known: Lines, rate: float | None = None) -> list[Task]:
@@ -190,7 +167,7 @@ def plan(weights: str, steps: int, starts: Sequence[str], known: Lines, rate: fl
     settings = [(bits, start) for bits in BITS for start in starts]
     if rate is not None:
         return [task(net, *setting, steps, rate) for net in networks() for setting in settings]
-    first, nets = tuning_steps(steps), cheap(*TUNING_GRAPHS)
+    first, nets = tuning_steps(steps), tuning_networks()
     tuning = [
         task(net, bits, start, first, rate)
         for bits, start in settings
@@ -216,11 +193,11 @@ def best_rates(lines: Iterable[dict[str, Any]]) -> dict[tuple[str, str, int], fl
     found: dict[tuple[str, str, int], dict[float, list[float]]] = {}
     for line in lines:
         steps = line["steps"]
-        if line["net"] in cheap(*TUNING_GRAPHS) and steps in TUNING_STEPS:
+        if line["net"] in tuning_networks() and steps in TUNING_STEPS:
             rates = RATES[is_predicted(line["start"])]
             by_rate = found.setdefault((line["bits"], line["start"], steps), {rate: [] for rate in rates})
             by_rate[line["rate"]].append(line["val"][str(steps)])
-    complete = len(cheap(*TUNING_GRAPHS))
+    complete = len(tuning_networks())
     return {
         key: max(by_rate, key=lambda rate: (round(sum(by_rate[rate]), 2), rate))  # of equals the larger
         for key, by_rate in found.items()
@@ -252,7 +229,7 @@ def he(model: nn.Module) -> nn.Module:
 def started(task: Task, images: Images) -> nn.Module:
     """The fake-quantized model before its first step with quantization."""
     torch.manual_seed(0)
-    model, bits = build(task.net), BITS[task.bits]
+    model, bits = named(task.net).build(10), BITS[task.bits]
     if is_predicted(task.start):
         predicted = predict_quantized_params(model, bits, example_inputs=torch.zeros(2, 3, 32, 32))
         return changed(predicted, task.start, images)
@@ -292,7 +269,8 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, imag
     for step in steps:
         generator = torch.Generator().manual_seed(hash_of(f"{seed} {step}"))
         batch = images.take(torch.randint(len(images), (BATCH,), generator=generator))
-        logits = model(augment(normalise_images(batch.images), generator))
+        moves = draw_moves(BATCH, PADDING, generator)
+        logits = model(move_images(images.normalise(batch.images), moves))
         loss = nn.functional.cross_entropy(logits, batch.labels)
         optimizer.zero_grad()
         loss.backward()
@@ -352,7 +330,7 @@ class Curves:
         self.tuning: dict[tuple[str, str, float], list[tuple[float, float]]] = {}
         for line in lines:
             bits, start = line["bits"], line["start"]
-            if line["net"] in cheap(*TUNING_GRAPHS) and line["steps"] == TUNING_STEPS[0]:
+            if line["net"] in tuning_networks() and line["steps"] == TUNING_STEPS[0]:
                 ends = line["val"]["0"], line["val"][str(TUNING_STEPS[0])]
                 self.tuning.setdefault((bits, start, line["rate"]), []).append(ends)
             elif line["net"] in networks():
@@ -438,23 +416,29 @@ def steps_to_reach(curves: Curves, bits: str) -> str:
 
 def page(curves: Curves, changed: Curves, shipped: str) -> str:
     """docs/qat_start.md; the changes to the predicted start may have been measured with other weights."""
-    nets, texts = curves.nets(), []
-    for split, (_, most) in GRAPHS.items():
-        if count := sum(net.startswith(f"{split}/") for net in nets):
-            texts.append(f"the first {count} of `{split}` of at most {most / 1e6:.0f} M multiply-accumulates")
-    texts += [HAND[net] for net in nets if net in HAND]
     tables = [part for bits in BITS for part in (table(curves, bits), steps_to_reach(curves, bits)) if part]
     return TEXT.format(
         tables="\n\n".join(tables),
         changes=changes_table(changed),
         changed=changed.weights,
-        networks=", ".join(texts),
+        networks=networks_of(curves),
         rates=", ".join(map(str, RATES[True])),
         other_rates=", ".join(map(str, RATES[False])),
         best=rates_of(curves),
         weights=curves.weights,
         later="" if curves.weights == shipped else "; better ones ship since",
     )
+
+
+def networks_of(curves: Curves) -> str:
+    """Which networks were trained."""
+    nets = curves.nets()
+    own = [net.partition("/")[2] for net in nets if net.startswith("torchvision/")]
+    texts = [f"torchvision's {', '.join(own)} at 32 × 32 pixels"] if own else []
+    for place in GRAPHS:
+        if count := sum(net.startswith(f"{place}/") for net in nets):
+            texts.append(f"the first {count} of `{place}` of at most {MOST / 1e6:.0f} M multiply-accumulates")
+    return ", ".join(texts)
 
 
 def rates_of(curves: Curves) -> str:
@@ -504,7 +488,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, choices=MARKS[1:])
     parser.add_argument("--starts", nargs="+", choices=[*STARTS, *CHANGES], default=list(STARTS))
     parser.add_argument("--rate", type=float, help="learning rate, instead of the one tuned on validation networks")
-    parser.add_argument("--nets", nargs="+", metavar="NET", help="only these, such as hand/vgg or id/3")
+    parser.add_argument("--nets", nargs="+", metavar="NET", help="only these, such as deepnets/id/20")
     parser.add_argument("--processes", type=int, default=2, help="of one thread each")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="take no new work after so many")
     parser.add_argument("--shown", metavar="SHA", help="weights to show; those that ship if absent")
@@ -516,7 +500,7 @@ def main() -> None:
         known = read()
         planned = plan(weights, options.steps, options.starts, known, options.rate)
         missing = [task for task in planned if task not in known]
-        missing = [task for task in missing if not options.nets or task.net in (*options.nets, *cheap(*TUNING_GRAPHS))]
+        missing = [task for task in missing if not options.nets or task.net in (*options.nets, *tuning_networks())]
         minutes = (deadline - time.monotonic()) / 60
         each = partial(measure, data=options.data)
         for count, line in enumerate(measure_all(missing, each, LINES, options.processes, minutes), 1):

@@ -1,31 +1,48 @@
 """Put a run's weights into the package as the default ones, in half precision and with their checksum.
 
-    python benchmarks/ship_weights.py runs/mine/best
+    python benchmarks/ship_weights.py runs/decayed/last
 
-Afterwards, measure them (`python benchmarks/table1.py`) and write docs/weights.md.
+The checksum in docs/weights.md is replaced as well. Afterwards, measure them: benchmarks/table1.py,
+families.py and qat_initialization.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+from hashlib import sha256
 from pathlib import Path
 
 import torch
 
 from ghnqat_sdk import load_pretrained, save_pretrained
+from ghnqat_sdk.files import write_atomically
+from ghnqat_sdk.hypernetwork.pretrained import WEIGHTS_FILE
 
-WEIGHTS = Path(__file__).parents[1] / "ghnqat_sdk" / "hypernetwork" / "weights"
+ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = ROOT / "ghnqat_sdk" / "hypernetwork" / "weights"
+PAGE = ROOT / "docs" / "weights.md"
+CHECKSUM_FILE = f"{WEIGHTS_FILE}.sha256"
+
+
+def ship(source: Path, target: Path) -> str:
+    """Write what `load_pretrained` finds in `source` to `target`; returns the SHA-256."""
+    weights = save_pretrained(load_pretrained(source), target, dtype=torch.float16) / WEIGHTS_FILE
+    checksum = sha256(weights.read_bytes()).hexdigest()
+    write_atomically(target / CHECKSUM_FILE, f"{checksum}  {WEIGHTS_FILE}\n".encode())
+    return checksum
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="what a run calls best/ or last/")
-    folder = save_pretrained(load_pretrained(parser.parse_args().folder), WEIGHTS, dtype=torch.float16)
-    weights = folder / "model.safetensors"
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    (folder / "model.safetensors.sha256").write_text(f"{digest}  {weights.name}\n")
-    print(f"{weights.stat().st_size:,} bytes, SHA-256 {digest}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="what a run calls last/ or best/")
+    options = parser.parse_args()
+    before = (WEIGHTS / CHECKSUM_FILE).read_text().split()[0]
+    checksum = ship(options.folder, WEIGHTS)
+    page = PAGE.read_text(encoding="utf-8").replace(before, checksum)
+    write_atomically(PAGE, page.encode())
+    print(f"{(WEIGHTS / WEIGHTS_FILE).stat().st_size:,} bytes, SHA-256 {checksum}")
 
 
 if __name__ == "__main__":

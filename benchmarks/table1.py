@@ -1,4 +1,4 @@
-"""Table 1 of the GHN-QAT paper with our rows beside it: accuracy on every split, bit-width and protocol.
+"""Table 1 of the GHN-QAT paper with our rows beside it: accuracy on every split and bit-width.
 
     python benchmarks/table1.py --data data/cifar10 --baseline runs/ghn-q/best --write-docs
     python benchmarks/table1.py --data data/cifar10 --baseline runs/ghn-q/best --minutes 60
@@ -7,10 +7,11 @@
 The second stops taking new work after an hour, the third measures nothing: both print the table from what is there.
 A row that was measured in full on fewer images than --images stands there with those, and says so.
 For weights that are not at hand any more, --baseline takes their SHA-256 and shows what was measured of them.
-The unit of work is one graph at all bit-widths, by one protocol and with one set of weights. Each is appended to
-benchmarks/results/table1.jsonl when it is done, and what stands there is not measured again. Splits take turns, so
-that an unfinished table is a balanced one. benchmarks/results/table1.json holds the figures of the table, and
-docs/table1.md, with --write-docs, the page that follows from them.
+The paper's protocol has all bit-widths, the calibrated one W4/A4. The unit of work is one graph at all bit-widths of
+a protocol, with one set of weights. Each is appended to benchmarks/results/table1.jsonl when it is done, and what
+stands there is not measured again. Splits take turns, so that an unfinished table is a balanced one.
+benchmarks/results/table1.json holds the figures of the table, and docs/table1.md, with --write-docs, the page that
+follows from them.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from resumable import measure_all, read_lines
 from torch import Tensor
 
 from ghnqat_sdk import load_pretrained
+from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.files import write_atomically
 from ghnqat_sdk.hypernetwork import pretrained
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.quantization.bits import Bits
-from ghnqat_sdk.training.datasets import ImageSet, load_images
-from ghnqat_sdk.training.evaluate import Statistic, calibration_batches, evaluate_architecture
-from ghnqat_sdk.training.spaces import ArchitectureSpace
+from ghnqat_sdk.training.evaluation import Statistic, calibration_batches, evaluate_architecture
+from ghnqat_sdk.training.spaces.deepnets import DeepNets
 
 ROOT = Path(__file__).resolve().parents[1]
 LINES = ROOT / "benchmarks" / "results" / "table1.jsonl"
@@ -43,10 +44,10 @@ SUMMARY = LINES.with_suffix(".json")
 PAGE = ROOT / "docs" / "table1.md"
 
 SPLITS = {"id": "ID", "deep": "Deep", "wide": "Wide", "bn-free": "BN-free"}
-GRAPHS = dict(zip(SPLITS, (100, 30, 30, 30), strict=True))
-IMAGES = 5000
+GRAPHS = dict(zip(SPLITS, (200, 100, 50, 100), strict=True))
+IMAGES = 1000
 BITS: dict[str, Bits] = {"W4/A4": (4, 4), "W4/A8": (4, 8), "W2/A2": (2, 2), "float": (32, 32)}
-PROTOCOLS = ("paper", "calibrated")
+PROTOCOLS = {"paper": tuple(BITS), "calibrated": ("W4/A4",)}
 KINDS = {"top1": "top-1", "top5": "top-5"}
 OURS, BASELINE = "GHN-QAT", "GHN-Q"
 # Table 1 of Yun & Wong 2023, arXiv 2309.13773: mean, standard error of the mean and maximum, in the order of SPLITS.
@@ -88,13 +89,11 @@ python benchmarks/table1.py --data data/cifar10{options} --write-docs
   calibrated one fixes them beforehand.
 - Our GHN-QAT is one hypernetwork for all bit-widths; the paper trains one for each.{baseline}
 - The paper gives no figures of GHN-Q at W2/A2, where it fell to random accuracy. Top-5 of the paper's GHN-QAT is left
-  out: the copy of the paper that was at hand does not have it.
-- SHA-256 of the weights: {weights}.
+  out: the copy of the paper that was at hand does not have it.{weights}
 """
 BASELINE_NOTE = """
 - Our GHN-Q was trained in float and is told float, the only setting that it knows. What it predicts is quantized to
-  the bits at hand with the range rule of its own config; nothing else is changed.
-  [How it was trained](weights.md#the-float-baseline)."""
+  the bits at hand with the range rule of its own config; nothing else is changed."""
 
 
 class Weights(NamedTuple):
@@ -130,7 +129,7 @@ class Task(NamedTuple):
 
 
 def plan(
-    checksums: Iterable[str], graphs: dict[str, int], images: int, seed: int, protocols: Sequence[str] = PROTOCOLS
+    checksums: Iterable[str], graphs: dict[str, int], images: int, seed: int, protocols: Iterable[str] = PROTOCOLS
 ) -> list[Task]:
     """All tasks: protocol by protocol, splits and weights in turns."""
     checksums = tuple(checksums)
@@ -163,17 +162,18 @@ def measure(task: Task, weights: Weights, data: str) -> dict[str, Any]:
     """The line of a task: top-1 and top-5 in percent, by bit-width."""
     torch.set_num_threads(1)
     assert weights.folder
+    bits = PROTOCOLS[task.protocol]
     accuracies = evaluate_architecture(
         hypernetwork(weights.folder),
-        ArchitectureSpace(task.split)[task.graph],
+        DeepNets(task.split)[task.graph],
         images_of(data, task.images, task.seed),
-        list(BITS.values()),
+        [BITS[name] for name in bits],
         told=weights.told,
         protocol=task.protocol,  # type: ignore[arg-type]
         calibration=batches(data, task.seed) if task.protocol == "calibrated" else None,
     )
     figures = zip(KINDS, zip(*accuracies, strict=True), strict=True)
-    return task._asdict() | {kind: dict(zip(BITS, map(rounded, column), strict=True)) for kind, column in figures}
+    return task._asdict() | {kind: dict(zip(bits, map(rounded, column), strict=True)) for kind, column in figures}
 
 
 def measure_task(task: Task, rows: dict[str, Weights], data: str) -> dict[str, Any]:
@@ -241,15 +241,15 @@ def cell(figures: dict[str, Any] | None, graphs: int) -> str:
 def table(summary: dict[str, Any], protocol: str, kind: str) -> str:
     """Rows of one protocol, by bit-width; the paper's stand beside ours where its protocol is used."""
     setting = summary["setting"]
-    graphs, names, fewer = setting["graphs"], setting["weights"], setting["fewer_images"]
+    graphs, fewer = setting["graphs"], setting["fewer_images"]
     lines = [f"| bits | {KINDS[kind]} | {' | '.join(SPLITS.values())} |", "| --- | --- |" + " --- |" * len(SPLITS)]
-    for bits in BITS:
+    for bits in PROTOCOLS[protocol]:
         for name in (BASELINE, OURS):
             if protocol == "paper" and (kind, bits, name) in PAPER:
                 cells = [f"{mean:.1f} ± {sem:.1f}; {most:.1f}" for mean, sem, most in PAPER[kind, bits, name]]
                 lines.append(f"| {bits} | {name}, paper | {' | '.join(cells)} |")
-            if name in names:
-                keys = {split: f"{protocol} {kind} {bits} {name} {split}" for split in SPLITS}
+            keys = {split: f"{protocol} {kind} {bits} {name} {split}" for split in SPLITS}
+            if any(key in summary["figures"] for key in keys.values()):
                 cells = [cell(summary["figures"].get(key), graphs[split]) for split, key in keys.items()]
                 count = fewer.get(f"{protocol} {name}")
                 label = f"{name}, ours ({count} images)" if count else f"{name}, ours"
@@ -293,6 +293,7 @@ def page(summary: dict[str, Any]) -> str:
     options = " --baseline runs/ghn-q/best" if BASELINE in names else ""
     options += f" --images {images}" if images != IMAGES else ""
     options += f" --graphs {' '.join(map(str, graphs.values()))}" if graphs != GRAPHS else ""
+    checksums = ", ".join(f"{name} `{checksum}`" for name, checksum in names.items())
     return TEXT.format(
         passed=passed(summary),
         baseline=BASELINE_NOTE if BASELINE in names else "",
@@ -302,7 +303,7 @@ def page(summary: dict[str, Any]) -> str:
         fewer=", fewer in the rows that say so" if setting["fewer_images"] else "",
         seed=setting["seed"],
         graphs=" / ".join(map(str, graphs.values())),
-        weights=", ".join(f"{name} `{checksum}`" for name, checksum in names.items()),
+        weights=f"\n- SHA-256 of the weights: {checksums}." if summary["figures"] else "",
     )
 
 
@@ -314,7 +315,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--graphs", type=int, nargs=len(SPLITS), default=GRAPHS.values(), metavar=tuple(SPLITS))
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=PROTOCOLS)
+    parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS))
     parser.add_argument("--processes", type=int, default=2, help="of one thread each")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="take no new work after so many")
     parser.add_argument("--write-docs", action="store_true", help="write docs/table1.md")

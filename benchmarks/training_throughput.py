@@ -1,13 +1,16 @@
-"""Networks per second of a training step, part by part, beside a plain step and the machine's measured peak.
+"""Networks per second of a training step on fixed networks, and where its time goes.
 
-    python benchmarks/training_throughput.py --json benchmarks/results/training_throughput.json
+    python benchmarks/training_throughput.py
+    python benchmarks/training_throughput.py --deepnets 24 --families 24 --rounds 7
 
-One thread. A fixed pool of 16 architectures of the training split, four in a step, 64 images each. "Plain" is the same
-step in float32 with contiguous tensors and torch's own fake-quantize operator. "Share in products" is the part of a
-step's time that torch's profiler finds in convolutions and matrix products; "of float32 peak" is the arithmetic of the
-networks (six operations for each multiply-accumulate: forward, and backward for input and weight) against a product of
-two 2048 × 2048 matrices (512 × 512 in bfloat16) in the same run. Rows are medians over rounds in which they take turns,
-so that a noisy machine is fair to all.
+One process of one thread, steps of the trainer itself: the first networks of DeepNets("val",
+channels=16) and of Families("val") of at most 16 M multiply-accumulates, eight in a step, 64 images
+each, and the default hypernetwork. Images are random and the teacher is untrained: neither changes
+what a step costs. Rows take turns in rounds, so that a noisy machine is fair to all, and each shows
+its median round; the first round, which builds networks and compiles kernels, is left out. Time is
+that of the processor. "Hypernetwork" is its forward and backward pass, "networks" the forward and
+backward passes of the predicted ones with the hint loss, and "rest" all else: images, the teacher's
+features, gradients, optimizer and average. --json FILE writes the figures there as well.
 """
 
 from __future__ import annotations
@@ -15,169 +18,182 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
-from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
-from ghnqat_sdk import load_pretrained
+from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.quantization.bits import Bits
-from ghnqat_sdk.quantization.functional import scale_and_zero_point
-from ghnqat_sdk.quantization.quantizers import FakeQuantizer
-from ghnqat_sdk.training.objective import Network, network_loss, prepare_network
+from ghnqat_sdk.training import trainer as trainer_module
+from ghnqat_sdk.training.config import RunConfig
+from ghnqat_sdk.training.features import FeatureCache
+from ghnqat_sdk.training.objective import HintConfig
 from ghnqat_sdk.training.process import keep_compiled_convolutions, keep_freed_memory
-from ghnqat_sdk.training.spaces import ArchitectureSpace
+from ghnqat_sdk.training.sampler import Draw
+from ghnqat_sdk.training.spaces.deepnets import DeepNets
+from ghnqat_sdk.training.spaces.families import Families
+from ghnqat_sdk.training.spaces.protocol import Space
+from ghnqat_sdk.training.teacher import Teacher, TeacherConfig
+from ghnqat_sdk.training.trainer import Trainer
 
-INDICES = (2, 3, 9, 14, 15, 16, 20, 22, 23, 25, 28, 29, 31, 45, 46, 47)
-META_BATCH, IMAGES = 4, 64
-PRODUCTS = ("convolution", "mm", "bmm", "addmm", "baddbmm")
-PARTS = ("hypernetwork forward", "network forward and backward", "hypernetwork backward", "optimizer")
+META_BATCH, IMAGES, MOST = 8, 64, 16e6
+BITS: dict[str, Bits] = {"W4/A4": (4, 4), "float": (32, 32)}
+PARTS = ("hypernetwork", "networks", "rest")
 
 
-class Step:
-    """What the trainer does for four networks, timed by parts."""
+class Row(NamedTuple):
+    """What is measured."""
 
-    def __init__(self, size: int, plain: bool = False) -> None:
-        self.size, self.plain = size, plain
-        self.hypernetwork = load_pretrained().train()
-        self.optimizer = torch.optim.AdamW(self.hypernetwork.parameters(), lr=1e-6)
-        self.parts: dict[str, float] = defaultdict(float)
-        layout = torch.contiguous_format if plain else torch.channels_last
-        self.images = torch.randn(IMAGES, 3, size, size).contiguous(memory_format=layout)
-        self.labels = torch.randint(0, 10, (IMAGES,))
+    space: str
+    bits: str
+    hints: bool
 
-    def __call__(self, networks: list[Network], bits: Bits) -> None:
-        at = [network.at(bits) for network in networks]
-        predicted = self._timed(
-            PARTS[0], lambda: self.hypernetwork([n.graph for n in at], channels_last=not self.plain)
-        )
-        results = self._timed(
-            PARTS[1],
-            lambda: [network_loss(n, p, self.images, self.labels) for n, p in zip(at, predicted, strict=True)],
-        )
-        pairs = [(p[name], g) for p, r in zip(predicted, results, strict=True) for name, g in r.gradients.items()]
-        tensors, gradients = zip(*pairs, strict=True)
-        self._timed(PARTS[2], lambda: torch.autograd.backward(tensors, gradients))
-        self._timed(PARTS[3], self._update)
 
-    def _update(self) -> None:
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+class Round(NamedTuple):
+    """Seconds of one pass over all networks of a row."""
 
-    def _timed(self, part: str, call: Callable[[], Any]) -> Any:
-        started = time.perf_counter()
-        result = call()
-        self.parts[part] += time.perf_counter() - started
-        return result
+    processor: float
+    clock: float
+    parts: dict[str, float]
+    """Of the processor."""
+
+
+class FixedSteps:
+    """Deals the same networks again and again, in place of a `Sampler`."""
+
+    def __init__(self, draws: Sequence[Draw]) -> None:
+        self.groups = [draws[i : i + META_BATCH] for i in range(0, len(draws), META_BATCH)]
+
+    def step(self, step: int, rank: int = 0, processes: int = 1) -> Sequence[Draw]:
+        return self.groups[step % len(self.groups)]
 
 
 @contextmanager
-def native_fake_quantization() -> Iterator[None]:
-    """torch's operator in place of ours, with the same ranges."""
+def timed(trainer: Trainer) -> Iterator[dict[str, float]]:
+    """Seconds of the processor by part, while the trainer takes steps."""
+    seconds: dict[str, float] = defaultdict(float)
 
-    def forward(self: FakeQuantizer, x: Tensor) -> Tensor:
-        if self.bits == 32:
-            return x
-        scale, zero_point = scale_and_zero_point(*self.range_of(x), self.bits)
-        return torch.fake_quantize_per_tensor_affine(x, scale.item(), int(zero_point), 0, 2**self.bits - 1)
+    def timing(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed_call(*args: Any, **kwargs: Any) -> Any:
+            started = time.process_time()
+            result = call(*args, **kwargs)
+            seconds[part] += time.process_time() - started
+            return result
 
-    ours, FakeQuantizer.forward = FakeQuantizer.forward, forward  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        FakeQuantizer.forward = ours  # type: ignore[method-assign]
+        return timed_call
 
-
-def peak_gflops(dtype: torch.dtype) -> float:
-    side = 2048 if dtype == torch.float32 else 512  # a CPU without bfloat16 takes half a minute for the large one
-    a, b = (torch.randn(side, side).to(dtype) for _ in range(2))
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - started)
-    return 2 * side**3 / min(times) / 1e9
+    forward, backward = trainer.model.forward, torch.autograd.backward
+    loss = trainer_module.network_loss
+    with (
+        patch.object(trainer.model, "forward", timing("hypernetwork", forward)),
+        patch.object(torch.autograd, "backward", timing("hypernetwork", backward)),
+        patch.object(trainer_module, "network_loss", timing("networks", loss)),
+    ):
+        yield seconds
 
 
-def share_of_products(step: Step, groups: list[list[Network]], bits: Bits) -> float:
-    with profile(activities=[ProfilerActivity.CPU]) as recorded:
-        for group in groups:
-            step(group, bits)
-    times = {event.key: event.self_cpu_time_total for event in recorded.key_averages()}
-    products = sum(t for key, t in times.items() if any(name in key.removeprefix("aten::") for name in PRODUCTS))
-    return products / sum(times.values())
+def measure(trainer: Trainer, draws: Sequence[Draw]) -> Round:
+    """One pass over all networks."""
+    trainer.sampler = FixedSteps(draws)  # type: ignore[assignment]
+    trainer.progress.step = 0
+    clock, processor = time.perf_counter(), time.process_time()
+    with timed(trainer) as parts:
+        for _ in trainer.steps(len(trainer.sampler.groups)):  # type: ignore[attr-defined]
+            pass
+    processor = time.process_time() - processor
+    parts["rest"] = processor - sum(parts.values())
+    return Round(processor, time.perf_counter() - clock, dict(parts))
+
+
+def random_images(count: int) -> ImageSet:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return ImageSet(images, torch.arange(count) % 10, tuple(map(str, range(10))))
+
+
+def trainers(images: ImageSet, folder: Path, config: RunConfig) -> dict[bool, Trainer]:
+    """Without and with hints."""
+    teacher = Teacher(TeacherConfig(), images.classes).eval()
+    features = FeatureCache.open(folder, teacher, images)
+    hinted = config.model_copy(update={"hints": HintConfig()})
+    return {False: Trainer(config, images), True: Trainer(hinted, images, features=features)}
+
+
+def draws_of(space: Space, count: int, bits: Bits) -> list[Draw]:
+    affordable = (a for a in map(space.__getitem__, range(len(space))) if a.macs <= MOST)
+    return [Draw(a, bits, IMAGES) for a, _ in zip(affordable, range(count), strict=False)]
+
+
+def summary(rounds: Sequence[Round], networks: int) -> dict[str, float]:
+    """Medians over rounds."""
+    figures = {
+        "networks/s": networks / statistics.median(r.processor for r in rounds),
+        "networks/s by the clock": networks / statistics.median(r.clock for r in rounds),
+        "ms a network": 1e3 * statistics.median(r.processor for r in rounds) / networks,
+    }
+    shares = {p: statistics.median(r.parts[p] / r.processor for r in rounds) for p in PARTS}
+    return figures | shares
+
+
+def told(row: Row, figures: dict[str, float]) -> str:
+    rate, clock, milliseconds, *shares = figures.values()
+    cells = [row.space, row.bits, "on" if row.hints else "off", f"{rate:.2f}", f"{clock:.2f}"]
+    cells += [f"{milliseconds:.0f}", *(f"{100 * share:.0f} %" for share in shares)]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--deepnets", type=int, default=16, help="networks of them")
+    parser.add_argument("--families", type=int, default=16, help="networks of them")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures there as well")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
     keep_compiled_convolutions()
     keep_freed_memory()
-
-    space, ranges = ArchitectureSpace("train"), load_pretrained().config.ranges
-    architectures = [space[index] for index in INDICES]
-    networks = [prepare_network(a, (4, 4), ranges, 10) for a in architectures]
-    groups = [networks[i : i + META_BATCH] for i in range(0, len(networks), META_BATCH)]
-    macs = statistics.fmean(a.macs for a in architectures)
-    steps = {
-        "W4/A4": (Step(32), (4, 4)),
-        "W2/A2": (Step(32), (2, 2)),
-        "float": (Step(32), (32, 32)),
-        "plain W4/A4": (Step(32, plain=True), (4, 4)),
-        "W4/A4, crops of 24 × 24": (Step(24), (4, 4)),
+    spaces: dict[str, tuple[Space, int]] = {
+        "deepnets": (DeepNets("val", channels=16), options.deepnets),
+        "families": (Families("val"), options.families),
     }
-
-    times: dict[str, list[float]] = defaultdict(list)
-    peaks: dict[str, list[float]] = defaultdict(list)
-    for turn in range(options.rounds + 1):  # the first one warms up
-        for name, (step, bits) in steps.items():
-            step.parts.clear()
-            started = time.perf_counter()
-            for group in groups:
-                if step.plain:
-                    with native_fake_quantization():
-                        step(group, bits)
-                else:
-                    step(group, bits)
-            if turn:
-                times[name].append(time.perf_counter() - started)
-        for dtype in (torch.float32, torch.bfloat16):
-            peaks[str(dtype).removeprefix("torch.")].append(peak_gflops(dtype))
-    peak = {name: statistics.median(values) for name, values in peaks.items()}
-
-    print(f"{len(networks)} networks of {macs / 1e6:.1f} M multiply-accumulates on average, one thread")
-    print("peak, GFLOP/s: " + ", ".join(f"{name} {value:.0f}" for name, value in peak.items()))
-    print(f"\n| | networks/s | of float32 peak | share in products | {' | '.join(PARTS)} |\n| --- |" + " ---: |" * 7)
-    figures: dict[str, Any] = {"peak": peak, "mean_macs": macs, "indices": INDICES}
-    for name, (step, bits) in steps.items():
-        rate = len(networks) / statistics.median(times[name])
-        scale = (step.size / 32) ** 2
-        parts = {part: step.parts[part] / sum(step.parts.values()) for part in PARTS}
-        row = {
-            "networks/s": rate,
-            "of float32 peak": rate * 6 * macs * scale * IMAGES / peak["float32"] / 1e9,
-            "share in products": share_of_products(step, groups, bits) if not step.plain else None,
-            **parts,
-        }
-        figures[name] = row
-        shares = ["–" if share is None else f"{100 * share:.0f} %" for share in list(row.values())[1:]]
-        print(f"| {name} | {rate:.2f} | {' | '.join(shares)} |")
-    cost = figures["float"]["networks/s"] / figures["W4/A4"]["networks/s"] - 1
-    gain = figures["W4/A4"]["networks/s"] / figures["plain W4/A4"]["networks/s"]
-    print(f"\nfake quantization costs {100 * cost:.0f} % over float; {gain:.1f} times the plain step")
+    rows = {
+        Row(space, bits, hints): draws_of(of, count, BITS[bits])
+        for space, (of, count) in spaces.items()
+        for bits in BITS
+        for hints in (False, True)
+    }
+    rounds: dict[Row, list[Round]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder:
+        by_hints = trainers(random_images(1000), Path(folder), RunConfig())
+        for turn in range(options.rounds + 1):
+            for row, draws in rows.items():
+                measured = measure(by_hints[row.hints], draws)
+                if turn:
+                    rounds[row].append(measured)
+    print(
+        "| space | bits | hints | networks/s | by the clock | ms a network | "
+        + " | ".join(PARTS)
+        + " |"
+    )
+    print("| --- | --- | --- |" + " ---: |" * (3 + len(PARTS)))
+    figures = {row: summary(rounds[row], len(draws)) for row, draws in rows.items()}
+    for row, of_row in figures.items():
+        print(told(row, of_row))
+    for space in spaces:
+        macs = statistics.fmean(d.architecture.macs for d in rows[Row(space, "float", False)])
+        print(f"{space}: {macs / 1e6:.1f} M multiply-accumulates on average")
     if options.json:
-        options.json.parent.mkdir(exist_ok=True)
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        written = [row._asdict() | of_row for row, of_row in figures.items()]
+        options.json.write_text(json.dumps(written, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -38,8 +38,6 @@ from ghnqat_sdk.hypernetwork.tiles import (
 _IDENTITY = 3.0
 _BANK_SIZE = 3.0
 """What the mixture of banks is multiplied by: banks start at zero and learn faster for it."""
-_CHUNK = 4_000_000
-"""Numbers of a large weight that are made at once, so that no temporary is as large as the weight."""
 
 
 class DecoderConfig(BaseModel):
@@ -48,6 +46,8 @@ class DecoderConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     hidden: int = Field(128, ge=8, le=4096)
     """Channels between a node's embedding and a tile."""
+    second: int = Field(0, ge=0, le=4096)
+    """Channels of a second layer on top of the hidden ones; a tile is made of both. 0 for none."""
     tile: int = Field(64, ge=4, le=512)
     """Output and input channels of one tile."""
     kernel: int = Field(7, ge=1, le=31)
@@ -81,9 +81,10 @@ class Decoder(nn.Module):
         self.position = nn.Parameter(_kaiming(kernel, kernel, hidden, width) / math.sqrt(2))
         self.place_out = nn.Linear(PLACE_FEATURES, hidden)
         self.place_in = nn.Linear(PLACE_FEATURES, hidden)
-        self.dense = _Table((tile, tile), hidden)
-        self.depthwise = _Table((tile,), hidden)
-        self.classes = _Table((num_classes, tile), hidden)
+        self.second = nn.Linear(hidden, config.second) if config.second else None
+        self.dense = _Table((tile, tile), hidden + config.second)
+        self.depthwise = _Table((tile,), hidden + config.second)
+        self.classes = _Table((num_classes, tile), hidden + config.second)
         self.vector_in = nn.Linear(width, hidden)
         self.vectors = _Table((len(VECTOR_ROLES), tile), hidden)
         nn.init.kaiming_normal_(self.vector_in.weight, nonlinearity="linear")
@@ -197,7 +198,7 @@ class Decoder(nn.Module):
         """Tensors of one kind that is no vector."""
         first, corner = task.first, task.corner
         assert corner is not None
-        values = _values(task.hidden(), corner)  # (R, k, o, i)
+        values = _values(self._deepened(task.hidden()), corner)  # (R, k, o, i)
         if first.large:
             return _large(task, corner, values)
         if corner.bank is not None and task.shares is not None:
@@ -208,6 +209,12 @@ class Decoder(nn.Module):
         cuts = tuple(request.cut for request in task.requests)
         tensors = Assemble.apply(values, cuts, task.channels_last)
         return [_shaped(t, c, task.channels_last) for t, c in zip(tensors, cuts, strict=True)]
+
+    def _deepened(self, hidden: Tensor) -> Tensor:
+        """(…, h) to the channels that tiles are made of."""
+        if self.second is None:
+            return hidden
+        return torch.cat([hidden, torch.relu(self.second(hidden))], dim=-1)
 
     def _vectors(self, task: _Task) -> list[Tensor]:
         """Vectors of one role."""
@@ -427,23 +434,32 @@ def _grouped(values: Tensor, task: _Task) -> list[Tensor]:
 
 
 def _mixed(parts: Tensor, table: Tensor, piece: Cut, channels_last: bool) -> Tensor:
-    """(A · B, p) parts of (p, k, o, i) tables to (O, k, I) as channels_last, (O, I, k) otherwise, piece by piece."""
-    _, positions, out, into = table.shape
-    a, b = piece.tiles
+    """(A · B, p) parts of (p, k, o, i) tables to (O, k, I) as channels_last, (O, I, k) otherwise."""
+    parts = (parts * piece.factor).view(*piece.tiles, -1)  # (A, B, p)
+    whole = _mixed_channels_last(parts, table) if channels_last else _mixed_in_rows(parts, table)
     outputs, inputs = piece.matrix
-    at_once = max(1, _CHUNK // (b * positions * out * into))
-    basis = table.flatten(1)
-    chunks = []
-    for start in range(0, a, at_once):
-        rows = parts.view(a, b, -1)[start : start + at_once]
-        tiles = (rows.flatten(0, 1) @ basis).view(len(rows), b, positions, out, into) * piece.factor
-        if channels_last:
-            chunk = tiles.permute(0, 3, 2, 1, 4).flatten(3).flatten(0, 1)[:, :, :inputs]
-        else:
-            chunk = tiles.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)[:, :inputs]
-        chunks.append(chunk)
-    whole = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
-    return whole[:outputs].float().contiguous()
+    whole = whole[:outputs, :, :inputs] if channels_last else whole[:outputs, :inputs]
+    return whole.float().contiguous()
+
+
+def _mixed_channels_last(parts: Tensor, table: Tensor) -> Tensor:
+    """(A, B, p) parts of (p, k, o, i) tables to (A · o, k, B · i)."""
+    tiles = (parts.flatten(0, 1) @ table.flatten(1)).view(*parts.shape[:2], *table.shape[1:])
+    return tiles.permute(0, 3, 2, 1, 4).flatten(3).flatten(0, 1)
+
+
+def _mixed_in_rows(parts: Tensor, table: Tensor) -> Tensor:
+    """The same to (A · o, B · i, k): one product for each output channel of a tile, written where it belongs."""
+    _, positions, out, into = table.shape
+    rows, columns = parts.shape[:2]
+    by_output = table.permute(2, 0, 3, 1).flatten(2)  # (o, p, i · k)
+    if torch.is_grad_enabled():
+        whole = parts.unsqueeze(1) @ by_output  # (A, o, B, i · k)
+    else:
+        whole = table.new_empty(rows, out, columns, into * positions)
+        for index in range(rows):
+            torch.matmul(parts[index], by_output, out=whole[index])
+    return whole.view(rows * out, columns * into, positions)
 
 
 def _shaped(tensor: Tensor, piece: Cut, channels_last: bool) -> Tensor:

@@ -6,13 +6,13 @@ import ctypes
 import gc
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
 # oneDNN compiles a convolution for every shape and keeps 1,024 of them, those of some twenty networks; each takes about a
 # tenth of a megabyte. This many hold the networks that a process draws from at a time.
-_COMPILED_CONVOLUTIONS = "20000"
+_COMPILED_CONVOLUTIONS = "12000"
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 
@@ -47,6 +47,12 @@ def flush_denormals() -> None:
     torch.set_flush_denormal(True)
 
 
+def _return_free_memory() -> None:
+    """Give pages between tensors of many sizes back to the system, which glibc does not do by itself."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @contextmanager
 def sparing_old_objects() -> Iterator[Callable[[], None]]:
     """Gives a function to call now and then: Python's garbage collection passes over what has survived by then.
@@ -58,6 +64,7 @@ def sparing_old_objects() -> Iterator[Callable[[], None]]:
     def spare() -> None:
         gc.collect()
         gc.freeze()
+        _return_free_memory()
 
     try:
         yield spare

@@ -225,11 +225,12 @@ def averages(reports: Sequence[StepReport]) -> dict[str, object]:
     seen: dict[str, list[tuple[float, float]]] = defaultdict(list)
     hints: list[float] = []
     for report in reports:
-        for draw, result in report.networks:
-            if math.isfinite(result.loss):
-                seen["W{}/A{}".format(*draw.bits)].append((min(result.loss, _HIGHEST), 100 * result.accuracy))
-            if result.hint is not None:
-                hints.append(result.hint)
+        for one in report.networks:
+            if math.isfinite(one.loss):
+                name = "W{}/A{}".format(*one.draw.bits)
+                seen[name].append((min(one.loss, _HIGHEST), 100 * one.accuracy))
+            if one.hint is not None:
+                hints.append(one.hint)
     means = {
         bits: [round(sum(column) / len(pairs), 3) for column in zip(*pairs, strict=True)]
         for bits, pairs in sorted(seen.items())

@@ -88,7 +88,7 @@ class SamplingConfig(BaseModel):
     """For the costliest ones."""
     batch_macs: float = Field(1e9, gt=0)
     """Multiply-accumulates of one network's batch: costlier networks see fewer images."""
-    window: int = Field(192, ge=1)
+    window: int = Field(128, ge=1)
     """Networks of each process that a step draws from."""
     uses: float = Field(16.0, gt=0)
     """How often a network is drawn, on average, before it leaves the window."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,6 +54,15 @@ class Progress:
     best: float = -1.0
 
 
+class NetworkReport(NamedTuple):
+    """What one network of a step gave; see `NetworkLoss`."""
+
+    draw: Draw
+    loss: float
+    hint: float | None
+    accuracy: float
+
+
 @dataclass(frozen=True)
 class StepReport:
     """What one step of this process measured.
@@ -65,7 +75,7 @@ class StepReport:
     """
 
     step: int
-    networks: list[tuple[Draw, NetworkLoss]] = field(repr=False)
+    networks: tuple[NetworkReport, ...] = field(repr=False)
     gradient_norm: float = 0.0
     learning_rate: float = 0.0
 
@@ -148,7 +158,10 @@ class Trainer:
         self._backward(predicted, results)
         norm = self._update()
         self._count(drawn, results)
-        return StepReport(step + 1, list(zip(drawn, results, strict=True)), norm, rate)
+        reports = (
+            NetworkReport(one, r.loss, r.hint, r.accuracy) for one, r in zip(drawn, results, strict=True)
+        )
+        return StepReport(step + 1, tuple(reports), norm, rate)
 
     def _loss(
         self, network: Network, drawn: Draw, predicted: dict[str, Tensor], draw: random.Random

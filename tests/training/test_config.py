@@ -33,7 +33,7 @@ def test_the_recipe_that_ships_has_both_spaces_all_bits_hints_and_banks():
 
 
 def test_an_unknown_recipe_lists_the_known_ones():
-    with pytest.raises(ArgumentError, match="'w1a1' is unknown.*all-bits"):
+    with pytest.raises(ArgumentError, match=r"'w1a1' is unknown.*all-bits"):
         load_recipe("w1a1")
 
 
@@ -75,7 +75,7 @@ def test_a_file_that_is_no_config_of_this_layout_is_refused(tmp_path, content, r
 
 
 def test_a_missing_config_names_the_recipes(tmp_path):
-    with pytest.raises(ArgumentError, match="cannot be read.*all-bits"):
+    with pytest.raises(ArgumentError, match=r"cannot be read.*all-bits"):
         load_config(tmp_path / "run.json")
 
 

@@ -1,0 +1,90 @@
+"""The other route to a plan's scores and gradients: the fake-quantized module, run functionally."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ghnqat_sdk.parameters import apply_functionally
+from ghnqat_sdk.quantization.bits import Bits
+from ghnqat_sdk.quantization.convert import to_fake_quantized
+from ghnqat_sdk.quantization.quantizers import ClippedRanges
+from ghnqat_sdk.training.networks import ComputeConfig, Plan, Setting
+
+EXACT = ComputeConfig(dense="float32")
+RANGES = ClippedRanges()
+
+
+def setting(bits: Bits, compute: ComputeConfig = EXACT, **changes) -> Setting:
+    return Setting(**{"bits": bits, "ranges": RANGES, "compute": compute} | changes)
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def images(count: int, seed: int = 0) -> Tensor:
+    return numbers(count, 3, 32, 32, seed=seed).contiguous(memory_format=torch.channels_last)
+
+
+def drawn_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Values that keep the size of activations, for every parameter of a module."""
+    drawn = {}
+    for seed, (name, parameter) in enumerate(model.named_parameters()):
+        value = numbers(*parameter.shape, seed=seed)
+        if value.ndim > 1:
+            value = value * (2 / value[0].numel()) ** 0.5
+        else:
+            value = 0.1 * value + (0.0 if name.endswith("bias") else 1.0)
+        if value.ndim == 4:
+            value = value.contiguous(memory_format=torch.channels_last)
+        drawn[name] = value.requires_grad_()
+    return drawn
+
+
+def module_scores(
+    model: nn.Module, parameters: Mapping[str, Tensor], x: Tensor, how: Setting
+) -> tuple[Tensor, list[Tensor]]:
+    """Scores, and the outputs of the blocks as forward hooks see them, before calibration."""
+    model = copy.deepcopy(model)
+    to_fake_quantized(model, how.bits, how.ranges, noise=how.noise, warn=False)
+    seen: list[Tensor] = []
+    for block in model.block_ends():
+        block.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
+    return apply_functionally(model.eval(), parameters, x), seen
+
+
+def relative(ours: Tensor, theirs: Tensor, least: float = 1e-9) -> float:
+    """Norm of the difference by that of the second."""
+    return ((ours.float() - theirs).norm() / theirs.norm().clamp(min=least)).item()
+
+
+def gradients(scores: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
+    along = numbers(*scores.shape, seed=99)
+    return list(torch.autograd.grad(scores, list(parameters.values()), along))
+
+
+def difference(model: nn.Module, x: Tensor, how: Setting) -> float:
+    """Of a plan from the module: the largest among scores, taps and gradients by parameters."""
+    parameters = drawn_parameters(model)
+    scores, taps = Plan(model).run(parameters, x, how)
+    expected, seen = module_scores(model, parameters, x, how)
+    assert (scores.shape, scores.dtype) == (expected.shape, torch.float32)
+    assert [tap.shape for tap in taps] == [block.shape for block in seen]
+    far = [relative(ours, theirs) for ours, theirs in zip(taps, seen, strict=True)]
+    found, wanted = gradients(scores, parameters), gradients(expected, parameters)
+    least = 1e-3 * max(gradient.norm().item() for gradient in wanted)
+    far += [relative(ours, theirs, least) for ours, theirs in zip(found, wanted, strict=True)]
+    return max(relative(scores, expected), *far)
+
+
+def agrees(model: nn.Module, how: Setting, tolerance: float, count: int = 4) -> bool:
+    """Whether a plan does what the module does, on one of some batches.
+
+    A number at the kink of an activation, or half way between two levels, may fall on either side,
+    and everything behind it changes: hardly in each of them.
+    """
+    return any(difference(model, images(count, seed), how) < tolerance for seed in range(8))
