@@ -27,7 +27,12 @@ from ghnqat_sdk.training.cli import _assign
 from ghnqat_sdk.training.config import RunConfig, load_recipe
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.objective import HintConfig
-from ghnqat_sdk.training.process import keep_compiled_convolutions, keep_freed_memory
+from ghnqat_sdk.training.process import (
+    flush_denormals,
+    keep_compiled_convolutions,
+    keep_freed_memory,
+    sparing_old_objects,
+)
 from ghnqat_sdk.training.run import LOG_FILE, Run, open_features
 
 VARIANTS = ("base", "banks", "hints", "both")
@@ -62,8 +67,10 @@ def trained(
     features = open_features(config, train, Processes())
     run = Run(config, folder, train, validation, features=features)
     run.resume()
-    for _ in progress_bar(run.run(steps), folder.name, steps - run.progress.step):
-        pass
+    with sparing_old_objects() as spare:
+        for report in progress_bar(run.run(steps), folder.name, steps - run.progress.step):
+            if report.step % 50 == 0:
+                spare()
     entries = [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
     return next(entry for entry in reversed(entries) if entry["step"] == steps)
 
@@ -93,6 +100,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_compiled_convolutions()
     keep_freed_memory()
+    flush_denormals()
     config = configured(options.recipe, options.set)
     train, validation = (config.data.load(options.data, split) for split in ("train", "val"))
     entries = {}

@@ -56,7 +56,7 @@ def backup(folder: Path, path: Path) -> int:
         raise ArgumentError(f"{str(folder)!r} holds no state. Name the folder of a run.")
     tensors, facts = state
     kept = {name: t for name, t in tensors.items() if not name.startswith("optimizer.")}
-    packed = packed_average({name: halved(t) for name, t in kept.items()}, kept)
+    packed = packed_average({name: halved(name, t) for name, t in kept.items()}, kept)
     if config.hints is not None:
         content = file_content(Path(config.hints.teacher))
         packed[TEACHER] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
@@ -97,8 +97,11 @@ def restore(path: Path, folder: Path) -> RunConfig:
     return config
 
 
-def halved(tensor: Tensor) -> Tensor:
-    return tensor.half() if tensor.is_floating_point() else tensor
+def halved(name: str, tensor: Tensor) -> Tensor:
+    half = tensor.half() if tensor.is_floating_point() else tensor
+    if not half.isfinite().all():
+        raise ArgumentError(f"{name!r} is not finite in half precision: the run diverged.")
+    return half
 
 
 def packed_average(halves: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -150,7 +153,7 @@ def opened(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise ValueError("its contents do not match its checksum and format")
     except Exception as error:  # of the file system, of safetensors, or of what is in the file
         raise CheckpointError(
-            f"{str(path)!r} is no whole backup: {error!r:.200}. Name a file that this command wrote."
+            f"{str(path)!r} is no whole backup: {error!r:.200}. Name one that this command wrote."
         ) from error
     return tensors, told
 
@@ -160,7 +163,7 @@ def file_content(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise CheckpointError(
-            f"The teacher {str(path)!r} cannot be read: {error}. Run this where the run was started."
+            f"The teacher {str(path)!r} cannot be read: {error}. Call this where the run started."
         ) from error
 
 

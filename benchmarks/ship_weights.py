@@ -1,9 +1,9 @@
-"""Put a run's weights into the package as the default ones, in half precision and with their checksum.
+"""Put a run's weights into the package as the default ones, in half precision.
 
     python benchmarks/ship_weights.py runs/decayed/last
 
-The checksum in docs/weights.md is replaced as well. Afterwards, measure them: benchmarks/table1.py,
-families.py and qat_initialization.py.
+Their checksum is written beside them, and into docs/weights.md in place of the one before.
+Afterwards, measure them: benchmarks/table1.py, families.py and qat_initialization.py.
 """
 
 from __future__ import annotations

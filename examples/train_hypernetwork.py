@@ -1,4 +1,4 @@
-"""Train a tiny hypernetwork for a few steps, stop, resume it, and let it decay, to show how a run works.
+"""Train a tiny hypernetwork for a few steps, resume it, and let it decay, to show how a run works.
 
     python examples/train_hypernetwork.py
     python examples/train_hypernetwork.py --output runs/demo --steps 12
@@ -45,7 +45,7 @@ def tiny_config() -> RunConfig:
 
 def advance(run: Run, steps: int) -> None:
     for report in run.run(steps):
-        loss = sum(result.loss for _, result in report.networks) / len(report.networks)
+        loss = sum(network.loss for network in report.networks) / len(report.networks)
         print(f"step {report.step}: loss {loss:.3f} at learning rate {report.learning_rate:.1e}")
 
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ghnqat_sdk.errors import GhnqatError
 
 
-
 def apply_functionally(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Sequence[Tensor] | Tensor) -> Tensor:
     """Run `model` with `parameters` in place of its own; gradients reach whatever computed them."""
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)

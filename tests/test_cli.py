@@ -11,7 +11,6 @@ from ghnqat_sdk.graph.draw import draw_graph
 from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.hypernetwork.pretrained import save_pretrained
 from ghnqat_sdk.quantization.report import quantization_report
-from ghnqat_sdk.training.cli import main as train
 from ghnqat_sdk.training.spaces.deepnets import DeepNets
 from ghnqat_sdk.training.spaces.families import Families
 from ghnqat_sdk.version import __version__
@@ -170,52 +169,3 @@ def test_mistakes_are_one_line_and_no_traceback(capsys, arguments):
     captured = capsys.readouterr()
     assert captured.err.startswith("ghnqat: ")
     assert "Traceback" not in captured.err
-
-
-def test_recipes_are_listed_and_printed(capsys):
-    assert train(["recipes"]) == 0
-    assert "all-bits" in capsys.readouterr().out
-    assert train(["recipes", "ghn-q"]) == 0
-    assert json.loads(capsys.readouterr().out)["bits"]["settings"][0]["bits"] == [32, 32]
-
-
-RUN = ["run", "--data", "{data}", "--output", "{out}", "--steps", "1"]
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["recipes", "nope"],
-        ["run", "--data", "/no/such/folder", "--output", "{out}", "--steps", "1"],
-        [*RUN, "--set", "seed"],
-        [*RUN, "--set", "checkpoint_every=0"],
-        [*RUN, "--set", "sampling.no_such_field=1"],
-        [*RUN, "--set", "networks.9.share=1"],
-        [*RUN, "--config", "/no/such/file"],
-        [*RUN, "--recipe", "nope"],
-        [*RUN, "--resume"],
-        [*RUN, "--threads", "0"],
-        ["run", "--data", "{data}", "--output", "{out}", "--steps", "0"],
-        ["decay", "/no/such/run", "--data", "{data}", "--output", "{out}", "--steps", "1"],
-    ],
-)
-def test_training_mistakes_are_one_line_and_no_traceback(capsys, tmp_path, data, arguments):
-    assert train([a.format(out=tmp_path / "run", data=data) for a in arguments]) == 1
-    captured = capsys.readouterr()
-    assert captured.err.startswith("ghnqat-train: ")
-    assert "Traceback" not in captured.err
-
-
-def test_a_finished_run_is_not_overwritten_and_goes_on_with_resume(capsys, tmp_path, data):
-    run = ["run", "--data", str(data), "--output", str(tmp_path / "run"), "--set", "hints=null", "--json"]
-    run += ["--set", "sampling.meta_batch=1", "--set", "sampling.image_batch=4", "--set", "compute.compile=false"]
-    run += ["--set", 'networks=[{"space": "families", "max_macs": 5e6}]', "--set", "validation.networks=1"]
-    run += ["--set", "validation.images=20", "--set", 'bits.settings=[{"bits": [4, 4]}]']
-    assert train([*run, "--steps", "1"]) == 0
-    assert json.loads(capsys.readouterr().out)["step"] == 1
-    assert train([*run, "--steps", "1"]) == 1
-    assert "--resume" in capsys.readouterr().err
-    assert train([*run, "--steps", "1", "--resume"]) == 1
-    assert "--steps" in capsys.readouterr().err
-    assert train([*run, "--steps", "2", "--resume"]) == 0
-    assert json.loads(capsys.readouterr().out)["step"] == 2

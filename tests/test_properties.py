@@ -376,6 +376,7 @@ def test_command_lines(tmp_path_factory, small, capsys, command, more):
             status = stop.code
         finally:
             torch.set_num_threads(threads)
+            torch.set_flush_denormal(False)
     captured = capsys.readouterr()
     assert status in (0, 1, 2)
     assert "Traceback" not in captured.err

@@ -1,4 +1,4 @@
-"""benchmarks/validation.py, families.py and networks.py: what is measured, and how it is grouped."""
+"""validation.py, families.py and networks.py of benchmarks: what is measured, how it is grouped."""
 
 import pytest
 import torch

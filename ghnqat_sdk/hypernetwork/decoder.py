@@ -4,8 +4,8 @@ A weight is decoded position by position (GHN-2's convolutional decoder, Knyazev
 channels, and a mixture of banks is added: K tables of weights that all networks share, mixed by how deep a node stands,
 so that channels mean the same in layers of one depth. Every tile has a place embedding that enters before the
 nonlinearity and scales the mixture, so that a tensor larger than one tile is not a repetition of it: repeating a tile
-leaves 64 distinct filters and rank 64. A weight of more than 16 tiles is made of its first 4 × 4 decoded ones and of the
-banks, which costs a few multiply-adds for each number and keeps every filter distinct.
+leaves 64 distinct filters and rank 64. A weight of more than 16 tiles is made of its first 4 × 4 decoded ones and of
+the banks, which costs a few multiply-adds for each number and keeps every filter distinct.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class Request(NamedTuple):
 class Decoder(nn.Module):
     """Node embeddings to parameters.
 
-    Letters: V nodes, d embedding, h hidden, t tile, K banks, M tensors of one kind, R tiles of them, k kernel positions,
-    (o, i) channels of a tile's corner.
+    Letters: V nodes, d embedding, h hidden, t tile, K banks, M tensors of one kind, R tiles of them, k kernel
+    positions, (o, i) channels of a tile's corner.
     """
 
     def __init__(self, config: DecoderConfig, width: int, num_classes: int) -> None:
@@ -114,6 +114,8 @@ class Decoder(nn.Module):
             channels_last: Layout of the weights of convolutions.
             dtype: Of the products that make tiles; bfloat16 is faster where the processor has it.
         """
+        if not requests:
+            return []
         groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
         for index, request in enumerate(requests):
             groups[request.cut.group].append(index)
@@ -163,7 +165,8 @@ class Decoder(nn.Module):
         kernels = [kernel for kernel in of_kernel if kernel is not None]
         size = self.config.kernel
         within = [centre(kernel, size) for kernel in kernels]
-        positions = dict(zip(kernels, Corners.apply(self.position, torch.float32, *within), strict=True)) if kernels else {}
+        cut_out = Corners.apply(self.position, torch.float32, *within) if kernels else ()
+        positions = dict(zip(kernels, cut_out, strict=True))
         for kernel, members in of_kernel.items():
             together = torch.cat([gathered[index] for index in members])
             if kernel is None:
@@ -232,9 +235,9 @@ class Decoder(nn.Module):
 class Banks(nn.Module):
     """K tables of weights that all networks share, and how a node mixes them.
 
-    A node at relative depth x mixes table k by a softmax over -((x - k / (K - 1)) · (K - 1) / 1.5)² plus a linear function
-    of its embedding; every tile but the first scales the parts by a linear function of its place; the mixture has unit
-    norm, times 3.
+    A node at relative depth x mixes table k by a softmax over -((x - k / (K - 1)) · (K - 1) / 1.5)² plus a linear
+    function of its embedding; every tile but the first scales the parts by a linear function of its place; the mixture
+    has unit norm, times 3.
     """
 
     def __init__(self, config: DecoderConfig, width: int) -> None:
@@ -266,9 +269,7 @@ class Banks(nn.Module):
                 found[index] = positions.flatten(0, 1).transpose(0, 1).flatten(1)
         return [found[index] for index in range(len(cuts))]
 
-    def shares(
-        self, nodes: Tensor, depths: Tensor, sizes: Sequence[int], features: Tensor
-    ) -> list[_Shares]:
+    def shares(self, nodes: Tensor, depths: Tensor, sizes: Sequence[int], features: Tensor) -> list[_Shares]:
         """How much of each table is in the tensors of each group.
 
         Args:

@@ -173,7 +173,7 @@ class TransformerEncoder(nn.Module):
 
 
 class _Strip(NamedTuple):
-    """Tokens `rows` of a graph, which tokens they hear (K,), None for all, and biases (heads, rows, K) of each layer."""
+    """Tokens `rows` of a graph, the tokens (K,) that they hear (None: all), and biases (heads, rows, K) by layer."""
 
     rows: slice
     heard: Tensor | None

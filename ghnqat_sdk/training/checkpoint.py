@@ -31,10 +31,14 @@ def save_training_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapp
 
 
 def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON takes it: its tensors go to `tensors`, named by their path from `name` on."""
+    """`value` as JSON takes it: its tensors go to `tensors`, named by their path from `name` on.
+
+    A tensor comes back with its dimensions in memory as they were: products of others round differently.
+    """
     if isinstance(value, Tensor):
-        tensors[name] = value
-        return {"tensor": name}
+        order = sorted(range(value.ndim), key=value.stride, reverse=True)
+        tensors[name] = value.permute(order)
+        return {"tensor": name} if order == list(range(value.ndim)) else {"tensor": name, "order": order}
     if isinstance(value, Mapping):
         return {str(key): pack(inner, f"{name}.{key}", tensors) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -45,8 +49,10 @@ def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
     """What `pack` packed; keys are strings and tuples are lists."""
     if isinstance(packed, dict):
-        if packed.keys() == {"tensor"}:
-            return tensors[packed["tensor"]]
+        if "tensor" in packed and packed.keys() <= {"tensor", "order"}:
+            tensor = tensors[packed["tensor"]]
+            order = packed.get("order", range(tensor.ndim))
+            return tensor.permute([order.index(dimension) for dimension in range(tensor.ndim)])
         return {key: unpack(inner, tensors) for key, inner in packed.items()}
     return [unpack(inner, tensors) for inner in packed] if isinstance(packed, list) else packed
 

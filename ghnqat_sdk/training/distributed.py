@@ -47,8 +47,8 @@ class Processes:
 class FlatGradients:
     """The gradients of all parameters as one buffer, of which each `grad` is a part.
 
-    Networks of different shapes use different parts of the decoder, so gradients can be missing in some processes: their
-    parts stay zero, and the buffer is averaged in one all-reduce.
+    Networks of different shapes use different parts of the decoder, so gradients can be missing in some processes:
+    their parts stay zero, and the buffer is averaged in one all-reduce.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:

@@ -1,8 +1,8 @@
 """Batch norm, activation, clip and round as one pass each way: what a fake-quantized network spends its time on.
 
-Each is here twice: in torch's operations, which run anywhere, and as a call of kernels.cpp, which passes over its tensors
-once or twice instead of ten times. Where there is a C++ compiler and tensors are on the CPU, the second is used; both give
-the same numbers. Tensors are matrices (P, C) of P positions and C channels, or flat.
+Each is here twice: in torch's operations, which run anywhere, and as a call of kernels.cpp, which passes over its
+tensors once or twice instead of ten times. Where there is a C++ compiler and tensors are on the CPU, the second is
+used; both give the same numbers. Tensors are matrices (P, C) of P positions and C channels, or flat.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Geometry(NamedTuple):
 
 
 def depthwise(x: Tensor, weight: Tensor, geometry: Geometry, compiled: bool = True) -> Tensor:
-    """A depthwise convolution of x (N, C, H, W) with a weight (C, 1, Kh, Kw), whose gradients are fast for any kernel."""
+    """Depthwise convolution of x (N, C, H, W) with a weight (C, 1, Kh, Kw); its gradients are fast for any kernel."""
     return _Depthwise.apply(x, weight, geometry, compiled)
 
 
@@ -160,9 +160,7 @@ def _norm_forward(
     return rounded.to(x.dtype), saved, limits
 
 
-def _norm_backward(
-    gradient: Tensor, x: Tensor, saved: Tensor, limits: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _norm_backward(gradient: Tensor, x: Tensor, saved: Tensor, limits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (P, C), gain and shift (C,)."""
     slope, offset, mean, inverse = saved[:4]
     wide = x.float()
@@ -313,9 +311,7 @@ def _depthwise_input(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geom
     return F.conv2d(gradient, weight.flip(2, 3), None, 1, padding, geometry.dilation, channels)
 
 
-def _depthwise_weight(
-    gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, compiled: bool
-) -> Tensor:
+def _depthwise_weight(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, compiled: bool) -> Tensor:
     source = x.contiguous(memory_format=torch.channels_last)
     if not (compiled and native.runs_on(gradient, source)):
         return _convolution_backward(gradient, source, weight, geometry, [False, True, False])[1]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
+_FLAGS: tuple[str, ...] = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
 # Not -ffast-math: it loses NaN, and a library linked with it makes the whole process flush denormal numbers to zero.
 _FLAGS += ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-freciprocal-math", "-ffp-contract=fast")
 _SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}

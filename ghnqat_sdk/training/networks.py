@@ -6,8 +6,6 @@ rounding are one step, an input that several layers read is rounded once, and pr
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +41,8 @@ class ComputeConfig(BaseModel):
     """How networks are run while training; what is predicted is float32 all the same."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    device: str = "cpu"
+    """Where the hypernetwork and the networks are: "cpu", "cuda", or "cuda:1"."""
     dense: Precision = "bfloat16"
     """Of activations and of what layers multiply; float32 where a CPU has no bfloat16."""
     decoder: Precision = "bfloat16"
@@ -53,12 +53,23 @@ class ComputeConfig(BaseModel):
     def dtype(self, what: Literal["dense", "decoder"]) -> torch.dtype:
         """The type that this machine uses."""
         wanted = getattr(torch, getattr(self, what))
-        return wanted if wanted is torch.float32 or has_bfloat16() else torch.float32
+        fast = has_bfloat16() or self.device != "cpu"
+        return wanted if wanted is torch.float32 or fast else torch.float32
+
+    def check(self) -> None:
+        """Raises an ArgumentError where the device cannot be used."""
+        try:
+            torch.empty(1, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ArgumentError(
+                f'compute.device={self.device!r} cannot be used here: {str(error).splitlines()[0]}. Write "cpu", or '
+                f"install a torch that knows the device."
+            ) from error
 
 
 def has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 numbers, and so gains from them."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cuda.is_available())
+    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 class Setting(NamedTuple):
@@ -186,9 +197,7 @@ class Plan:
             elif node.op == "output":
                 self._output = node.args[0]
 
-    def run(
-        self, parameters: Mapping[str, Tensor], images: Tensor, setting: Setting
-    ) -> tuple[Tensor, list[Tensor]]:
+    def run(self, parameters: Mapping[str, Tensor], images: Tensor, setting: Setting) -> tuple[Tensor, list[Tensor]]:
         """Scores (N, classes) in float32, and the output (N, C, h, w) of each block.
 
         Args:
@@ -196,7 +205,8 @@ class Plan:
             images: (N, 3, H, W).
             setting: Bit-widths and how to run.
         """
-        values: _Values = {self._input: images.to(setting.compute.dtype("dense"))}
+        dtype = setting.compute.dtype("dense")
+        values: _Values = {self._input: images.to(setting.compute.device, dtype)}
         for node, step in self._steps:
             values[node] = step(values, parameters, setting)
         taps = [values[self._resolved(node)] for node in self._tapped]
@@ -211,18 +221,14 @@ class Plan:
             return partial(_get_parameter, str(node.target))
         if node.op == "call_module":
             return self._of_module(node, self._modules[str(node.target)])
-        if node.op == "call_method":
-            function = _method(str(node.target))
-        else:
-            function = node.target
+        function: Any = _method(str(node.target)) if node.op == "call_method" else node.target
         return partial(_call, function, *self._arguments(node))
 
     def _of_module(self, node: fx.Node, module: nn.Module) -> _Run:
         source = self._resolved(node.args[0])
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            rounded = self._rounded_already(source)
-            run = _convolve if isinstance(module, nn.Conv2d) else _multiply
-            return partial(run, str(node.target), module, source, rounded)
+            run: Any = _convolve if isinstance(module, nn.Conv2d) else _multiply
+            return partial(run, str(node.target), module, source, self._rounded_already(source))
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             clip, end = self._clip_after(node)
             fused = self._rounded_already(node, end)
@@ -263,9 +269,7 @@ class Plan:
         return end not in self._tapped and all(self._is_layer(user) for user in end.users)
 
     def _is_norm(self, node: fx.Node) -> bool:
-        return node.op == "call_module" and isinstance(
-            self._modules[str(node.target)], nn.modules.batchnorm._BatchNorm
-        )
+        return node.op == "call_module" and isinstance(self._modules[str(node.target)], nn.modules.batchnorm._BatchNorm)
 
     def _is_layer(self, node: fx.Node) -> bool:
         return node.op == "call_module" and isinstance(self._modules[str(node.target)], (nn.Conv2d, nn.Linear))
@@ -400,9 +404,7 @@ def _call(
     return function(*args, **kwargs)
 
 
-def _get_parameter(
-    name: str, values: _Values, parameters: Mapping[str, Tensor], setting: Setting
-) -> Tensor:
+def _get_parameter(name: str, values: _Values, parameters: Mapping[str, Tensor], setting: Setting) -> Tensor:
     return parameters[name].to(setting.compute.dtype("dense"))
 
 

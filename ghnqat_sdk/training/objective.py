@@ -30,6 +30,8 @@ class HintConfig(BaseModel):
     """Of the hint loss beside the cross-entropy."""
     channels: int = Field(64, ge=1)
     """First channels of a block's output that are looked at."""
+    without: float = Field(3.0, gt=0)
+    """Of the cross-entropy of networks that get no hints, which would be outweighed by the others otherwise."""
     blocks: int = Field(4, ge=1)
     """Blocks of one network, drawn anew for each batch, that get a hint."""
 
@@ -202,6 +204,9 @@ def network_loss(
         projections = [p.detach().requires_grad_() for p in hints.projections]
         hint = hints.loss(taps, wanted, projections, draw or random.Random(0))
         loss = entropy + hint_weight * hint
+    elif hints is not None and hint_weight > 0:
+        fading = hint_weight / hints.config.weight
+        loss = entropy * (1 + (hints.config.without - 1) * fading)
     gradients = torch.autograd.grad(loss, [*leaves.values(), *projections], allow_unused=True)
     named = {n: g for n, g in zip(leaves, gradients, strict=False) if g is not None}
     return NetworkLoss(

@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-# oneDNN compiles a convolution for every shape and keeps 1,024 of them, those of some twenty networks; each takes about a
-# tenth of a megabyte. This many hold the networks that a process draws from at a time.
+# oneDNN compiles a convolution for every shape and keeps 1,024 of them, those of some twenty networks;
+# each takes about a tenth of a megabyte. This many hold the networks that a process draws from at a time.
 _COMPILED_CONVOLUTIONS = "12000"
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)

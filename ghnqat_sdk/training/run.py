@@ -147,8 +147,8 @@ class Run:
             trainer.progress = Progress(**known)
         except (RuntimeError, TypeError, KeyError, ValueError) as error:
             raise CheckpointError(
-                f"The state in {str(self.folder)!r} does not fit its config: {error}. Restore the run.json that was "
-                f"beside it, or start in another folder."
+                f"The state in {str(self.folder)!r} does not fit its config: {' '.join(str(error).split()):.300}. "
+                f"Restore the run.json that was beside it, or start in another folder."
             ) from error
 
     # Validation and log
@@ -179,7 +179,7 @@ class Run:
                 (predicted,) = model([network.graph.with_bits(setting.bits)])
                 how = Setting(setting.bits, config.hypernetwork.ranges, False, config.compute)
                 right = sum(
-                    (network.plan.run(predicted, x, how)[0].argmax(1) == y).sum().item() for x, y in batches
+                    (network.plan.run(predicted, x, how)[0].argmax(1).cpu() == y).sum().item() for x, y in batches
                 )
                 found[network.architecture.key[0]].append(100 * right / len(images))
             for space, values in found.items():

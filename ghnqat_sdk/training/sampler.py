@@ -21,7 +21,7 @@ from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.quantization.bits import Bits
 from ghnqat_sdk.training.spaces.deepnets import DeepNets
 from ghnqat_sdk.training.spaces.families import Families
-from ghnqat_sdk.training.spaces.protocol import Architecture, Space
+from ghnqat_sdk.training.spaces.protocol import Architecture, Norm, Space
 
 _MACS_PER_LAYER = 400_000  # a layer's fixed cost, as measured on a CPU
 _ATTEMPTS = 2_000
@@ -37,6 +37,14 @@ class _Share(BaseModel):
     max_macs: float = Field(40e6, gt=0)
     """Networks that cost fewer or more multiply-accumulates for one image are passed over."""
     max_parameters: float = Field(25e6, gt=0)
+    norm: Norm | None = None
+    """Only networks with this normalization."""
+
+    def takes(self, architecture: Architecture) -> bool:
+        """Whether a network meets the limits."""
+        within = self.min_macs <= architecture.macs <= self.max_macs
+        small = architecture.parameter_count <= self.max_parameters
+        return within and small and self.norm in (None, architecture.norm)
 
 
 class DeepNetsShare(_Share):
@@ -65,7 +73,7 @@ class CustomShare(_Share):
     """Networks of a user's own space: `factory(split)` gives it, for "train" and "val"."""
 
     space: Literal["custom"] = "custom"
-    factory: ImportString  # type: ignore[type-arg]
+    factory: ImportString
     """Where it is imported from, as "package.module.Name"."""
 
     def build(self, split: str) -> Space:
@@ -183,16 +191,15 @@ class Sampler:
         found = None
         for _ in range(_ATTEMPTS if len(space) else 0):
             architecture = space[draw.randrange(len(space))]
-            within = share.min_macs <= architecture.macs <= share.max_macs
-            if within and architecture.parameter_count <= share.max_parameters:
+            if share.takes(architecture):
                 found = architecture
                 if architecture.simple or not simple:
                     return architecture
         if found is None:
             raise ArgumentError(
                 f"No network of the space {share.space!r} has {share.min_macs:.3g} to {share.max_macs:.3g} "
-                f"multiply-accumulates and at most {share.max_parameters:.3g} parameters. Raise max_macs, for "
-                f"example to 40e6."
+                f"multiply-accumulates, at most {share.max_parameters:.3g} parameters, and norm "
+                f"{share.norm or 'of any kind'}. Raise max_macs, for example to 40e6."
             )
         return found
 

@@ -103,13 +103,15 @@ class Trainer:
         processes: Processes | None = None,
     ) -> None:
         _check(config, train, features)
+        config.compute.check()
         self.config, self.train_images, self.features = config, train, features
         self.processes = processes or Processes()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model = GraphHypernetwork(config.hypernetwork)
+            self.model = GraphHypernetwork(config.hypernetwork).to(config.compute.device)
             channels = [] if features is None else [stage.shape[-1] for stage in features.stages]
-            self.hints = None if config.hints is None else Hints(config.hints, channels)
+            hints = None if config.hints is None else Hints(config.hints, channels)
+            self.hints = None if hints is None else hints.to(config.compute.device)
         if config.initial is not None:
             _copy_weights(self.model, load_pretrained(config.initial))
         modules = [self.model] if self.hints is None else [self.model, self.hints]
@@ -118,9 +120,7 @@ class Trainer:
         self.average = AveragedModel(self.model, multi_avg_fn=running_average(config.average))
         self.optimizer = config.optimizer.build(modules)
         settings = [(setting.bits, setting.share) for setting in config.bits.settings]
-        self.sampler = Sampler(
-            config.seed, config.networks, config.sampling, settings, config.bits.float_until
-        )
+        self.sampler = Sampler(config.seed, config.networks, config.sampling, settings, config.bits.float_until)
         self.progress = Progress()
         self._prepared: dict[object, Network] = {}
 
@@ -158,14 +158,10 @@ class Trainer:
         self._backward(predicted, results)
         norm = self._update()
         self._count(drawn, results)
-        reports = (
-            NetworkReport(one, r.loss, r.hint, r.accuracy) for one, r in zip(drawn, results, strict=True)
-        )
+        reports = (NetworkReport(one, r.loss, r.hint, r.accuracy) for one, r in zip(drawn, results, strict=True))
         return StepReport(step + 1, tuple(reports), norm, rate)
 
-    def _loss(
-        self, network: Network, drawn: Draw, predicted: dict[str, Tensor], draw: random.Random
-    ) -> NetworkLoss:
+    def _loss(self, network: Network, drawn: Draw, predicted: dict[str, Tensor], draw: random.Random) -> NetworkLoss:
         config = self.config
         generator = torch.Generator().manual_seed(draw.getrandbits(62))
         batch = draw_batch(self.train_images, drawn.images, config.data.padding, generator)
@@ -176,12 +172,12 @@ class Trainer:
             network,
             predicted,
             batch.images,
-            batch.labels,
+            batch.labels.to(config.compute.device),
             Setting(drawn.bits, config.hypernetwork.ranges, config.bits.noise, config.compute),
             label_smoothing=config.label_smoothing,
             hints=self.hints,
             hint_weight=weight,
-            wanted=wanted,
+            wanted=[features.to(config.compute.device) for features in wanted],
             draw=draw,
         )
 
@@ -290,6 +286,6 @@ def _copy_weights(model: GraphHypernetwork, initial: GraphHypernetwork) -> None:
         model.load_state_dict(initial.state_dict())
     except RuntimeError as error:
         raise ArgumentError(
-            f"The initial weights belong to another architecture ({error}). Use a config whose 'hypernetwork' equals "
-            f"that of the initial weights."
+            f"The initial weights belong to another architecture ({' '.join(str(error).split()):.300}). Use a config "
+            f"whose 'hypernetwork' equals that of the initial weights."
         ) from error

@@ -36,7 +36,14 @@ TINY = RunConfig(
 )
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
+def _small_numbers_stay():
+    """Training commands take small numbers for zero, for speed; other tests must not."""
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="session")
 def tiny() -> RunConfig:
     """A complete run of milliseconds a step, on the networks of toys.py."""
     return TINY

@@ -1,171 +1,167 @@
-"""What can go wrong around a run: a process killed, a disk full, images that are not what they should be."""
+"""What can go wrong around a run: a process killed, a disk full, images or features that are not
+what they should be."""
 
-import json
-import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from ghnqat_sdk.cli import main as ghnqat
+from ghnqat_sdk import data as data_module
+from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, DataError
-from ghnqat_sdk.hypernetwork.decoder import DecoderConfig
-from ghnqat_sdk.hypernetwork.encoders import TransformerConfig
-from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
-from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, save_pretrained
-from ghnqat_sdk.training import datasets
 from ghnqat_sdk.training.checkpoint import CHECKPOINT_FILE
 from ghnqat_sdk.training.cli import main as ghnqat_train
-from ghnqat_sdk.training.config import BitsShare, RunConfig
-from ghnqat_sdk.training.datasets import load_images
-from ghnqat_sdk.training.trainer import Trainer
+from ghnqat_sdk.training.config import BitsConfig, BitsShare, ValidationConfig
+from ghnqat_sdk.training.distributed import Processes
+from ghnqat_sdk.training.run import Run, branch, open_features
+from ghnqat_sdk.training.teacher import Teacher, TeacherConfig, save_teacher
 
-TINY = RunConfig(
-    hypernetwork=HypernetworkConfig(
-        encoder=TransformerConfig(width=16, layers=1, heads=2), decoder=DecoderConfig(hidden=16, tile=16, kernel=3)
-    ),
-    steps=40,
-    meta_batch=1,
-    image_batch=4,
-    max_macs=1.2e6,
-    pool=100,
-    bits=(BitsShare(bits=(4, 4)),),
-    checkpoint_every=1,
-    validate_every=5,
-    validation_graphs=1,
-    validation_images=10,
-)
-KILLS = 30
-
-# Children are forked from a process that has imported everything, so that they spend their short lives in training.
-KILLER = """
-import os, random, signal, sys, time
-from pathlib import Path
-import torch
-from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
-from ghnqat_sdk.training.checkpoint import load_training_state
-from ghnqat_sdk.training.config import RunConfig
-from ghnqat_sdk.training.datasets import load_images
-from ghnqat_sdk.training.trainer import Trainer
-
-torch.set_num_threads(1)
-data, parent, kills = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-config = RunConfig.model_validate_json(Path(sys.argv[4]).read_text())
-train, validation = load_images(data, "train"), load_images(data, "val")
-draw, before, finished = random.Random(0), 0, 0
-while before < config.steps:
-    folder = parent / str(finished)
-    pid = os.fork()
-    if pid == 0:
-        trainer = Trainer(config, folder, train, validation)
-        trainer.resume()
-        for _ in trainer.run():
-            pass
-        os._exit(0)
-    if kills:
-        time.sleep(draw.uniform(0.0, 0.3))
-        os.kill(pid, signal.SIGKILL)
-        kills -= 1
-    os.waitpid(pid, 0)
-    state = load_training_state(folder)  # raises if it is damaged
-    step = state[1]["step"] if state else 0
-    assert step >= before, (step, before)
-    before = step
-    for name in ("best", "last"):
-        if (folder / name / "config.json").exists():
-            load_pretrained(folder / name)
-    if kills and before == config.steps:  # a fast machine: more kills in another run
-        finished, before = finished + 1, 0
-"""
+HERE = Path(__file__).parent
 
 
-def test_thirty_kills_at_random_moments_leave_the_newest_checkpoint_whole(data, tmp_path):
+def test_thirty_kills_at_random_moments_leave_the_newest_checkpoint_whole(
+    data, tmp_path, tiny, same
+):
+    once = {"checkpoint_every": 1, "validation": ValidationConfig(every=5, networks=1, images=10)}
+    short = {"bits": BitsConfig(settings=(BitsShare(bits=(4, 4)),))}
     config = tmp_path / "config.json"
-    config.write_text(TINY.model_dump_json())
-
-    def run(name: str, kills: int) -> list[dict[str, torch.Tensor]]:
-        arguments = [str(data), str(tmp_path / name), str(kills), str(config)]
-        subprocess.run([sys.executable, "-c", KILLER, *arguments], check=True)
-        return [load_file(path) for path in (tmp_path / name).glob(f"*/{CHECKPOINT_FILE}")]
-
-    (whole,) = run("whole", 0)
-    for killed in run("killed", KILLS):
-        assert whole.keys() == killed.keys()
-        assert all(torch.equal(tensor, killed[name]) for name, tensor in whole.items())
+    config.write_text(tiny.model_copy(update=once | short).model_dump_json())
+    arguments = [str(data), str(config), str(tmp_path / "runs"), "30", "30"]
+    program = [sys.executable, str(HERE / "killed_runs.py"), *arguments]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    states = {
+        path.parent.name: load_file(path) for path in tmp_path.glob(f"runs/*/{CHECKPOINT_FILE}")
+    }
+    whole = states.pop("whole")
+    assert states
+    assert all(same(whole, killed) for killed in states.values())
 
 
 @pytest.fixture
-def make(data, tmp_path):
-    train, validation = load_images(data, "train"), load_images(data, "val")
-    return lambda **changes: Trainer(TINY.model_copy(update=changes), tmp_path / "run", train, validation)
+def full_disk():
+    """A context in which no file of the process grows beyond some kilobytes, as on a full disk."""
+
+    @contextmanager
+    def filled():
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, handler)
+
+    return filled
 
 
-# No file of the process may grow beyond a few kilobytes: writing fails as it does on a full disk.
-FULL_DISK = """
-import resource, signal, sys
-from pathlib import Path
-from ghnqat_sdk.errors import CheckpointError
-from ghnqat_sdk.training.checkpoint import load_training_state, save_training_state
-from ghnqat_sdk.training.config import RunConfig
-from ghnqat_sdk.training.datasets import load_images
-from ghnqat_sdk.training.trainer import Trainer
-
-data, folder, config = sys.argv[1], Path(sys.argv[2]), RunConfig.model_validate_json(sys.argv[3])
-trainer = Trainer(config, folder, load_images(data, "train"), load_images(data, "val"))
-tensors, facts = load_training_state(folder)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, resource.RLIM_INFINITY))
-for attempt in (lambda: save_training_state(folder, tensors, facts), lambda: list(trainer.run())):
-    try:
-        attempt()
-    except CheckpointError as error:
-        print(error)
-"""
+def test_a_full_disk_ends_the_run_and_keeps_what_was_there(make_run, contents, full_disk):
+    run = make_run()
+    list(run.run(2))
+    before = contents(run.folder)
+    with full_disk():
+        for attempt in (run.save, lambda: list(run.run(3))):
+            with pytest.raises(
+                CheckpointError, match=r"(cannot be written|Cannot write).*File too large"
+            ):
+                attempt()
+    after = contents(run.folder)
+    assert after.pop("log.jsonl").startswith(before.pop("log.jsonl"))
+    assert after == before
+    assert make_run().resume()
 
 
-def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(make, data, tmp_path):
-    list(make(steps=2).run())
-    before = (tmp_path / "run" / CHECKPOINT_FILE).read_bytes()
-    config = TINY.model_copy(update={"steps": 3}).model_dump_json()
-    run = [sys.executable, "-c", FULL_DISK, str(data), str(tmp_path / "run"), config]
-    lines = subprocess.run(run, check=True, capture_output=True, text=True).stdout.splitlines()
-    assert len(lines) == 2
-    assert re.search(r"cannot be written.*File too large.*Make room", lines[0])
-    assert re.search(r"(cannot be written|Cannot write).*File too large", lines[1])
-    assert (tmp_path / "run" / CHECKPOINT_FILE).read_bytes() == before
-    assert not list((tmp_path / "run").glob(".*.tmp"))
+def test_a_full_disk_leaves_nothing_of_a_branch(make_run, contents, full_disk, tmp_path):
+    run = make_run()
+    list(run.run(2))
+    before = contents(run.folder)
+    with full_disk(), pytest.raises(CheckpointError, match=r"cannot be written.*File too large"):
+        branch(run.folder, tmp_path / "branch", 2)
+    assert contents(tmp_path / "branch") == {}
+    assert contents(run.folder) == before
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(capsys, data, tmp_path):
+def test_a_folder_that_cannot_be_made_is_refused(make_run, tmp_path):
     (tmp_path / "file").write_text("")
-    assert ghnqat_train(["run", "--data", str(data), "--output", str(tmp_path / "file" / "run")]) == 1
-    assert "cannot be written" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        next(make_run("file/run").run(1))
 
 
-def test_a_flipped_bit_in_the_state_is_found(make, tmp_path):
-    list(make(steps=1).run())
-    path = tmp_path / "run" / CHECKPOINT_FILE
-    raw = bytearray(path.read_bytes())
-    raw[-1000] ^= 1
-    path.write_bytes(raw)
-    with pytest.raises(CheckpointError, match="checksum"):
-        make(steps=1).resume()
+# ---- a teacher and its features
 
 
-def test_state_without_its_facts_is_refused(make, tmp_path):
-    list(make(steps=1).run())
-    path = tmp_path / "run" / CHECKPOINT_FILE
-    from safetensors.torch import save_file
-
-    save_file(load_file(path), path)
-    with pytest.raises(CheckpointError, match="damaged"):
-        make(steps=1).resume()
+@pytest.fixture
+def features_folder(hinted, images) -> Path:
+    """Whole features of the teacher."""
+    open_features(hinted, images["train"], Processes())
+    return Path(hinted.hints.features)
 
 
-# Images
+def whole(hinted, images: ImageSet) -> bool:
+    """Whether the features on disk, opened as a run does, are those of a fresh folder."""
+    fresh = hinted.hints.model_copy(update={"features": f"{hinted.hints.features} anew"})
+    configs = (hinted, hinted.model_copy(update={"hints": fresh}))
+    ours, theirs = (open_features(config, images, Processes()).stages for config in configs)
+    return all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+def test_features_are_computed_once(hinted, images, features_folder, monkeypatch):
+    monkeypatch.setattr(Teacher, "stages_of", lambda *_: pytest.fail("computed again"))
+    open_features(hinted, images["train"], Processes())
+
+
+@pytest.mark.parametrize("name", ["stage0.float16", "stage2.float16", "features.json"])
+def test_a_truncated_feature_cache_is_made_anew(hinted, images, features_folder, name):
+    path = features_folder / name
+    path.write_bytes(path.read_bytes()[:-7])
+    assert whole(hinted, images["train"])
+
+
+def test_features_of_other_images_are_made_anew(hinted, images, features_folder):
+    assert whole(hinted, images["val"])
+
+
+def test_features_of_another_teacher_are_made_anew(hinted, images, features_folder, teacher_file):
+    torch.manual_seed(1)
+    other = Teacher(TeacherConfig(width=4, blocks=(0, 0, 0)), images["train"].classes)
+    save_teacher(other, teacher_file, accuracy=0.0, data="")
+    assert whole(hinted, images["train"])
+
+
+def refused(error: type[Exception], reason: str, hinted, images: ImageSet) -> None:
+    with pytest.raises(error, match=reason):
+        open_features(hinted, images, Processes())
+
+
+def test_a_teacher_of_other_classes_is_refused_and_its_features_kept(
+    hinted, images, features_folder, contents
+):
+    before = contents(features_folder)
+    few = ImageSet(images["train"].images, images["train"].labels, ("cat", "dog"))
+    refused(ArgumentError, r"teacher.* knows airplane, .*the images are of cat, dog", hinted, few)
+    assert contents(features_folder) == before
+
+
+def test_a_missing_or_damaged_teacher_is_refused(hinted, images, teacher_file):
+    teacher_file.write_bytes(teacher_file.read_bytes()[:-10])
+    refused(CheckpointError, "is no whole teacher", hinted, images["train"])
+    teacher_file.unlink()
+    refused(CheckpointError, "is no whole teacher", hinted, images["train"])
+
+
+def test_without_hints_no_teacher_is_looked_for(tiny, images):
+    assert open_features(tiny, images["train"], Processes()) is None
+
+
+# ---- images
 
 
 def test_images_of_other_classes_in_test_than_in_train_are_refused(data, tmp_path):
@@ -175,26 +171,34 @@ def test_images_of_other_classes_in_test_than_in_train_are_refused(data, tmp_pat
         load_images(tmp_path / "data", "test")
 
 
-def test_images_of_another_number_of_classes_are_refused(capsys, data, small, tmp_path):
+def test_images_of_another_number_of_classes_are_refused(data, tmp_path, tiny):
     for split in ("train", "test"):
         for name in ("cat", "dog"):
             shutil.copytree(data / split / name, tmp_path / "data" / split / name)
     images = load_images(tmp_path / "data", "train")
     with pytest.raises(ArgumentError, match=r"of 2 classes.*num_classes is 10"):
-        Trainer(TINY, tmp_path / "run", images, images)
-    checkpoint = str(save_pretrained(small, tmp_path / "small"))
-    assert ghnqat(["evaluate", "--checkpoint", checkpoint, "--data", str(tmp_path / "data"), "--graphs", "1"]) == 1
-    assert "of 2 classes" in capsys.readouterr().err
+        Run(tiny, tmp_path / "run", images, images)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff\xe0 cut short", b"GIF89a"])
 def test_a_broken_image_is_named_on_the_command_line(capsys, data, tmp_path, content):
     shutil.copytree(data, tmp_path / "data")
     (tmp_path / "data" / "train" / "cat" / "0003.jpg").write_bytes(content)
-    assert ghnqat_train(["run", "--data", str(tmp_path / "data"), "--output", str(tmp_path / "run")]) == 1
+    run = [
+        "run",
+        "--data",
+        str(tmp_path / "data"),
+        "--output",
+        str(tmp_path / "run"),
+        "--steps",
+        "1",
+    ]
+    assert ghnqat_train(run) == 1
     error = capsys.readouterr().err
     assert "0003.jpg" in error
     assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_empty_folder_of_images_is_refused(tmp_path):
@@ -212,16 +216,6 @@ def test_a_failed_download_says_what_to_do(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", unreachable)
     with pytest.raises(DataError, match=r"could not be downloaded.*train/<class>"):
-        datasets.download_cifar10(tmp_path)
+        data_module.download_cifar10(tmp_path)
     assert ghnqat_train(["download", "--data", str(tmp_path)]) == 1
     assert "Traceback" not in capsys.readouterr().err
-
-
-def test_a_run_whose_config_was_edited_or_damaged_is_refused(make, tmp_path):
-    list(make(steps=1).run())
-    path = tmp_path / "run" / "run.json"
-    for damaged in (json.dumps(json.loads(path.read_text()) | {"seed": 5}).encode(), b"{", b"\xff\xfe"):
-        path.write_bytes(damaged)
-        with pytest.raises(ArgumentError, match="holds another run"):
-            make(steps=1).resume()
-    assert load_pretrained(tmp_path / "run" / "last")

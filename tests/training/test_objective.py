@@ -150,7 +150,9 @@ def test_gradients_flow_only_into_the_blocks_that_were_drawn():
     assert reached == set(range(7))
 
 
-@pytest.mark.parametrize("wrong", [{"weight": 0}, {"channels": 0}, {"blocks": 0}, {"stages": 3}])
+@pytest.mark.parametrize(
+    "wrong", [{"weight": 0}, {"channels": 0}, {"blocks": 0}, {"without": 0}, {"stages": 3}]
+)
 def test_hints_that_cannot_be_meant_are_refused(wrong):
     with pytest.raises(ValidationError):
         HintConfig(**wrong)
@@ -210,8 +212,7 @@ def test_hints_add_to_the_gradients_and_leave_the_loss_as_it_is():
     torch.testing.assert_close(3 * light.of_projections[1], heavy.of_projections[1])
 
 
-def test_a_hint_after_the_first_block_reaches_the_first_block_alone():
-    """The second stage's projection has no gradient where only blocks of the first are drawn."""
+def test_a_hint_reaches_its_block_and_those_before_it():
     plain = hinted(DEEP, 0.0)
     for seed in range(10):
         network, parameters = with_parameters(DEEP)
@@ -230,9 +231,15 @@ def test_a_hint_after_the_first_block_reaches_the_first_block_alone():
         assert [of is not None for of in found.of_projections] == [drawn == 0, drawn > 0]
 
 
-def test_networks_without_norm_get_no_hint():
-    assert hinted(NO_NORM, 6.0).hint is None
-    assert hinted(NO_NORM, 6.0).of_projections == []
+def test_networks_without_norm_get_no_hint_and_weigh_more_instead():
+    """As long as the others have hints, which would outweigh them otherwise."""
+    plain, half, whole = (hinted(NO_NORM, weight, without=3.0) for weight in (0.0, 3.0, 6.0))
+    assert whole.hint is None
+    assert whole.of_projections == []
+    assert plain.loss == half.loss == whole.loss
+    for name, gradient in plain.gradients.items():
+        torch.testing.assert_close(half.gradients[name], 2 * gradient)
+        torch.testing.assert_close(whole.gradients[name], 3 * gradient)
 
 
 def test_what_explodes_is_not_finite():

@@ -92,12 +92,14 @@ def test_processes_together_see_the_sequence_that_one_sees():
     assert drawn == seen
 
 
-def test_processes_get_networks_of_about_the_same_cost():
-    one = sampler(FamiliesShare(max_macs=20e6), meta_batch=8, window=60)
+def test_processes_get_networks_of_about_the_same_cost_side_by_side():
+    one = sampler(FamiliesShare(max_macs=20e6), meta_batch=8, window=60, batch_macs=1e12)
     for step in range(4):
         drawn = [one.step(step, rank, 3) for rank in range(3)]
-        costs = [sum(d.architecture.macs * d.images for d in of_rank) for of_rank in drawn]
-        assert max(costs) < 1.4 * min(costs)
+        costs = [[one._cost(draw.architecture) for draw in of_rank] for of_rank in drawn]
+        assert all(max(side) < 1.5 * min(side) for side in zip(*costs, strict=True))
+        assert max(map(sum, costs)) < 1.2 * min(map(sum, costs))
+        assert max(costs[0]) > 2 * min(costs[0])
 
 
 # ---- the window
@@ -162,6 +164,12 @@ def test_networks_keep_the_limits_of_their_share(share):
     assert len(set(drawn)) > 5
 
 
+@pytest.mark.parametrize("norm", ["none", "batch", "group"])
+def test_a_share_may_be_of_networks_with_one_norm(norm):
+    drawn = sampler(FamiliesShare(norm=norm), TOYS.model_copy(update={"share": 0})).step(0)
+    assert {draw.architecture.norm for draw in drawn} == {norm}
+
+
 def test_spaces_are_drawn_by_their_shares():
     shares = (FamiliesShare(share=3), CustomShare(share=1, factory="toys.Toys"))
     one = sampler(*shares, DeepNetsShare(share=0))
@@ -185,6 +193,7 @@ def test_deepnets_have_the_channels_that_are_asked_for():
         (FamiliesShare(max_parameters=10), "'families'.*at most 10 parameters"),
         (CustomShare(factory="toys.Toys", min_macs=1e9), "'custom' has 1e.09"),
         (CustomShare(factory="toys.Nothing"), "'custom'"),
+        (CustomShare(factory="toys.Toys", norm="group"), "'custom'.* and norm group"),
     ],
 )
 def test_limits_that_no_network_meets_are_refused_at_once(share, name):

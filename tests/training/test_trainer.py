@@ -1,359 +1,278 @@
-import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
+import dataclasses
+import math
 from collections import Counter
-from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from toys import Toy
 
-from ghnqat_sdk.errors import ArgumentError, CheckpointError
-from ghnqat_sdk.graph.trace import trace
-from ghnqat_sdk.hypernetwork.decoder import DecoderConfig
-from ghnqat_sdk.hypernetwork.encoders import TransformerConfig
-from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
-from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, save_pretrained
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.hypernetwork.pretrained import save_pretrained
 from ghnqat_sdk.training import trainer as trainer_module
-from ghnqat_sdk.training.checkpoint import CHECKPOINT_FILE, load_training_state
-from ghnqat_sdk.training.config import RECIPES, BitsShare, RunConfig, make_recipe
-from ghnqat_sdk.training.datasets import load_images, normalise_images
+from ghnqat_sdk.training.config import BitsConfig, BitsShare, RunConfig
 from ghnqat_sdk.training.distributed import Processes
-from ghnqat_sdk.training.objective import NetworkLoss
-from ghnqat_sdk.training.trainer import Trainer
-
-TINY = RunConfig(
-    hypernetwork=HypernetworkConfig(
-        encoder=TransformerConfig(width=16, layers=1, heads=2), decoder=DecoderConfig(hidden=16, tile=16, kernel=3)
-    ),
-    steps=6,
-    meta_batch=2,
-    image_batch=8,
-    max_macs=1.5e6,
-    pool=200,
-    bits=(BitsShare(bits=(4, 4)), BitsShare(bits=(2, 2)), BitsShare(bits=(32, 32))),
-    float_phase=0.3,
-    warmup_steps=2,
-    checkpoint_every=2,
-    validate_every=4,
-    validation_graphs=1,
-    validation_images=20,
+from ghnqat_sdk.training.features import FeatureCache
+from ghnqat_sdk.training.optimizers import AdamWConfig, CosineSchedule, DecayConfig, SoapConfig
+from ghnqat_sdk.training.run import open_features
+from ghnqat_sdk.training.sampler import (
+    CustomShare,
+    DeepNetsShare,
+    Draw,
+    FamiliesShare,
+    SamplingConfig,
 )
+from ghnqat_sdk.training.spaces.deepnets import DeepNets
+from ghnqat_sdk.training.trainer import Trainer, running_average
 
-
-EACH_PROCESS_KEEPS_ITS_WEIGHTS = """
-import sys
-from pathlib import Path
-
-from safetensors.torch import save_file
-
-from ghnqat_sdk.training.config import RunConfig
-from ghnqat_sdk.training.datasets import load_images
-from ghnqat_sdk.training.distributed import Processes
-from ghnqat_sdk.training.trainer import Trainer
-
-data, folder = sys.argv[1], Path(sys.argv[2])
-config = RunConfig.model_validate_json((folder / "config.json").read_text())
-processes = Processes.from_environment()
-images = [load_images(data, split) for split in ("train", "val")]
-trainer = Trainer(config, folder / "run", *images, processes=processes)
-trainer.model.decoder.dense.bias.data += 1e-3 * processes.rank
-list(trainer.run())
-save_file(trainer.model.state_dict(), folder / f"{processes.rank}.safetensors")
-processes.leave()
-"""
+NOISE = BitsConfig(settings=(BitsShare(bits=(4, 4)),), noise=True)
 
 
 @pytest.fixture
-def make(data, tmp_path):
-    train, validation = load_images(data, "train"), load_images(data, "val")
-
-    def build(name: str = "run", config: RunConfig = TINY, **options) -> Trainer:
-        return Trainer(config, tmp_path / name, train, validation, **options)
+def make(images, tiny):
+    def build(config: RunConfig = tiny, features: FeatureCache | None = None, **changes) -> Trainer:
+        return Trainer(config.model_copy(update=changes), images["train"], features=features)
 
     return build
 
 
+@pytest.fixture
+def features(hinted, images) -> FeatureCache:
+    opened = open_features(hinted, images["train"], Processes())
+    assert opened is not None
+    return opened
+
+
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return load_file(trainer.folder / CHECKPOINT_FILE)
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
 
 
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+# ---- the weights
 
 
-def test_a_run_leaves_config_state_log_and_loadable_weights(make):
+def test_training_changes_weights_and_average_apart(make, same):
     trainer = make()
-    reports = list(trainer.run())
-    assert [report.loss > 0 for report in reports] == [True] * 6
-    assert RunConfig.model_validate_json((trainer.folder / "run.json").read_text()) == TINY
-    log = [json.loads(line) for line in (trainer.folder / "log.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in log] == [4, 6]
-    assert set(log[0]["validation"]) == {"W4/A4", "W2/A2", "W32/A32"}
-    for folder in ("best", "last"):
-        assert load_pretrained(trainer.folder / folder).config == TINY.hypernetwork
-
-
-def test_the_averaged_weights_of_every_checkpoint_can_be_loaded(make):
-    trainer = make()
-    steps = trainer.run()
-    for _ in range(3):  # one step beyond the checkpoint of step 2, before the first validation
-        next(steps)
-    saved = {f"average.module.{name}": p for name, p in load_pretrained(trainer.folder / "last").named_parameters()}
-    assert saved
-    assert same(saved, {name: tensor for name, tensor in weights(trainer).items() if name in saved})
-
-
-def test_training_changes_weights_and_average_apart(make):
-    trainer = make()
-    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
-    list(trainer.run())
-    changed = [name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])]
+    before = weights(trainer)
+    list(trainer.steps(6))
+    after = weights(trainer)
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert len(changed) > len(before) // 2
-    assert not same(dict(trainer.model.named_parameters()), dict(trainer.averaged().named_parameters()))
+    assert not same(after, dict(trainer.averaged().named_parameters()))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "soap"])
-def test_an_interrupted_run_resumes_to_the_same_bits(make, optimizer):
-    make = partial(make, config=TINY.model_copy(update={"optimizer": optimizer}))
-    whole = make("whole")
-    list(whole.run())
-    interrupted = make("parts")
-    steps = interrupted.run()
-    for _ in range(3):  # one step beyond the checkpoint of step 2
-        next(steps)
-    resumed = make("parts")
-    assert resumed.resume()
-    assert resumed.progress.step == 2
-    list(resumed.run())
-    assert same(weights(whole), weights(resumed))
+def test_the_average_follows_the_weights_closely_at_first_and_slowly_later():
+    update = running_average(0.9)
+    average = [torch.zeros(1)]
+    update(average, [torch.ones(1)], torch.tensor(0))
+    assert average[0].item() == pytest.approx(0.9)
+    update(average, [torch.zeros(1)], 10**6)
+    assert average[0].item() == pytest.approx(0.81)
 
 
-def test_a_killed_process_resumes_to_the_same_bits(data, tmp_path):
-    """kill -9 in the middle of a run of the console script, then --resume."""
-    config = tmp_path / "config.json"
-    config.write_text(
-        TINY.model_copy(update={"steps": 12, "checkpoint_every": 1, "validate_every": 12}).model_dump_json()
-    )
-
-    def command(name: str, *more: str) -> list[str]:
-        run = [sys.executable, "-m", "ghnqat_sdk.training.cli", "run", "--data", str(data), "--config", str(config)]
-        return [*run, "--output", str(tmp_path / name), *more]
-
-    whole = subprocess.Popen(command("whole"))
-    killed = subprocess.Popen(command("killed"))
-    deadline = time.monotonic() + 300
-    while not (tmp_path / "killed" / CHECKPOINT_FILE).exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(killed.pid, signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    _, facts = load_training_state(tmp_path / "killed")
-    assert 1 <= facts["step"] < 12
-    subprocess.run(command("killed", "--resume"), check=True)
-    assert whole.wait() == 0
-    assert same(load_file(tmp_path / "whole" / CHECKPOINT_FILE), load_file(tmp_path / "killed" / CHECKPOINT_FILE))
+@pytest.mark.parametrize("optimizer", [AdamWConfig(), SoapConfig()], ids=lambda one: one.type)
+@pytest.mark.parametrize("bits", [BitsConfig(), NOISE], ids=["rounding", "noise"])
+def test_a_config_gives_the_same_weights_whatever_torchs_generator_stands_at(
+    make, same, optimizer, bits
+):
+    results = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        trainer = make(optimizer=optimizer, bits=bits)
+        list(trainer.steps(3))
+        assert torch.equal(before, torch.get_rng_state())
+        results.append(weights(trainer))
+    assert same(*results)
+    other = make(optimizer=optimizer, bits=bits, seed=1)
+    list(other.steps(3))
+    assert not same(weights(other), results[0])
 
 
-def test_two_processes_train_on_different_architectures_and_agree(data, tmp_path):
-    """torchrun with two gloo processes: both end with the same averaged weights, not those of one process."""
-    config = tmp_path / "config.json"
-    config.write_text(TINY.model_copy(update={"steps": 2, "validate_every": 2}).model_dump_json())
-    run = ["-m", "ghnqat_sdk.training.cli", "run", "--data", str(data), "--config", str(config)]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29733"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [*torchrun, *run, "--output", str(tmp_path / "two")], check=True, env=environment, capture_output=True
-    )
-    subprocess.run([sys.executable, *run, "--output", str(tmp_path / "one")], check=True)
-    two, facts = load_training_state(tmp_path / "two")
-    one, _ = load_training_state(tmp_path / "one")
-    assert facts["processes"] == 2
-    assert not same(one, two)
-
-
-def test_two_processes_keep_the_same_weights_with_soap(data, tmp_path):
-    """One begins as if it had rounded otherwise, as products and decompositions may; each writes its own weights."""
-    config = TINY.model_copy(update={"steps": 3, "validate_every": 3, "optimizer": "soap"})
-    (tmp_path / "config.json").write_text(config.model_dump_json())
-    program = tmp_path / "each.py"
-    program.write_text(EACH_PROCESS_KEEPS_ITS_WEIGHTS)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29734"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*torchrun, str(program), str(data), str(tmp_path)], check=True, env=environment)
-    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
-    assert same(first, second)
-
-
-def test_a_folder_with_another_run_is_refused(make):
-    list(make().run())
-    with pytest.raises(ArgumentError, match="holds another run"):
-        make(config=TINY.model_copy(update={"seed": 1})).resume()
-
-
-def test_a_damaged_state_is_refused(make):
-    trainer = make()
-    list(trainer.run())
-    state = trainer.folder / CHECKPOINT_FILE
-    state.write_bytes(state.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="damaged"):
-        make().resume()
-
-
-def test_nothing_to_resume_is_said(make):
-    assert make().resume() is False
-
-
-def test_networks_with_a_non_finite_loss_are_left_out_and_counted(make, monkeypatch):
-    real, calls = trainer_module.network_loss, []
-
-    def sometimes_nan(*args, **options):
-        result = real(*args, **options)
-        calls.append(result)
-        return NetworkLoss(float("nan"), 0.0, result.gradients) if len(calls) % 2 else result
-
-    monkeypatch.setattr(trainer_module, "network_loss", sometimes_nan)
-    trainer = make()
-    list(trainer.run())
-    assert trainer.progress.skipped_networks == 6
-    assert trainer.progress.skipped_steps == 0
-    assert all(p.isfinite().all() for p in trainer.model.parameters())
-
-
-def test_a_step_with_nothing_finite_changes_nothing(make, monkeypatch):
-    monkeypatch.setattr(trainer_module, "network_loss", lambda *a, **k: NetworkLoss(float("inf"), 0.0, {}))
-    trainer = make(config=TINY.model_copy(update={"steps": 1}))
-    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
-    list(trainer.run())
-    assert trainer.progress.skipped_steps == 1
-    assert same(before, dict(trainer.model.named_parameters()))
-
-
-def test_learning_rate_warms_up_and_falls_to_zero(make):
-    rates = [report.learning_rate for report in make().run()]
-    assert rates[0] == pytest.approx(TINY.learning_rate / 2)
-    assert max(rates) == pytest.approx(TINY.learning_rate)
-    assert rates[-1] < 0.2 * TINY.learning_rate
-
-
-def test_initial_weights_are_taken_over(make, small, tmp_path):
-    save_pretrained(small, tmp_path / "start")
-    config = TINY.model_copy(update={"hypernetwork": small.config})
-    trainer = make(config=config, initial=tmp_path / "start")
-    assert same(small.state_dict(), trainer.model.state_dict())
+def test_initial_weights_are_taken_over(make, small, same, tmp_path):
+    start = str(save_pretrained(small, tmp_path / "start"))
+    trainer = make(hypernetwork=small.config, initial=start)
+    assert same(weights(trainer), dict(small.named_parameters()))
+    assert same(dict(trainer.averaged().named_parameters()), dict(small.named_parameters()))
     with pytest.raises(ArgumentError, match="another architecture"):
-        make("other", initial=tmp_path / "start")
+        make(initial=start)
 
 
-def test_a_decoder_grows_a_second_layer_without_changing_what_it_predicts(make, small, tmp_path):
-    save_pretrained(small, tmp_path / "start")
-    decoder = small.config.decoder.model_copy(update={"second": 24})
-    deeper = small.config.model_copy(update={"decoder": decoder})
-    trainer = make(config=TINY.model_copy(update={"hypernetwork": deeper}), initial=tmp_path / "start")
-    graphs = [trace(trainer.space[index].build()).with_bits((4, 4)) for index in range(4)]
-    with torch.no_grad():
-        torch.testing.assert_close(trainer.model(graphs), small(graphs), rtol=1e-4, atol=1e-5)
-    before = trainer.model.decoder.second.weight.clone()
-    list(trainer.run())
-    assert not torch.equal(before, trainer.model.decoder.second.weight)
+# ---- schedules
 
 
-def test_soap_without_its_package_is_refused(make, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
-    with pytest.raises(ArgumentError, match=r"ghnqat-sdk\[train\]"):
-        make(config=TINY.model_copy(update={"optimizer": "soap"}))
+def test_the_rate_warms_up_and_stays(make):
+    rates = [report.learning_rate for report in make().steps(5)]
+    assert rates == [0.5e-3, 1e-3, 1e-3, 1e-3, 1e-3]
 
 
-def test_float_phase_comes_first(make):
-    reports = list(make().run())
-    assert {bits for report in reports[:2] for bits, _, _ in report.networks} == {"W32/A32"}
-    assert {bits for report in reports[2:] for bits, _, _ in report.networks} - {"W32/A32"}
+def test_a_cosine_falls_to_zero(make):
+    trainer = make(schedule=CosineSchedule(steps=5, warmup=1))
+    rates = [report.learning_rate for report in trainer.steps(6)]
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+    assert rates[5] == 0
 
 
-def test_simple_architectures_come_first(make):
-    trainer = make(config=TINY.model_copy(update={"meta_batch": 40, "simple_phase": 0.5}))
-    first, later = ([architecture for architecture, _ in trainer._draw_share(step)] for step in (2, 3))
-    assert {architecture.simple for architecture in first} == {True}
-    assert {architecture.family for architecture in first}.isdisjoint({"cells", "grouped"})
-    assert {architecture.simple for architecture in later} == {True, False}
+def test_with_a_rate_of_zero_nothing_changes(make, same):
+    trainer = make(decay=DecayConfig(start=0, steps=2))
+    list(trainer.steps(2))
+    before = weights(trainer)
+    (report,) = trainer.steps(3)
+    assert report.learning_rate == 0
+    assert same(before, weights(trainer))
 
 
-def test_norms_are_drawn_as_often_as_asked(make):
-    pool = {"meta_batch": 1000, "max_macs": 20e6}
-
-    def odds(name, weights):
-        drawn = make(name, TINY.model_copy(update={**pool, "norm_weights": weights}))._draw_share(3)
-        found = Counter(architecture.norm for architecture, _ in drawn)
-        return found["none"] / found["batch"], found["group"] / found["batch"]
-
-    none, group = odds("plain", {})
-    more_none, more_group = odds("weighted", {"none": 3.0, "group": 4.0})
-    assert more_none / none == pytest.approx(3.0, rel=0.35)
-    assert more_group / group == pytest.approx(4.0, rel=0.35)
-
-
-def test_processes_deal_out_the_networks_of_a_step_by_cost(make):
-    config = TINY.model_copy(update={"meta_batch": 8, "max_macs": 20e6})
-    drawn = make(config=config.model_copy(update={"meta_batch": 24}))._draw_share(5)
-    shares = [make(str(rank), config, processes=Processes(rank, 3))._draw_share(5) for rank in range(3)]
-    assert sorted(map(repr, drawn)) == sorted(repr(pair) for share in shares for pair in share)
-    assert [len(share) for share in shares] == [8, 8, 8]
-    costs = [sum(a.macs + 700_000 * a.depth for a, _ in share) for share in shares]
-    assert max(costs) < 1.5 * min(costs)
-
-
-def test_costly_networks_see_fewer_images_in_few_sizes(make):
-    trainer = make(config=TINY.model_copy(update={"image_batch": 64, "batch_macs": 5e8, "max_macs": 40e6}))
-    drawn = {trainer._draw_architecture(random.Random(i), 0) for i in range(60)}
-    sizes = {architecture.macs: trainer._batch(architecture) for architecture in drawn}
-    assert set(sizes.values()) == {8, 16, 32, 48, 64}
-    assert all(size * macs <= 5e8 for macs, size in sizes.items() if size > 8)
-    assert all(size == 64 for macs, size in sizes.items() if 64 * macs <= 5e8)
-
-
-@pytest.mark.parametrize("padding", [0, 4])
-def test_images_are_shifted_as_far_as_the_padding(make, padding):
-    trainer = make(config=TINY.model_copy(update={"padding": padding}))
-    images, _ = trainer._draw_images(random.Random(0), 40, 32)
-    originals = normalise_images(trainer.train_images.images)
-    unshifted = [
-        any(torch.equal(image, one) or torch.equal(image.flip(2), one) for one in originals) for image in images
+def test_the_float_phase_comes_first(make):
+    reports = list(make().steps(6))
+    phases = [
+        {n.draw.bits for r in part for n in r.networks} for part in (reports[:2], reports[2:])
     ]
-    assert all(unshifted) if padding == 0 else not all(unshifted)
+    assert phases[0] == {(32, 32)}
+    assert phases[1] - {(32, 32)}
 
 
-def test_all_runs_validate_on_the_same_images(make):
-    few = TINY.model_copy(update={"validation_images": 9, "validation_graphs": 3})
-    first, other = (make(f"{seed}", few.model_copy(update={"seed": seed})) for seed in (0, 1))
-    other.average.load_state_dict(first.average.state_dict())
-    figures = []
-    for trainer in (first, other):
-        trainer._start_folder()
-        trainer._validate()
-        figures.append(json.loads((trainer.folder / "log.jsonl").read_text())["validation"])
-    assert figures[0] == figures[1]
+def test_progress_counts_what_was_learned_from(make):
+    trainer = make()
+    draws = [network.draw for report in trainer.steps(5) for network in report.networks]
+    progress = trainer.progress
+    assert (progress.step, progress.networks, progress.skipped_networks) == (5, len(draws), 0)
+    assert progress.images == sum(draw.images for draw in draws)
+    assert progress.mac_images == sum(draw.images * draw.architecture.macs for draw in draws)
+    assert progress.seconds > 0 and progress.cpu_seconds > 0
+    assert list(trainer.steps(5)) == []
 
 
-def test_noise_training_runs(make):
-    list(make(config=TINY.model_copy(update={"noise": True, "steps": 1, "float_phase": 0.0})).run())
+# ---- gradients
 
 
-def test_tensorboard_log_is_written(make):
-    trainer = make(config=TINY.model_copy(update={"steps": 1}), tensorboard=True)
-    list(trainer.run())
-    assert list((trainer.folder / "tensorboard").glob("events*"))
+def some_broken(monkeypatch, bad: float, every: int) -> None:
+    """Let the gradient of every so manieth network be no number."""
+    real, calls = trainer_module.network_loss, Counter()
+
+    def sometimes_broken(*args, **options):
+        result = real(*args, **options)
+        calls["all"] += 1
+        if calls["all"] % every:
+            return result
+        broken = {name: bad * gradient for name, gradient in result.gradients.items()}
+        return dataclasses.replace(result, loss=bad, gradients=broken)
+
+    monkeypatch.setattr(trainer_module, "network_loss", sometimes_broken)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_is_a_config_that_survives_json(name):
-    recipe = make_recipe(name)
-    assert recipe.recipe == name
-    assert RunConfig.model_validate_json(recipe.model_dump_json()) == recipe
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_networks_that_are_not_finite_are_left_out_and_counted(make, monkeypatch, bad):
+    some_broken(monkeypatch, bad, every=2)
+    trainer = make()
+    before = weights(trainer)
+    list(trainer.steps(6))
+    assert (trainer.progress.skipped_networks, trainer.progress.networks) == (6, 6)
+    after = weights(trainer)
+    assert all(p.isfinite().all() for p in after.values())
+    assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_unknown_recipe_lists_the_known_ones():
-    with pytest.raises(ArgumentError, match="all-bits"):
-        make_recipe("w1a1")
+def test_a_step_with_nothing_finite_changes_nothing(make, monkeypatch, same):
+    some_broken(monkeypatch, math.nan, every=1)
+    trainer = make()
+    before = weights(trainer)
+    (report,) = trainer.steps(1)
+    assert report.gradient_norm == 0
+    assert trainer.progress.step == 1
+    assert same(before, weights(trainer))
+    assert same(before, dict(trainer.averaged().named_parameters()))
+
+
+def test_a_network_that_explodes_does_not_outweigh_the_others(make):
+    """Its gradient is scaled to a norm of at most `network_clip_norm`."""
+    norms = [
+        next(make(network_clip_norm=limit).steps(1)).gradient_norm
+        for limit in (1e-4, 2e-4, 1e9, 2e9)
+    ]
+    assert norms[1] == pytest.approx(2 * norms[0], rel=1e-3)
+    assert norms[3] == norms[2] > norms[1]
+
+
+def test_the_gradient_of_a_step_is_clipped(make):
+    trainer = make(clip_norm=1e-3)
+    (report,) = trainer.steps(1)
+    assert report.gradient_norm > 1e-3
+    assert trainer.gradients.flat.norm().item() == pytest.approx(1e-3, rel=1e-4)
+
+
+# ---- hints
+
+
+def test_hints_are_learned_from(make, hinted, features):
+    trainer = make(hinted, features)
+    before = [p.detach().clone() for p in trainer.hints.parameters()]
+    networks = [network for report in trainer.steps(4) for network in report.networks]
+    assert all((n.hint is None) == (n.draw.architecture.norm == "none") for n in networks)
+    assert {n.draw.architecture.norm for n in networks} == {"none", "batch"}
+    after = list(trainer.hints.parameters())
+    assert [p.shape for p in after] == [(8, 8), (16, 8), (24, 8)]
+    assert all(not torch.equal(p, q) for p, q in zip(before, after, strict=True))
+
+
+def test_hints_fade_in_the_decay(make, hinted, features):
+    trainer = make(hinted, features, decay=DecayConfig(start=0, steps=8, hints=0.5))
+    fading = [[n.hint for n in report.networks if n.hint] for report in trainer.steps(6)]
+    assert any(fading[:4])
+    assert not any(fading[4:])
+
+
+def test_hints_without_features_are_refused(make, hinted):
+    with pytest.raises(ArgumentError, match="no teacher's features were given"):
+        make(hinted)
+
+
+# ---- networks
+
+
+@pytest.mark.parametrize(
+    "share",
+    [DeepNetsShare(channels=8, max_macs=4e6), FamiliesShare(max_macs=4e6)],
+    ids=lambda share: share.space,
+)
+def test_networks_of_both_spaces_are_learned_from(make, share):
+    sampling = SamplingConfig(meta_batch=2, image_batch=4, least_images=4, window=2)
+    trainer = make(networks=(share,), sampling=sampling)
+    networks = [network for report in trainer.steps(3) for network in report.networks]
+    assert all(math.isfinite(network.loss) for network in networks)
+    assert {network.draw.architecture.key[0] for network in networks} == {share.space}
+    assert trainer.progress.networks == 6
+
+
+def test_networks_are_prepared_once_while_they_are_in_the_window(make, monkeypatch):
+    prepared = Counter()
+    real = trainer_module.prepare_network
+
+    def noted(architecture, num_classes):
+        prepared[architecture] += 1
+        return real(architecture, num_classes)
+
+    monkeypatch.setattr(trainer_module, "prepare_network", noted)
+    trainer = make()
+    list(trainer.steps(8))
+    assert set(prepared.values()) == {1}
+    for index in range(30):
+        trainer._network(Draw(Toy("train", index), (4, 4), 8))
+    assert len(trainer._prepared) <= trainer.config.sampling.window
+
+
+def test_one_network_at_other_channels_is_another_one(make):
+    trainer = make()
+    draws = [Draw(DeepNets("train", channels)[5], (4, 4), 8) for channels in (16, 24, 16)]
+    narrow, wide, again = map(trainer._network, draws)
+    assert narrow is again
+    assert narrow.graph.parameters.keys() == wide.graph.parameters.keys()
+    assert narrow.graph.nodes != wide.graph.nodes
+
+
+def test_limits_that_no_network_meets_are_refused(make):
+    with pytest.raises(ArgumentError, match="No network of the space 'custom'"):
+        make(networks=(CustomShare(factory="toys.Toys", max_macs=10),))
+
+
+def test_images_of_another_number_of_classes_are_refused(images, tiny):
+    few = dataclasses.replace(images["train"], classes=("cat", "dog"))
+    with pytest.raises(ArgumentError, match=r"of 2 classes.*num_classes is 10"):
+        Trainer(tiny, few)

@@ -1,0 +1,1 @@
+"""Spaces of networks to train on and to evaluate."""

@@ -90,8 +90,7 @@ class DeepNets:
     def __init__(self, split: str, channels: int | None = None) -> None:
         if not isinstance(split, str) or split not in SPLITS:
             raise ArgumentError(
-                f"split came as {split!r}; expected one of {', '.join(SPLITS)}. Write, for "
-                "example, DeepNets('train')."
+                f"split came as {split!r}; expected one of {', '.join(SPLITS)}. Write, for example, DeepNets('train')."
             )
         if not (channels is None or (is_integer(channels) and channels > 1 and channels % 2 == 0)):
             raise ArgumentError(

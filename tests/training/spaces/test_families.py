@@ -13,7 +13,7 @@ import pytest
 
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.training.spaces.cost import IMAGE, Cost
-from ghnqat_sdk.training.spaces.families import SPLITS, Families, FamilyNet
+from ghnqat_sdk.training.spaces.families import SPLITS, Families, FamilyNet, split_of
 from ghnqat_sdk.training.spaces.family_draw import fewer_halvings
 from ghnqat_sdk.training.spaces.family_network import Plan, Stem, describe
 from ghnqat_sdk.training.spaces.family_recipes import FAMILIES, RECIPES
@@ -61,8 +61,17 @@ def test_same_network_in_every_process() -> None:
 
 def test_the_mapping_is_frozen() -> None:
     assert hashlib.sha256(described().encode()).hexdigest() == (
-        "fe2f826a3b07bbe589d3681de65fd557d083d80b83b0890b8c7df2aa8c313ba9"
+        "1a7af2ea147f98792d944933dcda4a1c50030bb3060df43da8bbd0af39afe6f5"
     ), "(split, index) must keep its meaning once networks have been trained"
+
+
+def test_no_plan_is_in_two_splits(train: list[FamilyNet]) -> None:
+    plans = {network.plan for network in train}
+    for split in ("val", "test"):
+        held_out = {Families(split)[index].plan for index in range(30)}
+        assert not plans & held_out
+        assert {split_of(plan) for plan in held_out} == {split}
+    assert {split_of(plan) for plan in plans} == {"train"}
 
 
 def test_different_indices_give_different_networks(train: list[FamilyNet]) -> None:
