@@ -27,17 +27,35 @@ import torchvision
 from ghnqat_sdk import calibrate, predict_quantized_params, prediction_report
 
 SIDES = {"inception": 299, "vit": 224, "maxvit": 224}
-COLUMNS = ("parameters", "predicted", "kept", "training finite", "evaluation finite", "gradients", "seconds")
+COLUMNS = (
+    "parameters",
+    "predicted",
+    "kept",
+    "training finite",
+    "evaluation finite",
+    "gradients",
+    "seconds",
+)
 
 
 def measure(name: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     started = time.perf_counter()
-    for initialization in ("normal_", "trunc_normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_"):
-        setattr(torch.nn.init, initialization, lambda tensor, *_, **__: tensor)  # all is predicted, which is checked
+    for initialization in (
+        "normal_",
+        "trunc_normal_",
+        "uniform_",
+        "kaiming_normal_",
+        "kaiming_uniform_",
+    ):
+        setattr(
+            torch.nn.init, initialization, lambda tensor, *_, **__: tensor
+        )  # all is predicted, which is checked
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # googlenet and inception_v3 announce a change of their initialization
+        warnings.simplefilter(
+            "ignore"
+        )  # googlenet and inception_v3 announce a change of their initialization
         model = torchvision.models.get_model(name, weights=None, num_classes=10)
     predict_quantized_params(model, inplace=True)
     report, parameters = prediction_report(model), list(model.parameters())
@@ -47,7 +65,9 @@ def measure(name: str) -> dict[str, Any]:
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     sum(output.square().mean() for output in outputs).backward()
     gradients = sum(p.grad is not None and bool(p.grad.isfinite().all()) for p in parameters)
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)  # networks without norm have gradients of any size
+    torch.nn.utils.clip_grad_norm_(
+        parameters, 1.0
+    )  # networks without norm have gradients of any size
     torch.optim.SGD(parameters, lr=0.1).step()
     model.zero_grad()
     calibrate(model, [images])
@@ -65,7 +85,9 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     known = torchvision.models.list_models(module=torchvision.models)
     parser.add_argument("models", nargs="*", default=known, help="names of torchvision classifiers")
     parser.add_argument("--json", type=Path, help="write the figures there as well")
@@ -77,9 +99,13 @@ def main() -> None:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             figures[name] = row = process.submit(measure, name).result()
         print(f"| {name} | {' | '.join(str(row[column]) for column in COLUMNS)} |", flush=True)
-    finite = [row for row in figures.values() if row["training finite"] and row["evaluation finite"]]
+    finite = [
+        row for row in figures.values() if row["training finite"] and row["evaluation finite"]
+    ]
     whole = sum(row["parameters"] == row["predicted"] == row["gradients"] for row in finite)
-    print(f"\n{whole} of {len(figures)}: every parameter predicted and trained, every output finite")
+    print(
+        f"\n{whole} of {len(figures)}: every parameter predicted and trained, every output finite"
+    )
     if options.json:
         options.json.parent.mkdir(exist_ok=True)
         options.json.write_text(json.dumps(figures, indent=1) + "\n")

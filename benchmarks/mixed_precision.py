@@ -28,7 +28,10 @@ from models import ResNet20, SmallMobileNetV2, accuracy
 
 WEIGHTS = [(2, 8), (3, 8), (4, 8), (6, 8), (8, 8)]
 BOTH = [(2, 2), (3, 3), (4, 4), (6, 6), (8, 8)]
-UNSEEN = {"deepnets/id": (2, 15e6), "families/test": (4, 10e6)}  # how many, and the cost of each at most
+UNSEEN = {
+    "deepnets/id": (2, 15e6),
+    "families/test": (4, 10e6),
+}  # how many, and the cost of each at most
 
 
 def networks() -> dict[str, nn.Module]:
@@ -43,7 +46,9 @@ def suggested(model: nn.Module, batch: Tensor, uniform: Bits) -> tuple[dict[str,
     started = time.perf_counter()
     if uniform[1] == 8:
         weights = sum(layer.weight.numel() for layer in quantizable_layers(model).values())  # type: ignore[operator]
-        found = suggest_bits(model, batch, weight_bytes=weights * uniform[0] / 8, candidates=WEIGHTS)
+        found = suggest_bits(
+            model, batch, weight_bytes=weights * uniform[0] / 8, candidates=WEIGHTS
+        )
     else:
         # What a layer costs is known once it has been measured; any budget that is large enough will do for that.
         layers = suggest_bits(model, batch, bit_operations=1e18, candidates=BOTH).layers
@@ -54,22 +59,32 @@ def suggested(model: nn.Module, batch: Tensor, uniform: Bits) -> tuple[dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
     parser.add_argument("--images", type=int, default=1000, help="test images")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    calibration = [images for images, _ in load_images(options.data, "train").sample(512, seed=0).batches(64)]
-    batch = next(images for images, _ in load_images(options.data, "val").sample(64, seed=0).batches(64))
+    calibration = [
+        images for images, _ in load_images(options.data, "train").sample(512, seed=0).batches(64)
+    ]
+    batch = next(
+        images for images, _ in load_images(options.data, "val").sample(64, seed=0).batches(64)
+    )
     test = load_images(options.data, "test").sample(options.images, seed=0)
 
-    print("| budget of | network | uniform | suggested | seconds |\n| --- | --- | --- | --- | --- |")
+    print(
+        "| budget of | network | uniform | suggested | seconds |\n| --- | --- | --- | --- | --- |"
+    )
     for uniform in ((3, 8), (3, 3), (4, 4)):
         rows = []
         for name, model in networks().items():
             bits, seconds = suggested(model, batch, uniform)
             pair = [
-                accuracy(predict_quantized_params(model, bits=choice, calibration=calibration), test)
+                accuracy(
+                    predict_quantized_params(model, bits=choice, calibration=calibration), test
+                )
                 for choice in (uniform, bits)
             ]
             rows.append((name, *pair, seconds))

@@ -22,12 +22,20 @@ BITS = ((8, 8), (4, 8), (4, 4), (2, 2))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
     options = parser.parse_args()
-    calibration = [images for images, _ in load_images(options.data, "train").sample(256, seed=0).batches(64)]
-    images = next(images for images, _ in load_images(options.data, "val").sample(64, seed=0).batches(64))
-    print("| network | bits | float, bytes | UINT8 | packed | largest difference | of outputs up to | same class |")
+    calibration = [
+        images for images, _ in load_images(options.data, "train").sample(256, seed=0).batches(64)
+    ]
+    images = next(
+        images for images, _ in load_images(options.data, "val").sample(64, seed=0).batches(64)
+    )
+    print(
+        "| network | bits | float, bytes | UINT8 | packed | largest difference | of outputs up to | same class |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for make in (ResNet20, SmallMobileNetV2):
         for bits in BITS:
@@ -35,7 +43,8 @@ def main() -> None:
             qmodel = predict_quantized_params(make(), bits, calibration=calibration)
             with tempfile.TemporaryDirectory() as folder:
                 plain, packed = (
-                    export_onnx(qmodel, Path(folder) / "model.onnx", images, packed=packed) for packed in (False, True)
+                    export_onnx(qmodel, Path(folder) / "model.onnx", images, packed=packed)
+                    for packed in (False, True)
                 )
             print(
                 f"| {make.__name__} | W{bits[0]}/A{bits[1]} | {plain.float_size:,} | {plain.size:,} | {packed.size:,} "

@@ -72,7 +72,11 @@ def chain(nodes: int) -> nn.Sequential:
 def measure(name: str, repeats: int) -> dict[str, float]:
     torch.set_num_threads(1)
     hypernetwork = load_pretrained()
-    model = chain(int(name)) if name.isdigit() else torchvision.models.get_model(name, weights=None, num_classes=10)
+    model = (
+        chain(int(name))
+        if name.isdigit()
+        else torchvision.models.get_model(name, weights=None, num_classes=10)
+    )
     model.eval()
     side = 299 if name == "inception_v3" else 32 if name.isdigit() else 224
     forward = median_ms(lambda: model(torch.zeros(1, 3, side, side)), 3)
@@ -84,7 +88,9 @@ def measure(name: str, repeats: int) -> dict[str, float]:
     row = {
         "trace": median_ms(lambda: trace(model), repeats),
         "hypernetwork": median_ms(lambda: hypernetwork([graph]), repeats),
-        "total": median_ms(lambda: predict_quantized_params(model, hypernetwork=hypernetwork), repeats),
+        "total": median_ms(
+            lambda: predict_quantized_params(model, hypernetwork=hypernetwork), repeats
+        ),
         "copy floor": median_ms(lambda: [p.clone() for p in model.parameters()], repeats),
         "forward floor": forward,
         "MB": memory,
@@ -101,13 +107,18 @@ def import_ms(statement: str, repeats: int) -> float:
     code = f"import time, torch; t = time.perf_counter(); {statement}; print(1e3 * (time.perf_counter() - t))"
     run = [sys.executable, "-c", code]
     return statistics.median(
-        float(subprocess.run(run, capture_output=True, text=True, check=True).stdout) for _ in range(repeats)
+        float(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
+        for _ in range(repeats)
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=MODELS, help="names of torchvision classifiers")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "models", nargs="*", default=MODELS, help="names of torchvision classifiers"
+    )
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--json", type=Path, help="write the figures there as well")
     options = parser.parse_args()
@@ -117,17 +128,26 @@ def main() -> None:
     figures: dict[str, dict[str, float]] = {}
     for name in (*options.models, *CHAINS):
         if name == CHAINS[0]:
-            print("\n| nodes | trace | hypernetwork | rest | total | of the smallest | MB |\n| --- |" + " ---: |" * 6)
+            print(
+                "\n| nodes | trace | hypernetwork | rest | total | of the smallest | MB |\n| --- |"
+                + " ---: |" * 6
+            )
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             figures[name] = row = process.submit(measure, name, options.repeats).result()
         if name in CHAINS:
-            times = " | ".join(f"{row[part]:.0f}" for part in ("trace", "hypernetwork", "rest", "total"))
+            times = " | ".join(
+                f"{row[part]:.0f}" for part in ("trace", "hypernetwork", "rest", "total")
+            )
             growth = row["total"] / figures[CHAINS[0]]["total"]
             print(f"| {row['nodes']:.0f} | {times} | {growth:.1f} | {row['MB']:.0f} |", flush=True)
         else:
-            print(f"| {name} | {' | '.join(f'{row[column]:.0f}' for column in COLUMNS)} |", flush=True)
+            print(
+                f"| {name} | {' | '.join(f'{row[column]:.0f}' for column in COLUMNS)} |", flush=True
+            )
     print("\n| after `import torch` | ms |\n| --- | ---: |")
-    figures["import"] = {statement: import_ms(statement, min(options.repeats, 7)) for statement in IMPORTS}
+    figures["import"] = {
+        statement: import_ms(statement, min(options.repeats, 7)) for statement in IMPORTS
+    }
     for statement, time_ms in figures["import"].items():
         print(f"| `{statement}` | {time_ms:.0f} |")
     if options.json:

@@ -25,10 +25,25 @@ def seconds(data: str, processes: int, steps: int, port: int, folder: Path) -> f
     """Training time of a run of so many steps."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     launch += ["--master-port", str(port), "-m", "ghnqat_sdk.training.cli", "run", "--data", data]
-    fields = {"hints": "null", "bits.float_until": 0, "validation.networks": 1, "validation.images": 2}
+    fields = {
+        "hints": "null",
+        "bits.float_until": 0,
+        "validation.networks": 1,
+        "validation.images": 2,
+    }
     fields |= {"sampling.meta_batch": META_BATCH, "sampling.window": 60, "sampling.uses": 1e9}
     options = [word for name, value in fields.items() for word in ("--set", f"{name}={value}")]
-    command = [*launch, "--output", str(folder), "--recipe", "all-bits", "--steps", str(steps), "--json", *options]
+    command = [
+        *launch,
+        "--output",
+        str(folder),
+        "--recipe",
+        "all-bits",
+        "--steps",
+        str(steps),
+        "--json",
+        *options,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -37,7 +52,9 @@ def seconds(data: str, processes: int, steps: int, port: int, folder: Path) -> f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--steps", type=int, default=40)
@@ -48,7 +65,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for index, processes in enumerate(options.processes):
             times = [
-                seconds(options.data, processes, steps, 29600 + 2 * index + half, Path(folder) / f"{processes}-{steps}")
+                seconds(
+                    options.data,
+                    processes,
+                    steps,
+                    29600 + 2 * index + half,
+                    Path(folder) / f"{processes}-{steps}",
+                )
                 for half, steps in enumerate((options.steps, 2 * options.steps))
             ]
             rate = META_BATCH * processes * options.steps / (times[1] - times[0])

@@ -45,7 +45,12 @@ LINES = ROOT / "benchmarks" / "results" / "qat_initialization.jsonl"
 PAGE, PLOT = ROOT / "docs" / "qat_start.md", ROOT / "docs" / "qat_start.svg"
 
 BITS = {"W4/A4": (4, 4), "W2/A2": (2, 2)}
-STARTS = {"predicted": "predicted", "he": "He", "default": "PyTorch's default", "float": "He, float training"}
+STARTS = {
+    "predicted": "predicted",
+    "he": "He",
+    "default": "PyTorch's default",
+    "float": "He, float training",
+}
 # What might make the predicted start better, tried on the validation networks alone.
 CHANGES = {
     "noise": "plus noise of 0.3 standard deviations",
@@ -158,7 +163,9 @@ def tuning_networks() -> tuple[str, ...]:
     return tuple(net for place, count in TUNING_GRAPHS.items() for net in cheap(place, count, MOST))
 
 
-def plan(weights: str, steps: int, starts: Sequence[str], known: Lines, rate: float | None = None) -> list[Task]:
+def plan(
+    weights: str, steps: int, starts: Sequence[str], known: Lines, rate: float | None = None
+) -> list[Task]:
     """All tasks: learning rates are tried first, and networks follow for the starts that have theirs, or at `rate`."""
 
     def task(net: str, bits: str, start: str, steps: int, rate: float) -> Task:
@@ -180,7 +187,9 @@ def plan(weights: str, steps: int, starts: Sequence[str], known: Lines, rate: fl
         for bits, start in settings
         if (bits, start, first) in best and start in STARTS
     ]
-    return tuning + [task(net, bits, start, steps, rate) for net in networks() for bits, start, rate in chosen]
+    return tuning + [
+        task(net, bits, start, steps, rate) for net in networks() for bits, start, rate in chosen
+    ]
 
 
 def tuning_steps(steps: int) -> int:
@@ -195,11 +204,15 @@ def best_rates(lines: Iterable[dict[str, Any]]) -> dict[tuple[str, str, int], fl
         steps = line["steps"]
         if line["net"] in tuning_networks() and steps in TUNING_STEPS:
             rates = RATES[is_predicted(line["start"])]
-            by_rate = found.setdefault((line["bits"], line["start"], steps), {rate: [] for rate in rates})
+            by_rate = found.setdefault(
+                (line["bits"], line["start"], steps), {rate: [] for rate in rates}
+            )
             by_rate[line["rate"]].append(line["val"][str(steps)])
     complete = len(tuning_networks())
     return {
-        key: max(by_rate, key=lambda rate: (round(sum(by_rate[rate]), 2), rate))  # of equals the larger
+        key: max(
+            by_rate, key=lambda rate: (round(sum(by_rate[rate]), 2), rate)
+        )  # of equals the larger
         for key, by_rate in found.items()
         if all(len(values) == complete for values in by_rate.values())
     }
@@ -236,13 +249,23 @@ def started(task: Task, images: Images) -> nn.Module:
     if task.start != "default":
         he(model)
     if task.start == "float":
-        train(model, optimizer_of(model, task.rate), range(task.steps), images.train, f"{task.net} float")
+        train(
+            model,
+            optimizer_of(model, task.rate),
+            range(task.steps),
+            images.train,
+            f"{task.net} float",
+        )
     return from_float(model, bits)
 
 
 def changed(model: nn.Module, start: str, images: Images) -> nn.Module:
     """What CHANGES says, in place."""
-    weights = [module.weight.data for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    weights = [
+        module.weight.data
+        for module in model.modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear))
+    ]
     if start == "noise":
         for weight in weights:
             weight.add_(0.3 * weight.std() * torch.randn_like(weight))
@@ -264,7 +287,9 @@ def optimizer_of(model: nn.Module, rate: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4)
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, images: ImageSet, seed: str) -> None:
+def train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, images: ImageSet, seed: str
+) -> None:
     model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for step in steps:
         generator = torch.Generator().manual_seed(hash_of(f"{seed} {step}"))
@@ -323,9 +348,14 @@ class Curves:
 
     def __init__(self, lines: Iterable[dict[str, Any]], weights: str) -> None:
         self.weights = weights
-        lines = sorted((line for line in lines if line["weights"] in ("", weights)), key=lambda line: line["steps"])
+        lines = sorted(
+            (line for line in lines if line["weights"] in ("", weights)),
+            key=lambda line: line["steps"],
+        )
         self.rates = best_rates(lines)
-        found: dict[tuple[str, str, str], dict[int, tuple[float, float]]] = {}  # (validation, test) by step
+        found: dict[
+            tuple[str, str, str], dict[int, tuple[float, float]]
+        ] = {}  # (validation, test) by step
         # Validation accuracy of the validation networks before and after the steps that decide the first rate.
         self.tuning: dict[tuple[str, str, float], list[tuple[float, float]]] = {}
         for line in lines:
@@ -339,7 +369,9 @@ class Curves:
                 for mark in [str(line["steps"])] if start == "float" else line["test"]:
                     if line["val"][mark] > best.get(int(mark), (-1.0, 0.0))[0]:
                         best[int(mark)] = line["val"][mark], line["test"][mark]
-        self.of = {key: {mark: test for mark, (_, test) in best.items()} for key, best in found.items()}
+        self.of = {
+            key: {mark: test for mark, (_, test) in best.items()} for key, best in found.items()
+        }
 
     def nets(self) -> list[str]:
         return [net for net in networks() if any(key[0] == net for key in self.of)]
@@ -359,7 +391,10 @@ class Curves:
 def table(curves: Curves, bits: str) -> str:
     """Means over the networks that have both a predicted and a He start, and how often the former is ahead."""
     columns = {mark: nets for mark in TABLE_MARKS if (nets := curves.common(mark, bits))}
-    lines = [f"| {bits} | {' | '.join(f'{m:,} steps' for m in columns)} |", "| --- |" + " --- |" * len(columns)]
+    lines = [
+        f"| {bits} | {' | '.join(f'{m:,} steps' for m in columns)} |",
+        "| --- |" + " --- |" * len(columns),
+    ]
     for start, name in STARTS.items():
         cells = []
         for mark, nets in columns.items():
@@ -382,7 +417,11 @@ def changes_table(curves: Curves) -> str:
         for bits in BITS:
             found = [ends for (*key, _), ends in curves.tuning.items() if key == [bits, start]]
             means = [[statistics.fmean(ends) for ends in zip(*nets, strict=True)] for nets in found]
-            cells += [f"{mean:.1f}" for mean in max(means, key=lambda ends: ends[1])] if means else ["–", "–"]
+            cells += (
+                [f"{mean:.1f}" for mean in max(means, key=lambda ends: ends[1])]
+                if means
+                else ["–", "–"]
+            )
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -416,7 +455,12 @@ def steps_to_reach(curves: Curves, bits: str) -> str:
 
 def page(curves: Curves, changed: Curves, shipped: str) -> str:
     """docs/qat_start.md; the changes to the predicted start may have been measured with other weights."""
-    tables = [part for bits in BITS for part in (table(curves, bits), steps_to_reach(curves, bits)) if part]
+    tables = [
+        part
+        for bits in BITS
+        for part in (table(curves, bits), steps_to_reach(curves, bits))
+        if part
+    ]
     return TEXT.format(
         tables="\n\n".join(tables),
         changes=changes_table(changed),
@@ -437,7 +481,9 @@ def networks_of(curves: Curves) -> str:
     texts = [f"torchvision's {', '.join(own)} at 32 × 32 pixels"] if own else []
     for place in GRAPHS:
         if count := sum(net.startswith(f"{place}/") for net in nets):
-            texts.append(f"the first {count} of `{place}` of at most {MOST / 1e6:.0f} M multiply-accumulates")
+            texts.append(
+                f"the first {count} of `{place}` of at most {MOST / 1e6:.0f} M multiply-accumulates"
+            )
     return ", ".join(texts)
 
 
@@ -446,7 +492,11 @@ def rates_of(curves: Curves) -> str:
     texts = []
     for steps in TUNING_STEPS:
         chosen = {
-            bits: {start: curves.rates[bits, start, steps] for start in STARTS if (bits, start, steps) in curves.rates}
+            bits: {
+                start: curves.rates[bits, start, steps]
+                for start in STARTS
+                if (bits, start, steps) in curves.rates
+            }
             for bits in BITS
         }
         named = [
@@ -471,7 +521,11 @@ def plot(curves: Curves, path: Path) -> None:
         for start, name in STARTS.items():
             everywhere = {mark: curves.at(mark, bits, start) for mark in MARKS}
             most = max(map(len, everywhere.values()))
-            points = [(mark, statistics.fmean(v.values())) for mark, v in everywhere.items() if most and len(v) == most]
+            points = [
+                (mark, statistics.fmean(v.values()))
+                for mark, v in everywhere.items()
+                if most and len(v) == most
+            ]
             if points:
                 axes.plot(*zip(*points, strict=True), marker="o", label=f"{name} ({most} networks)")
         axes.set_xscale("symlog", linthresh=25)
@@ -483,14 +537,22 @@ def plot(curves: Curves, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
     parser.add_argument("--steps", type=int, default=100, choices=MARKS[1:])
     parser.add_argument("--starts", nargs="+", choices=[*STARTS, *CHANGES], default=list(STARTS))
-    parser.add_argument("--rate", type=float, help="learning rate, instead of the one tuned on validation networks")
-    parser.add_argument("--nets", nargs="+", metavar="NET", help="only these, such as deepnets/id/20")
+    parser.add_argument(
+        "--rate", type=float, help="learning rate, instead of the one tuned on validation networks"
+    )
+    parser.add_argument(
+        "--nets", nargs="+", metavar="NET", help="only these, such as deepnets/id/20"
+    )
     parser.add_argument("--processes", type=int, default=2, help="of one thread each")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="take no new work after so many")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="take no new work after so many"
+    )
     parser.add_argument("--shown", metavar="SHA", help="weights to show; those that ship if absent")
     options = parser.parse_args()
     weights = sha256((pretrained._EMBEDDED / pretrained.WEIGHTS_FILE).read_bytes()).hexdigest()
@@ -500,15 +562,23 @@ def main() -> None:
         known = read()
         planned = plan(weights, options.steps, options.starts, known, options.rate)
         missing = [task for task in planned if task not in known]
-        missing = [task for task in missing if not options.nets or task.net in (*options.nets, *tuning_networks())]
+        missing = [
+            task
+            for task in missing
+            if not options.nets or task.net in (*options.nets, *tuning_networks())
+        ]
         minutes = (deadline - time.monotonic()) / 60
         each = partial(measure, data=options.data)
-        for count, line in enumerate(measure_all(missing, each, LINES, options.processes, minutes), 1):
+        for count, line in enumerate(
+            measure_all(missing, each, LINES, options.processes, minutes), 1
+        ):
             what = f"{line['net']} {line['bits']} {line['start']} at {line['rate']}"
             print(f"{count} of {len(missing)}: {what}, test {line['test']}", flush=True)
     lines = list(read().values())  # each task once
     curves = Curves(lines, options.shown or weights)
-    changed = next((line["weights"] for line in reversed(lines) if line["start"] in CHANGES), curves.weights)
+    changed = next(
+        (line["weights"] for line in reversed(lines) if line["start"] in CHANGES), curves.weights
+    )
     write_atomically(PAGE, page(curves, Curves(lines, changed), weights).encode())
     plot(curves, PLOT)
     print("\n\n".join(table(curves, bits) for bits in BITS))

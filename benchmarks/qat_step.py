@@ -29,10 +29,17 @@ def variants(make: Any, images: torch.Tensor) -> dict[str, nn.Module]:
     for qmodel in (fixed, learned):
         calibrate(qmodel, [images], progress=False)
     learn_steps(learned)
-    return {"float": model, "W4/A4, ranges of the batch": dynamic, "W4/A4, fixed": fixed, "W4/A4, learned": learned}
+    return {
+        "float": model,
+        "W4/A4, ranges of the batch": dynamic,
+        "W4/A4, fixed": fixed,
+        "W4/A4, learned": learned,
+    }
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor) -> float:
+def step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor
+) -> float:
     started = time.perf_counter()
     loss = nn.functional.cross_entropy(model(images), labels)
     optimizer.zero_grad()
@@ -42,19 +49,30 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tenso
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(options.batch, 3, 32, 32, generator=generator).to(memory_format=torch.channels_last)
+    images = torch.randn(options.batch, 3, 32, 32, generator=generator).to(
+        memory_format=torch.channels_last
+    )
     labels = torch.randint(10, (options.batch,), generator=generator)
 
-    print(f"| network, batch {options.batch} | training | step, ms | of float |\n| --- | --- | ---: | ---: |")
+    print(
+        f"| network, batch {options.batch} | training | step, ms | of float |\n| --- | --- | ---: | ---: |"
+    )
     for make in (ResNet20, SmallMobileNetV2):
-        models = {name: m.train().to(memory_format=torch.channels_last) for name, m in variants(make, images).items()}  # type: ignore[call-overload]
-        optimizers = {name: torch.optim.SGD(m.parameters(), 0.01, momentum=0.9) for name, m in models.items()}
+        models = {
+            name: m.train().to(memory_format=torch.channels_last)
+            for name, m in variants(make, images).items()
+        }  # type: ignore[call-overload]
+        optimizers = {
+            name: torch.optim.SGD(m.parameters(), 0.01, momentum=0.9) for name, m in models.items()
+        }
         times: dict[str, list[float]] = {name: [] for name in models}
         for repeat in range(options.repeats + 1):
             for name, model in models.items():  # in turns, so that all meet the same noise
@@ -63,7 +81,10 @@ def main() -> None:
                     times[name].append(taken)
         for name, taken_all in times.items():
             ratio = statistics.median(a / b for a, b in zip(taken_all, times["float"], strict=True))
-            print(f"| {make.__name__} | {name} | {1000 * statistics.median(taken_all):.0f} | {ratio:.2f} |", flush=True)
+            print(
+                f"| {make.__name__} | {name} | {1000 * statistics.median(taken_all):.0f} | {ratio:.2f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

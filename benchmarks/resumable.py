@@ -19,7 +19,11 @@ Task = TypeVar("Task")
 
 
 def measure_all(
-    tasks: Iterable[Task], measure: Callable[[Task], dict[str, Any]], path: Path, processes: int, minutes: float
+    tasks: Iterable[Task],
+    measure: Callable[[Task], dict[str, Any]],
+    path: Path,
+    processes: int,
+    minutes: float,
 ) -> Iterator[dict[str, Any]]:
     """Measure tasks in processes of their own, append each line to `path` when it comes, and yield it."""
     deadline = time.monotonic() + 60 * minutes
@@ -65,7 +69,10 @@ def end_with_parent() -> None:
 
 
 def work(
-    tasks: Iterable[Task], start: Callable[[Task], Future[dict[str, Any]]], at_once: int, deadline: float
+    tasks: Iterable[Task],
+    start: Callable[[Task], Future[dict[str, Any]]],
+    at_once: int,
+    deadline: float,
 ) -> Iterator[dict[str, Any]]:
     """Lines as they come, with no new task after the deadline (of the monotonic clock)."""
     waiting, running = iter(tasks), set[Future[dict[str, Any]]]()

@@ -53,13 +53,48 @@ OURS, BASELINE = "GHN-QAT", "GHN-Q"
 # Table 1 of Yun & Wong 2023, arXiv 2309.13773: mean, standard error of the mean and maximum, in the order of SPLITS.
 # The copy of the paper that they were read from has no top-5 of GHN-QAT, and the paper no figures of GHN-Q at W2/A2.
 PAPER = {
-    ("top1", "W4/A4", BASELINE): ((37.2, 0.3, 52.6), (30.7, 0.5, 50.2), (34.7, 0.5, 50.7), (21.5, 0.8, 36.7)),
-    ("top1", "W4/A8", BASELINE): ((47.4, 0.4, 63.9), (39.0, 0.7, 62.9), (43.8, 0.6, 63.3), (25.7, 0.9, 43.7)),
-    ("top1", "W4/A4", OURS): ((52.5, 0.4, 65.7), (50.3, 0.6, 63.7), (50.6, 0.6, 64.1), (24.8, 0.7, 37.2)),
-    ("top1", "W4/A8", OURS): ((60.2, 0.4, 75.3), (56.5, 0.7, 72.5), (58.1, 0.7, 73.5), (30.7, 1.0, 49.2)),
-    ("top1", "W2/A2", OURS): ((25.6, 0.2, 36.3), (23.0, 0.3, 34.4), (24.6, 0.4, 34.8), (10.6, 0.1, 14.2)),
-    ("top5", "W4/A4", BASELINE): ((83.7, 0.2, 91.7), (78.6, 0.4, 91.0), (82.1, 0.3, 91.4), (69.3, 1.1, 87.0)),
-    ("top5", "W4/A8", BASELINE): ((89.8, 0.2, 95.9), (85.2, 0.4, 95.8), (88.0, 0.3, 95.5), (74.6, 1.2, 89.8)),
+    ("top1", "W4/A4", BASELINE): (
+        (37.2, 0.3, 52.6),
+        (30.7, 0.5, 50.2),
+        (34.7, 0.5, 50.7),
+        (21.5, 0.8, 36.7),
+    ),
+    ("top1", "W4/A8", BASELINE): (
+        (47.4, 0.4, 63.9),
+        (39.0, 0.7, 62.9),
+        (43.8, 0.6, 63.3),
+        (25.7, 0.9, 43.7),
+    ),
+    ("top1", "W4/A4", OURS): (
+        (52.5, 0.4, 65.7),
+        (50.3, 0.6, 63.7),
+        (50.6, 0.6, 64.1),
+        (24.8, 0.7, 37.2),
+    ),
+    ("top1", "W4/A8", OURS): (
+        (60.2, 0.4, 75.3),
+        (56.5, 0.7, 72.5),
+        (58.1, 0.7, 73.5),
+        (30.7, 1.0, 49.2),
+    ),
+    ("top1", "W2/A2", OURS): (
+        (25.6, 0.2, 36.3),
+        (23.0, 0.3, 34.4),
+        (24.6, 0.4, 34.8),
+        (10.6, 0.1, 14.2),
+    ),
+    ("top5", "W4/A4", BASELINE): (
+        (83.7, 0.2, 91.7),
+        (78.6, 0.4, 91.0),
+        (82.1, 0.3, 91.4),
+        (69.3, 1.1, 87.0),
+    ),
+    ("top5", "W4/A8", BASELINE): (
+        (89.8, 0.2, 95.9),
+        (85.2, 0.4, 95.8),
+        (88.0, 0.3, 95.5),
+        (74.6, 1.2, 89.8),
+    ),
 }
 TEXT = """# Table 1 of the paper
 
@@ -114,7 +149,9 @@ def find_weights(place: str, told: Bits | None = None) -> Weights:
     """Those of a folder, or those with a SHA-256, of which there are only figures."""
     if re.fullmatch("[0-9a-f]{64}", place):
         return Weights(None, place, told)
-    return Weights(Path(place), sha256((Path(place) / pretrained.WEIGHTS_FILE).read_bytes()).hexdigest(), told)
+    return Weights(
+        Path(place), sha256((Path(place) / pretrained.WEIGHTS_FILE).read_bytes()).hexdigest(), told
+    )
 
 
 class Task(NamedTuple):
@@ -129,7 +166,11 @@ class Task(NamedTuple):
 
 
 def plan(
-    checksums: Iterable[str], graphs: dict[str, int], images: int, seed: int, protocols: Iterable[str] = PROTOCOLS
+    checksums: Iterable[str],
+    graphs: dict[str, int],
+    images: int,
+    seed: int,
+    protocols: Iterable[str] = PROTOCOLS,
 ) -> list[Task]:
     """All tasks: protocol by protocol, splits and weights in turns."""
     checksums = tuple(checksums)
@@ -173,7 +214,9 @@ def measure(task: Task, weights: Weights, data: str) -> dict[str, Any]:
         calibration=batches(data, task.seed) if task.protocol == "calibrated" else None,
     )
     figures = zip(KINDS, zip(*accuracies, strict=True), strict=True)
-    return task._asdict() | {kind: dict(zip(bits, map(rounded, column), strict=True)) for kind, column in figures}
+    return task._asdict() | {
+        kind: dict(zip(bits, map(rounded, column), strict=True)) for kind, column in figures
+    }
 
 
 def measure_task(task: Task, rows: dict[str, Weights], data: str) -> dict[str, Any]:
@@ -190,7 +233,11 @@ def read(path: Path) -> dict[Task, dict[str, Any]]:
 
 
 def summarise(
-    lines: dict[Task, dict[str, Any]], names: dict[str, str], graphs: dict[str, int], images: int, seed: int
+    lines: dict[Task, dict[str, Any]],
+    names: dict[str, str],
+    graphs: dict[str, int],
+    images: int,
+    seed: int,
 ) -> dict[str, Any]:
     """What the page is made of; `names` are the checksums of weights by the name of their rows.
 
@@ -206,7 +253,9 @@ def summarise(
             for task in tasks:
                 for kind in KINDS if task in lines else ():
                     for bits, percent in lines[task][kind].items():
-                        values.setdefault(f"{protocol} {kind} {bits} {name} {task.split}", []).append(percent)
+                        values.setdefault(
+                            f"{protocol} {kind} {bits} {name} {task.split}", []
+                        ).append(percent)
     return {
         "setting": {
             "data": "CIFAR-10 (JPEG)", "images": images, "fewer_images": fewer, "seed": seed, "graphs": graphs,
@@ -217,7 +266,12 @@ def summarise(
 
 
 def tasks_of_row(
-    lines: dict[Task, dict[str, Any]], checksum: str, protocol: str, graphs: dict[str, int], images: int, seed: int
+    lines: dict[Task, dict[str, Any]],
+    checksum: str,
+    protocol: str,
+    graphs: dict[str, int],
+    images: int,
+    seed: int,
 ) -> list[Task]:
     """Those on so many images, or on the most of the smaller counts that all graphs were measured on."""
     counts = sorted({task.images for task in lines if task.images < images}, reverse=True)
@@ -242,15 +296,23 @@ def table(summary: dict[str, Any], protocol: str, kind: str) -> str:
     """Rows of one protocol, by bit-width; the paper's stand beside ours where its protocol is used."""
     setting = summary["setting"]
     graphs, fewer = setting["graphs"], setting["fewer_images"]
-    lines = [f"| bits | {KINDS[kind]} | {' | '.join(SPLITS.values())} |", "| --- | --- |" + " --- |" * len(SPLITS)]
+    lines = [
+        f"| bits | {KINDS[kind]} | {' | '.join(SPLITS.values())} |",
+        "| --- | --- |" + " --- |" * len(SPLITS),
+    ]
     for bits in PROTOCOLS[protocol]:
         for name in (BASELINE, OURS):
             if protocol == "paper" and (kind, bits, name) in PAPER:
-                cells = [f"{mean:.1f} ± {sem:.1f}; {most:.1f}" for mean, sem, most in PAPER[kind, bits, name]]
+                cells = [
+                    f"{mean:.1f} ± {sem:.1f}; {most:.1f}"
+                    for mean, sem, most in PAPER[kind, bits, name]
+                ]
                 lines.append(f"| {bits} | {name}, paper | {' | '.join(cells)} |")
             keys = {split: f"{protocol} {kind} {bits} {name} {split}" for split in SPLITS}
             if any(key in summary["figures"] for key in keys.values()):
-                cells = [cell(summary["figures"].get(key), graphs[split]) for split, key in keys.items()]
+                cells = [
+                    cell(summary["figures"].get(key), graphs[split]) for split, key in keys.items()
+                ]
                 count = fewer.get(f"{protocol} {name}")
                 label = f"{name}, ours ({count} images)" if count else f"{name}, ours"
                 lines.append(f"| {bits} | {label} | {' | '.join(cells)} |")
@@ -261,7 +323,10 @@ def tables(summary: dict[str, Any]) -> str:
     """The paper's protocol, and the calibrated one where it has figures."""
     found = ["## By the paper's protocol", *(table(summary, "paper", kind) for kind in KINDS)]
     if any(key.startswith("calibrated") for key in summary["figures"]):
-        found += ["## By the calibrated protocol", *(table(summary, "calibrated", kind) for kind in KINDS)]
+        found += [
+            "## By the calibrated protocol",
+            *(table(summary, "calibrated", kind) for kind in KINDS),
+        ]
     return "\n\n".join(found)
 
 
@@ -278,8 +343,14 @@ def passed(summary: dict[str, Any]) -> str:
     ours = {place: figure["mean"] for place, figure in found.items() if figure}
     if not ours:
         return "Ours have not been measured yet."
-    above = [f"{bits} {SPLITS[split]}" for (bits, split), mean in ours.items() if mean > paper[bits, split]]
-    complete = all(figure and figure["graphs"] == graphs[split] for (_, split), figure in found.items())
+    above = [
+        f"{bits} {SPLITS[split]}"
+        for (bits, split), mean in ours.items()
+        if mean > paper[bits, split]
+    ]
+    complete = all(
+        figure and figure["graphs"] == graphs[split] for (_, split), figure in found.items()
+    )
     return (
         f"By the paper's protocol{'' if complete else ' and on the graphs measured so far'}, our mean top-1 is above "
         f"that of the paper's GHN-QAT in {len(above)} of {len(ours)} cells{': ' * bool(above)}{', '.join(above)}."
@@ -308,16 +379,26 @@ def page(summary: dict[str, Any]) -> str:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
-    parser.add_argument("--weights", default=str(pretrained._EMBEDDED), help="folder (default: those that ship)")
-    parser.add_argument("--baseline", help="folder of weights trained in float, or SHA-256 of those measured before")
-    parser.add_argument("--graphs", type=int, nargs=len(SPLITS), default=GRAPHS.values(), metavar=tuple(SPLITS))
+    parser.add_argument(
+        "--weights", default=str(pretrained._EMBEDDED), help="folder (default: those that ship)"
+    )
+    parser.add_argument(
+        "--baseline", help="folder of weights trained in float, or SHA-256 of those measured before"
+    )
+    parser.add_argument(
+        "--graphs", type=int, nargs=len(SPLITS), default=GRAPHS.values(), metavar=tuple(SPLITS)
+    )
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS))
     parser.add_argument("--processes", type=int, default=2, help="of one thread each")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="take no new work after so many")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="take no new work after so many"
+    )
     parser.add_argument("--write-docs", action="store_true", help="write docs/table1.md")
     return parser.parse_args()
 
@@ -334,8 +415,14 @@ def main() -> None:
     at_hand = [checksum for checksum, name in owner.items() if rows[name].folder]
     tasks = plan(at_hand, graphs, options.images, options.seed, options.protocols)
     missing = [task for task in tasks if task not in lines]
-    each = partial(measure_task, rows={checksum: rows[name] for checksum, name in owner.items()}, data=options.data)
-    for count, line in enumerate(measure_all(missing, each, LINES, options.processes, options.minutes), 1):
+    each = partial(
+        measure_task,
+        rows={checksum: rows[name] for checksum, name in owner.items()},
+        data=options.data,
+    )
+    for count, line in enumerate(
+        measure_all(missing, each, LINES, options.processes, options.minutes), 1
+    ):
         what = f"{line['protocol']} {line['split']} {line['graph']} {owner[line['weights']]}"
         print(f"{count} of {len(missing)}: {what}, top-1 {line['top1']}", flush=True)
     summary = summarise(read(LINES), names, graphs, options.images, options.seed)

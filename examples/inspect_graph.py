@@ -17,8 +17,12 @@ from ghnqat_sdk import trace
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default="mobilenet_v2", help="name of a torchvision classifier")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "model", nargs="?", default="mobilenet_v2", help="name of a torchvision classifier"
+    )
     options = parser.parse_args(arguments)
 
     model = torchvision.models.get_model(options.model, weights=None)
@@ -27,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     path = networkx.dag_longest_path(graph)
     ops = networkx.get_node_attributes(graph, "op")
     print(f"{options.model}: {graph.number_of_nodes()} nodes, {graph.number_of_edges()} edges")
-    print("nodes by type:", ", ".join(f"{count} {op}" for op, count in Counter(ops.values()).most_common()))
+    print(
+        "nodes by type:",
+        ", ".join(f"{count} {op}" for op, count in Counter(ops.values()).most_common()),
+    )
     print(f"longest path: {len(path)} nodes")
     branching = [node for node, degree in graph.out_degree() if degree > 1]
     print(f"outputs with several readers: {len(branching)}")

@@ -69,7 +69,9 @@ class SmallMobileNetV2(nn.Module):
         blocks, cin = [], 24
         for cout, count, stride in ((24, 2, 1), (32, 2, 2), (64, 3, 2), (96, 2, 1)):
             for position in range(count):
-                blocks.append(InvertedResidual(cin, cout, stride if position == 0 else 1, expansion=4))
+                blocks.append(
+                    InvertedResidual(cin, cout, stride if position == 0 else 1, expansion=4)
+                )
                 cin = cout
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)

@@ -20,21 +20,32 @@ from ghnqat_sdk.data import draw_moves, load_images, move_images
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=SAMPLE_IMAGES, help="image folder, or torchvision's CIFAR-10")
-    parser.add_argument("--images", type=int, default=10_000, help="test images (default: 10000, or all there are)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", default=SAMPLE_IMAGES, help="image folder, or torchvision's CIFAR-10"
+    )
+    parser.add_argument(
+        "--images", type=int, default=10_000, help="test images (default: 10000, or all there are)"
+    )
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=0.01)
     options = parser.parse_args(arguments)
-    train, test = load_images(options.data, "train"), load_images(options.data, "test").sample(options.images, seed=0)
+    train, test = (
+        load_images(options.data, "train"),
+        load_images(options.data, "test").sample(options.images, seed=0),
+    )
     calibration = [images for images, _ in train.sample(512, seed=0).batches(64)]
 
     torch.manual_seed(0)
     qmodel = predict_quantized_params(SmallMobileNetV2(), bits=(4, 4), calibration=calibration)
     print(f"predicted: {accuracy(qmodel, test):.1f} %")
 
-    optimizer = torch.optim.SGD(qmodel.parameters(), options.learning_rate, momentum=0.9, nesterov=True)
+    optimizer = torch.optim.SGD(
+        qmodel.parameters(), options.learning_rate, momentum=0.9, nesterov=True
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
     generator = torch.Generator().manual_seed(0)
     qmodel.train()
@@ -50,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     # Training moves the weights, and with them the batch-norm statistics and the ranges of the activations.
     calibrate(qmodel, calibration)
-    print(f"after {options.steps} steps: {accuracy(qmodel, test):.1f} % (training loss {loss.item():.2f})")
+    print(
+        f"after {options.steps} steps: {accuracy(qmodel, test):.1f} % (training loss {loss.item():.2f})"
+    )
 
 
 if __name__ == "__main__":

@@ -21,8 +21,12 @@ from ghnqat_sdk.quantization.convert import to_fake_quantized
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=SAMPLE_IMAGES, help="image folder (default: the images of the tests)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", default=SAMPLE_IMAGES, help="image folder (default: the images of the tests)"
+    )
     parser.add_argument("--images", type=int, default=300, help="test images (default: 300)")
     parser.add_argument("--weight-bits", type=int, default=4)
     parser.add_argument("--activation-bits", type=int, default=4)
@@ -30,11 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bits = (options.weight_bits, options.activation_bits)
 
     test = load_images(options.data, "test").sample(options.images, seed=0)
-    training = [images for images, _ in load_images(options.data, "train").sample(512, seed=0).batches(64)]
+    training = [
+        images for images, _ in load_images(options.data, "train").sample(512, seed=0).batches(64)
+    ]
     hypernetwork = load_pretrained()
 
-    print(f"Test accuracy at W{bits[0]}/A{bits[1]} on {len(test)} CIFAR-10 (JPEG) images, without any training:\n")
-    print(f"{'network':18}{'values':>10}{'prediction':>13}{'predicted start':>18}{'random start':>15}")
+    print(
+        f"Test accuracy at W{bits[0]}/A{bits[1]} on {len(test)} CIFAR-10 (JPEG) images, without any training:\n"
+    )
+    print(
+        f"{'network':18}{'values':>10}{'prediction':>13}{'predicted start':>18}{'random start':>15}"
+    )
     for network in (ResNet20, SmallMobileNetV2):
         torch.manual_seed(0)
         model = network()

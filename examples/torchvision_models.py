@@ -14,12 +14,23 @@ import torchvision
 
 from ghnqat_sdk import load_pretrained, predict_quantized_params, prediction_report
 
-DEFAULT = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x1_0", "squeezenet1_1", "regnet_x_400mf")
+DEFAULT = (
+    "resnet18",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "shufflenet_v2_x1_0",
+    "squeezenet1_1",
+    "regnet_x_400mf",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=DEFAULT, help="names of torchvision classifiers")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "models", nargs="*", default=DEFAULT, help="names of torchvision classifiers"
+    )
     options = parser.parse_args(arguments)
 
     hypernetwork = load_pretrained()
@@ -27,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.models:
         model = torchvision.models.get_model(name, weights=None, num_classes=10)
         started = time.perf_counter()
-        qmodel = predict_quantized_params(model, bits=(4, 4), hypernetwork=hypernetwork, inplace=True)
+        qmodel = predict_quantized_params(
+            model, bits=(4, 4), hypernetwork=hypernetwork, inplace=True
+        )
         seconds = time.perf_counter() - started
         report = prediction_report(qmodel)
         values = sum(p.numel() for p in qmodel.parameters())

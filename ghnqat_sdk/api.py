@@ -19,7 +19,11 @@ from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
 from ghnqat_sdk.parameters import PredictionReport, copy_into, copy_with
 from ghnqat_sdk.quantization.bits import Bits, end_layers, parse_bits, resolve_bits, tell_bits
 from ghnqat_sdk.quantization.calibrate import calibrate
-from ghnqat_sdk.quantization.convert import fake_quantized_layers, quantizable_layers, to_fake_quantized
+from ghnqat_sdk.quantization.convert import (
+    fake_quantized_layers,
+    quantizable_layers,
+    to_fake_quantized,
+)
 
 Head = Literal["auto", "predict", "keep"]
 _FLOAT: Bits = (FLOAT_BITS, FLOAT_BITS)
@@ -96,11 +100,15 @@ def predict_quantized_params(
     graph = trace(model, example_inputs)
     if ends is not None:
         by_layer |= dict.fromkeys(end_layers(graph, by_layer), parse_bits((ends, ends)))
-    elsewhere = next(iter(by_layer.values()), _FLOAT) if isinstance(bits, Mapping) else parse_bits(bits)
+    elsewhere = (
+        next(iter(by_layer.values()), _FLOAT) if isinstance(bits, Mapping) else parse_bits(bits)
+    )
     graph = tell_bits(graph, by_layer, elsewhere)
     predicted, kept = _predict(network, graph, head)
     result = model if inplace else copy_with(model, predicted)
-    kept |= {n: "not floating-point" for n, p in result.named_parameters() if not p.is_floating_point()}
+    kept |= {
+        n: "not floating-point" for n, p in result.named_parameters() if not p.is_floating_point()
+    }
     report = copy_into(result, predicted, kept)
     state = to_fake_quantized(result, by_layer, network.config.ranges)
     result.ghnqat_report = PredictionReport(report.predicted, report.kept, state.unquantized)  # type: ignore[assignment]
@@ -131,7 +139,9 @@ def _check_arguments(model: Any, head: Any) -> None:
             f"predict_quantized_params(torchvision.models.resnet18())."
         )
     if head not in ("auto", "predict", "keep"):
-        raise ArgumentError(f"head={head!r} is unknown. Write head='auto', head='predict' or head='keep'.")
+        raise ArgumentError(
+            f"head={head!r} is unknown. Write head='auto', head='predict' or head='keep'."
+        )
     if fake_quantized_layers(model):
         raise ArgumentError(
             f"This {type(model).__name__} is fake-quantized already. Write predict_quantized_params(to_float(qmodel)) "
@@ -160,6 +170,12 @@ def _kept_heads(graph: ComputationGraph, num_classes: int, head: Head) -> dict[s
         if head == "auto" and classes == num_classes:
             continue
         why = f"its classifier has {classes} classes, the hypernetwork's {num_classes}; head='predict' predicts it"
-        biases = [graph.nodes[t] for s, t in graph.edges if s == index and graph.nodes[t].op == "bias"]
-        kept |= {p.name: "head='keep'" if head == "keep" else why for n in (node, *biases) for p in n.parameters}
+        biases = [
+            graph.nodes[t] for s, t in graph.edges if s == index and graph.nodes[t].op == "bias"
+        ]
+        kept |= {
+            p.name: "head='keep'" if head == "keep" else why
+            for n in (node, *biases)
+            for p in n.parameters
+        }
     return kept

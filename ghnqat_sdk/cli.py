@@ -32,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ghnqat", description="Predicted weights for quantized CNNs.")
+    parser = argparse.ArgumentParser(
+        prog="ghnqat", description="Predicted weights for quantized CNNs."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     _add_predict(commands)
     _add_evaluate(commands)
@@ -49,23 +51,35 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="a torchvision model (resnet18), MODULE:CALLABLE that returns one, or an architecture of a space "
         "(deepnets/id/3, families/test/7)",
     )
-    parser.add_argument("--classes", type=int, default=10, help="classes of the model (default: 10)")
-    parser.add_argument("--input", metavar="N,C,H,W", help="shape of an example input, where it cannot be guessed")
+    parser.add_argument(
+        "--classes", type=int, default=10, help="classes of the model (default: 10)"
+    )
+    parser.add_argument(
+        "--input", metavar="N,C,H,W", help="shape of an example input, where it cannot be guessed"
+    )
 
 
 def _add_hypernetwork(parser: argparse.ArgumentParser, bits: str | None = "4,4") -> None:
     parser.add_argument(
-        "--checkpoint", default="default", help="hypernetwork: 'default', a folder or a Hub repo id (default: default)"
+        "--checkpoint",
+        default="default",
+        help="hypernetwork: 'default', a folder or a Hub repo id (default: default)",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a Hub repo")
     parser.add_argument(
-        "--bits", default=bits, metavar="W,A", help=f"2 to 8 bits, or 32 for float (default: {bits or 'no prediction'})"
+        "--bits",
+        default=bits,
+        metavar="W,A",
+        help=f"2 to 8 bits, or 32 for float (default: {bits or 'no prediction'})",
     )
 
 
 def _add_ends(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--ends", type=int, metavar="BITS", help="bits of the first and the last layers (default: --bits)"
+        "--ends",
+        type=int,
+        metavar="BITS",
+        help="bits of the first and the last layers (default: --bits)",
     )
 
 
@@ -74,7 +88,10 @@ def _add_predict(commands: Any) -> None:
     _add_model(predict)
     _add_hypernetwork(predict)
     predict.add_argument(
-        "--head", choices=("auto", "predict", "keep"), default="auto", help="what happens to classifiers"
+        "--head",
+        choices=("auto", "predict", "keep"),
+        default="auto",
+        help="what happens to classifiers",
     )
     _add_ends(predict)
     predict.add_argument("--output", help="write the predicted state_dict to this safetensors file")
@@ -83,29 +100,54 @@ def _add_predict(commands: Any) -> None:
 
 
 def _add_evaluate(commands: Any) -> None:
-    evaluate = commands.add_parser("evaluate", help="accuracy of predicted, unseen networks on real images")
+    evaluate = commands.add_parser(
+        "evaluate", help="accuracy of predicted, unseen networks on real images"
+    )
     _add_hypernetwork(evaluate)
-    evaluate.add_argument("--data", required=True, help="image folder (test/<class>/*.jpg) or torchvision's CIFAR-10")
-    evaluate.add_argument("--space", choices=SPACES, default="deepnets", help="architectures (default: deepnets)")
+    evaluate.add_argument(
+        "--data", required=True, help="image folder (test/<class>/*.jpg) or torchvision's CIFAR-10"
+    )
+    evaluate.add_argument(
+        "--space", choices=SPACES, default="deepnets", help="architectures (default: deepnets)"
+    )
     splits = {split: None for of_space in SPACES.values() for split in of_space}
-    evaluate.add_argument("--split", choices=splits, help="of the space (default: id of deepnets, test of families)")
+    evaluate.add_argument(
+        "--split", choices=splits, help="of the space (default: id of deepnets, test of families)"
+    )
     evaluate.add_argument("--graphs", type=int, default=50, help="how many of them (default: 50)")
-    evaluate.add_argument("--images", type=int, default=2000, help="how many test images (default: 2000)")
-    evaluate.add_argument("--protocol", choices=("paper", "calibrated"), default="paper", help="see docs/evaluation.md")
+    evaluate.add_argument(
+        "--images", type=int, default=2000, help="how many test images (default: 2000)"
+    )
+    evaluate.add_argument(
+        "--protocol",
+        choices=("paper", "calibrated"),
+        default="paper",
+        help="see docs/evaluation.md",
+    )
     evaluate.add_argument("--seed", type=int, default=0, help="chooses the images (default: 0)")
     evaluate.add_argument("--device", default="cpu", help="cpu or cuda")
-    evaluate.add_argument("--json", metavar="FILE", help="write the result as JSON; - for the screen")
+    evaluate.add_argument(
+        "--json", metavar="FILE", help="write the result as JSON; - for the screen"
+    )
     evaluate.set_defaults(handler=_evaluate)
 
 
 def _add_inspect(commands: Any) -> None:
-    inspect = commands.add_parser("inspect", help="show a model's computation graph, and what its quantization costs")
+    inspect = commands.add_parser(
+        "inspect", help="show a model's computation graph, and what its quantization costs"
+    )
     _add_model(inspect)
-    inspect.add_argument("--picture", metavar="FILE", help="draw the graph into this .png, .svg or .pdf")
+    inspect.add_argument(
+        "--picture", metavar="FILE", help="draw the graph into this .png, .svg or .pdf"
+    )
     _add_hypernetwork(inspect, bits=None)
     _add_ends(inspect)
-    inspect.add_argument("--data", help="with --bits: measure on images of this folder (default: on random numbers)")
-    inspect.add_argument("--plot", metavar="FILE", help="with --bits: draw the costs into this image")
+    inspect.add_argument(
+        "--data", help="with --bits: measure on images of this folder (default: on random numbers)"
+    )
+    inspect.add_argument(
+        "--plot", metavar="FILE", help="with --bits: draw the costs into this image"
+    )
     add_json_flag(inspect)
     inspect.set_defaults(handler=_inspect)
 
@@ -147,7 +189,9 @@ def _save_state(qmodel: Any, path: Path) -> None:
     from safetensors.torch import save_model
 
     if path.suffix != ".safetensors":
-        raise ArgumentError(f"--output {str(path)!r} does not end in .safetensors. Write --output model.safetensors")
+        raise ArgumentError(
+            f"--output {str(path)!r} does not end in .safetensors. Write --output model.safetensors"
+        )
     try:
         save_model(qmodel, str(path))
     except OSError as error:
@@ -165,10 +209,18 @@ def _evaluate(options: argparse.Namespace) -> None:
     space = _space(options.space, split)
     for name, limit in (("graphs", len(space)), ("images", 10**6)):
         if not 1 <= getattr(options, name) <= limit:
-            raise ArgumentError(f"--{name} {getattr(options, name)} is out of range; write a number from 1 to {limit}.")
+            raise ArgumentError(
+                f"--{name} {getattr(options, name)} is out of range; write a number from 1 to {limit}."
+            )
     hypernetwork = load_pretrained(options.checkpoint, revision=options.revision)
-    images = load_images(options.data, "val" if split == "val" else "test").sample(options.images, options.seed)
-    batches = calibration_batches(options.data, options.seed) if options.protocol == "calibrated" else None
+    images = load_images(options.data, "val" if split == "val" else "test").sample(
+        options.images, options.seed
+    )
+    batches = (
+        calibration_batches(options.data, options.seed)
+        if options.protocol == "calibrated"
+        else None
+    )
     result = evaluate_graphs(
         hypernetwork,
         [space[index] for index in range(options.graphs)],
@@ -177,9 +229,14 @@ def _evaluate(options: argparse.Namespace) -> None:
         protocol=options.protocol,
         calibration=batches,
         device=options.device,
-        progress=lambda items: progress_bar(items, f"{split} W{bits[0]}/A{bits[1]}", options.graphs),
+        progress=lambda items: progress_bar(
+            items, f"{split} W{bits[0]}/A{bits[1]}", options.graphs
+        ),
     )
-    facts = {name: getattr(options, name) for name in ("checkpoint", "space", "graphs", "protocol", "seed")}
+    facts = {
+        name: getattr(options, name)
+        for name in ("checkpoint", "space", "graphs", "protocol", "seed")
+    }
     facts |= {"split": split, "images": len(images), "bits": bits}
     text = json.dumps({**facts, **result.as_dict()}, indent=2)
     if options.json == "-":
@@ -262,7 +319,10 @@ def _measure(
 
     qmodel = _predicted(options, model)
     layers = fake_quantized_layers(qmodel)
-    bits = {name: (layer.weight_quantizer.bits, layer.input_quantizer.bits) for name, layer in layers.items()}
+    bits = {
+        name: (layer.weight_quantizer.bits, layer.input_quantizer.bits)
+        for name, layer in layers.items()
+    }
     if options.data is not None:
         batch, words = _calibrated_on(options, qmodel, call)
     else:
@@ -291,7 +351,8 @@ def _calibrated_on(options: argparse.Namespace, qmodel: Any, call: Call) -> tupl
 def _graph_facts(graph: ComputationGraph) -> dict[str, Any]:
     names = ("op", "module", "kernel", "stride", "dilation", "groups", "bits")
     nodes = [
-        {name: getattr(node, name) for name in names} | {"parameters": {p.name: p.shape for p in node.parameters}}
+        {name: getattr(node, name) for name in names}
+        | {"parameters": {p.name: p.shape for p in node.parameters}}
         for node in graph.nodes
     ]
     return {"nodes": nodes, "edges": graph.edges, "unreached": dict(graph.unreached)}
@@ -306,8 +367,12 @@ def _print_graph(graph: ComputationGraph) -> None:
     for index, node in enumerate(graph.nodes):
         shapes = "  ".join(f"{p.name} {'×'.join(map(str, p.shape))}" for p in node.parameters)
         print(f"{index:4}  {node.op:16} ← {read[index]:{width}}  {shapes}".rstrip())
-    counts = ", ".join(f"{count} {op}" for op, count in Counter(node.op for node in graph.nodes).most_common())
-    print(f"{len(graph)} nodes ({counts}), {len(graph.edges)} edges, {len(graph.parameters)} parameters")
+    counts = ", ".join(
+        f"{count} {op}" for op, count in Counter(node.op for node in graph.nodes).most_common()
+    )
+    print(
+        f"{len(graph)} nodes ({counts}), {len(graph.edges)} edges, {len(graph.parameters)} parameters"
+    )
     for name, reason in graph.unreached.items():
         print(f"not in the graph: {name} ({reason})")
 
@@ -343,7 +408,9 @@ def _of_space(name: str) -> Any:
     """The architecture that SPACE/SPLIT/INDEX names."""
     parts = name.split("/")
     if len(parts) != 3 or not parts[2].isdecimal():
-        raise ArgumentError(f"{name!r} is not SPACE/SPLIT/INDEX. Write, for example, deepnets/id/3 or families/test/7")
+        raise ArgumentError(
+            f"{name!r} is not SPACE/SPLIT/INDEX. Write, for example, deepnets/id/3 or families/test/7"
+        )
     return _space(*parts[:2])[int(parts[2])]
 
 
@@ -365,7 +432,9 @@ def _imported(name: str) -> Callable[[], Any]:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ArgumentError(f"{name!r} cannot be imported: {error}. Write MODULE:CALLABLE, found from here.") from error
+        raise ArgumentError(
+            f"{name!r} cannot be imported: {error}. Write MODULE:CALLABLE, found from here."
+        ) from error
     finally:
         sys.path.remove("")
 

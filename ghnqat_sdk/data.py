@@ -256,7 +256,9 @@ def _from_folder(folder: Path, size: int) -> ImageSet:
     classes = _classes(folder)
     other = folder.parent / ("train" if folder.name == "test" else "test")
     if other.is_dir() and classes != _classes(other):
-        raise DataError(f"{str(folder)!r} and {str(other)!r} hold different classes; expected the same.")
+        raise DataError(
+            f"{str(folder)!r} and {str(other)!r} hold different classes; expected the same."
+        )
     paths = [_image_files(folder / name) for name in classes]
     if sum(map(bool, paths)) < 2:
         raise DataError(f"{str(folder)!r} holds fewer than two classes; expected <class>/*.jpg.")
@@ -276,7 +278,9 @@ def _decode(path: Path, size: int) -> Tensor:
         with Image.open(path) as file:
             image = file.convert("RGB")
     except OSError as error:
-        raise DataError(f"{str(path)!r} is not a readable image ({error}). Remove or replace the file.") from error
+        raise DataError(
+            f"{str(path)!r} is not a readable image ({error}). Remove or replace the file."
+        ) from error
     return pil_to_tensor(image if image.size == (size, size) else image.resize((size, size)))
 
 

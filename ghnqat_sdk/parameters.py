@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from ghnqat_sdk.errors import GhnqatError
 
 
-def apply_functionally(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Sequence[Tensor] | Tensor) -> Tensor:
+def apply_functionally(
+    model: nn.Module, parameters: Mapping[str, Tensor], inputs: Sequence[Tensor] | Tensor
+) -> Tensor:
     """Run `model` with `parameters` in place of its own; gradients reach whatever computed them."""
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     return torch.func.functional_call(model, dict(parameters), inputs)
@@ -37,7 +39,10 @@ class PredictionReport:
     def __str__(self) -> str:
         lines = [f"{len(self.predicted)} parameters predicted, {len(self.kept)} kept"]
         lines += [f"  kept {name}: {reason}" for name, reason in self.kept.items()]
-        lines += [f"  not quantized {name or 'model'}: {reason}" for name, reason in self.unquantized.items()]
+        lines += [
+            f"  not quantized {name or 'model'}: {reason}"
+            for name, reason in self.unquantized.items()
+        ]
         return "\n".join(lines)
 
 
@@ -48,23 +53,41 @@ def copy_with(model: nn.Module, predicted: Mapping[str, Tensor]) -> nn.Module:
     empty.
     """
     ready: dict[int, Any] = {}
-    for module in model.modules():  # a dozen empty dictionaries of hooks each, which deepcopy takes its time over
-        ready.update((id(v), type(v)()) for v in vars(module).values() if type(v) in (OrderedDict, dict, set) and not v)
+    for module in (
+        model.modules()
+    ):  # a dozen empty dictionaries of hooks each, which deepcopy takes its time over
+        ready.update(
+            (id(v), type(v)())
+            for v in vars(module).values()
+            if type(v) in (OrderedDict, dict, set) and not v
+        )
     for name, parameter in model.named_parameters():
         if name in predicted and type(parameter) is nn.Parameter:
             value = predicted[name]
-            tensor = value if _alike(value, parameter) else torch.empty_like(parameter, requires_grad=False)
+            tensor = (
+                value
+                if _alike(value, parameter)
+                else torch.empty_like(parameter, requires_grad=False)
+            )
             ready[id(parameter)] = nn.Parameter(tensor, parameter.requires_grad)
     return copy.deepcopy(model, ready)
 
 
 def _alike(value: Tensor, parameter: Tensor) -> bool:
     """Whether `value` can stand for `parameter`: the same kind of tensor in memory that is its own."""
-    same = all(getattr(value, what) == getattr(parameter, what) for what in ("shape", "dtype", "device"))
-    return same and value.stride() == parameter.stride() and value.untyped_storage().nbytes() == value.nbytes
+    same = all(
+        getattr(value, what) == getattr(parameter, what) for what in ("shape", "dtype", "device")
+    )
+    return (
+        same
+        and value.stride() == parameter.stride()
+        and value.untyped_storage().nbytes() == value.nbytes
+    )
 
 
-def copy_into(model: nn.Module, predicted: Mapping[str, Tensor], kept: Mapping[str, str]) -> PredictionReport:
+def copy_into(
+    model: nn.Module, predicted: Mapping[str, Tensor], kept: Mapping[str, str]
+) -> PredictionReport:
     """Copy predicted tensors into the parameters of `model`, in place, and account for every parameter.
 
     Args:
@@ -88,14 +111,22 @@ def copy_into(model: nn.Module, predicted: Mapping[str, Tensor], kept: Mapping[s
     )
 
 
-def _check(parameters: Mapping[str, Tensor], predicted: Mapping[str, Tensor], kept: Mapping[str, str]) -> None:
+def _check(
+    parameters: Mapping[str, Tensor], predicted: Mapping[str, Tensor], kept: Mapping[str, str]
+) -> None:
     for name, value in predicted.items():
         if name not in parameters or parameters[name].shape != value.shape:
             wanted = tuple(parameters[name].shape) if name in parameters else "no such parameter"
-            raise GhnqatError(f"Predicted {name!r} has shape {tuple(value.shape)}; the model has {wanted}.")
+            raise GhnqatError(
+                f"Predicted {name!r} has shape {tuple(value.shape)}; the model has {wanted}."
+            )
         # NaN and infinity reach the sum, which reads the tensor once; only an overflow needs the second look.
         if not value.sum().isfinite() and not value.isfinite().all():
-            raise GhnqatError(f"Predicted {name!r} holds NaN or infinity; the hypernetwork's weights are damaged.")
+            raise GhnqatError(
+                f"Predicted {name!r} holds NaN or infinity; the hypernetwork's weights are damaged."
+            )
     missing = [name for name in parameters if name not in predicted and name not in kept]
     if missing:
-        raise GhnqatError(f"Neither predicted nor kept with a reason: {missing}. This is a bug; please report it.")
+        raise GhnqatError(
+            f"Neither predicted nor kept with a reason: {missing}. This is a bug; please report it."
+        )

@@ -102,7 +102,9 @@ def suggest_bits(
     budget = _check_budget(weight_bytes, bit_operations)
     pairs = _check_candidates(candidates)
     example = batch if isinstance(batch, (torch.Tensor, tuple, dict)) else None
-    qmodel = predict_quantized_params(model, pairs[-1], hypernetwork=hypernetwork, example_inputs=example)
+    qmodel = predict_quantized_params(
+        model, pairs[-1], hypernetwork=hypernetwork, example_inputs=example
+    )
     sensitivity, layers = _measure(qmodel, batch, pairs)
     if not layers:
         raise ArgumentError(
@@ -155,7 +157,9 @@ def _measure(
     def keep(name: str) -> Any:
         def hook(layer: Any, args: Any, output: torch.Tensor) -> None:
             macs = output[0].numel() * layer.weight[0].numel()
-            sizes[name] = LayerCost(layer.weight.numel(), sizes[name].macs + macs if name in sizes else macs)
+            sizes[name] = LayerCost(
+                layer.weight.numel(), sizes[name].macs + macs if name in sizes else macs
+            )
 
         return hook
 
@@ -177,7 +181,12 @@ def _measure(
 
 def _check_budget(weight_bytes: Any, bit_operations: Any) -> float:
     given = [value for value in (weight_bytes, bit_operations) if value is not None]
-    if len(given) != 1 or isinstance(given[0], bool) or not isinstance(given[0], (int, float)) or not given[0] > 0:
+    if (
+        len(given) != 1
+        or isinstance(given[0], bool)
+        or not isinstance(given[0], (int, float))
+        or not given[0] > 0
+    ):
         raise ArgumentError(
             f"suggest_bits needs one budget above 0; got weight_bytes={weight_bytes!r}, "
             f"bit_operations={bit_operations!r}. Write suggest_bits(model, images, weight_bytes=100_000)."
@@ -186,7 +195,9 @@ def _check_budget(weight_bytes: Any, bit_operations: Any) -> float:
 
 
 def _check_candidates(candidates: Any) -> list[Bits]:
-    pairs = [parse_bits(pair) for pair in candidates] if isinstance(candidates, (tuple, list)) else []
+    pairs = (
+        [parse_bits(pair) for pair in candidates] if isinstance(candidates, (tuple, list)) else []
+    )
     if not pairs or (FLOAT_BITS, FLOAT_BITS) in pairs:
         raise ArgumentError(
             f"candidates={candidates!r} is not a list of (weight, activation) pairs below float. Write "

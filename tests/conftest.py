@@ -18,7 +18,8 @@ torch.set_num_threads(1)
 
 DATA = Path(__file__).parent / "data" / "cifar10"
 SMALL = HypernetworkConfig(
-    encoder=TransformerConfig(width=16, layers=1, heads=2), decoder=DecoderConfig(hidden=16, tile=8, kernel=3)
+    encoder=TransformerConfig(width=16, layers=1, heads=2),
+    decoder=DecoderConfig(hidden=16, tile=8, kernel=3),
 )
 
 

@@ -44,7 +44,11 @@ def test_every_parameter_is_predicted_and_every_layer_quantized(small):
 def test_the_users_model_its_mode_and_the_rng_stay_as_they_were(small):
     model = cnn()
     model[1].eval()
-    before, rng, modes = snapshot(model), torch.get_rng_state(), [m.training for m in model.modules()]
+    before, rng, modes = (
+        snapshot(model),
+        torch.get_rng_state(),
+        [m.training for m in model.modules()],
+    )
     qmodel = gq.predict_quantized_params(model, hypernetwork=small)
     assert equal(before, snapshot(model))
     assert torch.equal(rng, torch.get_rng_state())
@@ -109,7 +113,9 @@ def test_predicted_parameters_have_memory_of_their_own(small):
     qmodel = gq.predict_quantized_params(cnn(), hypernetwork=small)
     starts = [p.untyped_storage().data_ptr() for p in qmodel.parameters()]
     assert len(set(starts)) == len(starts)
-    assert all(p.untyped_storage().nbytes() == p.numel() * p.element_size() for p in qmodel.parameters())
+    assert all(
+        p.untyped_storage().nbytes() == p.numel() * p.element_size() for p in qmodel.parameters()
+    )
     assert all(p.is_contiguous() and not p.is_inference() for p in qmodel.parameters())
 
 
@@ -120,7 +126,9 @@ def test_layout_of_the_users_parameters_is_kept(small):
 
 
 def test_bits_change_what_is_predicted_and_how_it_is_quantized(small):
-    at4, at2 = (gq.predict_quantized_params(cnn(), bits, hypernetwork=small) for bits in ((4, 4), (2, 8)))
+    at4, at2 = (
+        gq.predict_quantized_params(cnn(), bits, hypernetwork=small) for bits in ((4, 4), (2, 8))
+    )
     assert not torch.allclose(at4[0].weight, at2[0].weight)
     assert (at2[0].weight_quantizer.bits, at2[0].input_quantizer.bits) == (2, 8)
     assert at2[0].weight_quantizer(at2[0].weight).unique().numel() <= 4
@@ -138,7 +146,11 @@ def test_layers_have_bits_of_their_own_and_are_predicted_for_them(small):
 
 def test_first_and_last_layers_at_eight_bits(small):
     qmodel = gq.predict_quantized_params(cnn(), (2, 2), ends=8, hypernetwork=small)
-    assert {n: x.weight_quantizer.bits for n, x in fake_quantized_layers(qmodel).items()} == {"0": 8, "3": 2, "6": 8}
+    assert {n: x.weight_quantizer.bits for n, x in fake_quantized_layers(qmodel).items()} == {
+        "0": 8,
+        "3": 2,
+        "6": 8,
+    }
     with pytest.raises(gq.ArgumentError, match=r"bits=\(9, 9\)"):
         gq.predict_quantized_params(cnn(), ends=9, hypernetwork=small)
 
@@ -146,7 +158,9 @@ def test_first_and_last_layers_at_eight_bits(small):
 def test_parametrized_layers_have_the_bits_of_their_name(small):
     layer = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
     qmodel = gq.predict_quantized_params(
-        nn.Sequential(layer, nn.ReLU(), nn.Conv2d(4, 4, 3)), {"2": (8, 8), "*": (2, 2)}, hypernetwork=small
+        nn.Sequential(layer, nn.ReLU(), nn.Conv2d(4, 4, 3)),
+        {"2": (8, 8), "*": (2, 2)},
+        hypernetwork=small,
     )
     assert qmodel[2].weight_quantizer.bits == 8
     assert gq.prediction_report(qmodel).predicted
@@ -169,7 +183,9 @@ def test_a_head_with_other_classes_is_kept_and_reported(small, classes):
     assert set(report.kept) == {"6.weight", "6.bias"}
     assert str(classes) in report.kept["6.weight"]
     assert torch.equal(qmodel[6].weight, model[6].weight)
-    assert set(report.predicted) | set(report.kept) == {name for name, _ in model.named_parameters()}
+    assert set(report.predicted) | set(report.kept) == {
+        name for name, _ in model.named_parameters()
+    }
 
 
 def test_a_head_is_predicted_or_kept_on_request(small):
@@ -217,7 +233,9 @@ def test_a_step_of_training_reaches_every_parameter(small):
 
 
 def test_copies_and_pickles_predict_the_same(small):
-    qmodel = gq.predict_quantized_params(cnn(), hypernetwork=small, calibration=[torch.randn(64, 3, 16, 16)]).eval()
+    qmodel = gq.predict_quantized_params(
+        cnn(), hypernetwork=small, calibration=[torch.randn(64, 3, 16, 16)]
+    ).eval()
     images = torch.randn(4, 3, 16, 16)
     for other in (copy.deepcopy(qmodel), pickle.loads(pickle.dumps(qmodel))):
         assert torch.equal(other(images), qmodel(images))
@@ -249,7 +267,9 @@ def test_unused_parameters_are_kept_with_a_reason(small):
             return self.used(x)
 
     report = gq.prediction_report(gq.predict_quantized_params(Partly(), hypernetwork=small))
-    assert report.kept == dict.fromkeys(("unused.weight", "unused.bias"), "not used by the forward pass")
+    assert report.kept == dict.fromkeys(
+        ("unused.weight", "unused.bias"), "not used by the forward pass"
+    )
 
 
 @pytest.mark.parametrize(

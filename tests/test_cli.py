@@ -70,7 +70,16 @@ def test_inspect_draws_the_graph(capsys, tmp_path):
 
 def test_inspect_measures_bits_on_random_numbers(capsys, tmp_path, checkpoint, small):
     files = [str(tmp_path / name) for name in ("graph.svg", "report.png")]
-    common = ["inspect", "deepnets/id/20", "--bits", "2,4", "--ends", "8", "--checkpoint", checkpoint]
+    common = [
+        "inspect",
+        "deepnets/id/20",
+        "--bits",
+        "2,4",
+        "--ends",
+        "8",
+        "--checkpoint",
+        checkpoint,
+    ]
     common += ["--input", "2,3,32,32"]
     assert main([*common, "--picture", files[0], "--plot", files[1], "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
@@ -78,7 +87,9 @@ def test_inspect_measures_bits_on_random_numbers(capsys, tmp_path, checkpoint, s
     qmodel = predict_quantized_params(model, (2, 4), ends=8, hypernetwork=small)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert facts["quantization"] == json.loads(quantization_report(qmodel, images).to_json())
-    assert sorted(facts["prediction"]["predicted"]) == sorted(name for name, _ in model.named_parameters())
+    assert sorted(facts["prediction"]["predicted"]) == sorted(
+        name for name, _ in model.named_parameters()
+    )
     assert facts["batch"].startswith("random numbers 2×3×32×32")
     bits = [node["bits"] for node in facts["nodes"] if node["op"] in ("conv", "classifier")]
     assert (bits[0], bits[1], bits[-1]) == ([8, 8], [2, 4], [8, 8])
@@ -87,12 +98,18 @@ def test_inspect_measures_bits_on_random_numbers(capsys, tmp_path, checkpoint, s
 
 
 def test_inspect_measures_bits_on_images_after_calibration(capsys, checkpoint, small, data):
-    name, options = "families/val/52", ["--bits", "4,4", "--checkpoint", checkpoint, "--data", str(data)]
+    name, options = (
+        "families/val/52",
+        ["--bits", "4,4", "--checkpoint", checkpoint, "--data", str(data)],
+    )
     assert main(["inspect", name, *options]) == 0
     printed = capsys.readouterr().out
     calibration = load_images(data, "train").sample(512, seed=0)
     qmodel = predict_quantized_params(
-        Families("val")[52].build(10), (4, 4), hypernetwork=small, calibration=calibration.batches(64)
+        Families("val")[52].build(10),
+        (4, 4),
+        hypernetwork=small,
+        calibration=calibration.batches(64),
     )
     ((images, _),) = load_images(data, "val").sample(64, seed=0).batches(64)
     assert printed.endswith(f"{quantization_report(qmodel, images)}\n")
@@ -121,18 +138,40 @@ def test_predict_takes_a_callable_of_the_users(capsys, tmp_path, checkpoint, mon
 
 @pytest.mark.parametrize(
     ("space", "split", "protocol"),
-    [("deepnets", "bn-free", "paper"), ("deepnets", None, "calibrated"), ("families", None, "paper")],
+    [
+        ("deepnets", "bn-free", "paper"),
+        ("deepnets", None, "calibrated"),
+        ("families", None, "paper"),
+    ],
 )
-def test_evaluate_writes_means_errors_and_maxima(capsys, tmp_path, checkpoint, data, space, split, protocol):
+def test_evaluate_writes_means_errors_and_maxima(
+    capsys, tmp_path, checkpoint, data, space, split, protocol
+):
     result = tmp_path / "result.json"
-    common = ["--checkpoint", checkpoint, "--data", str(data), "--graphs", "2", "--images", "40", "--bits", "4,4"]
+    common = [
+        "--checkpoint",
+        checkpoint,
+        "--data",
+        str(data),
+        "--graphs",
+        "2",
+        "--images",
+        "40",
+        "--bits",
+        "4,4",
+    ]
     common += ["--space", space, "--seed", "1", "--protocol", protocol, "--json", str(result)]
     assert main(["evaluate", *common, *(["--split", split] if split else [])]) == 0
     facts = json.loads(result.read_text())
     assert facts["top1"].keys() == {"mean", "sem", "max", "graphs"}
     assert len(facts["top5"]["graphs"]) == 2
     of_space = split or {"deepnets": "id", "families": "test"}[space]
-    assert (facts["space"], facts["split"], facts["images"], facts["protocol"]) == (space, of_space, 40, protocol)
+    assert (facts["space"], facts["split"], facts["images"], facts["protocol"]) == (
+        space,
+        of_space,
+        40,
+        protocol,
+    )
     assert "top-1" in capsys.readouterr().out
 
 

@@ -48,7 +48,9 @@ def workplace(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
+)
 def test_python_blocks_of_a_page_run_from_top_to_bottom(page: Path, workplace: Path) -> None:
     namespace: dict[str, object] = {"__name__": "page"}
     for line, text in blocks(page, "python"):
@@ -98,23 +100,37 @@ def test_local_links_lead_somewhere(path: Path) -> None:
 
 def test_training_page_names_every_field_and_recipe() -> None:
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    assert [name for name in (*RunConfig.model_fields, *recipe_names()) if f"`{name}`" not in text] == []
+    assert [
+        name for name in (*RunConfig.model_fields, *recipe_names()) if f"`{name}`" not in text
+    ] == []
 
 
 def test_weights_page_describes_the_weights_that_ship() -> None:
-    checksum = (ROOT / "ghnqat_sdk" / "hypernetwork" / "weights" / "model.safetensors.sha256").read_text().split()[0]
+    checksum = (
+        (ROOT / "ghnqat_sdk" / "hypernetwork" / "weights" / "model.safetensors.sha256")
+        .read_text()
+        .split()[0]
+    )
     assert checksum in (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
 
 
 def test_every_test_that_the_pages_name_exists() -> None:
-    written = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
-    named = {name for page in TEXTS for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8"))}
+    written = "\n".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")
+    )
+    named = {
+        name
+        for page in TEXTS
+        for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8"))
+    }
     assert len(named) > 30
     assert [name for name in sorted(named) if f"def {name}(" not in written] == []
 
 
 def test_readme_names_the_oldest_python() -> None:
-    (oldest,) = re.findall(r'requires-python = ">=(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (oldest,) = re.findall(
+        r'requires-python = ">=(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    )
     assert f"Python {oldest} or newer" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 

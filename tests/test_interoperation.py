@@ -26,8 +26,12 @@ BATCHES = [(IMAGES[:16], torch.arange(16) % 10), (IMAGES[16:], torch.arange(16) 
 class Net(nn.Module, PyTorchModelHubMixin):
     def __init__(self, width: int = 8) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        self.body = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
+        self.body = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        )
         self.head = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,7 +42,9 @@ class Net(nn.Module, PyTorchModelHubMixin):
 @pytest.fixture
 def qmodel(small: GraphHypernetwork) -> nn.Module:
     """Calibrated, with a width that is not the default."""
-    return gq.predict_quantized_params(Net(width=6), (4, 4), hypernetwork=small, calibration=[IMAGES])
+    return gq.predict_quantized_params(
+        Net(width=6), (4, 4), hypernetwork=small, calibration=[IMAGES]
+    )
 
 
 def steps(model: nn.Module) -> None:
@@ -66,7 +72,9 @@ def test_a_plain_loop_trains_every_parameter(qmodel):
     before = copy.deepcopy(qmodel)
     steps(qmodel)
     assert not [n for n, p in qmodel.named_parameters() if torch.equal(p, before.get_parameter(n))]
-    assert qmodel.stem[0].input_quantizer.frozen_range == before.stem[0].input_quantizer.frozen_range
+    assert (
+        qmodel.stem[0].input_quantizer.frozen_range == before.stem[0].input_quantizer.frozen_range
+    )
 
 
 @pytest.mark.parametrize("twin", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
@@ -154,7 +162,9 @@ def test_lightning_trains_and_tests_as_a_plain_loop(qmodel, trainer):
     steps(qmodel)
     assert same_tensors(module.model, qmodel)
     (result,) = trainer.test(module, (batch for batch in BATCHES[:1]), verbose=False)
-    assert result["loss"] == pytest.approx(F.cross_entropy(qmodel.eval()(BATCHES[0][0]), BATCHES[0][1]).item())
+    assert result["loss"] == pytest.approx(
+        F.cross_entropy(qmodel.eval()(BATCHES[0][0]), BATCHES[0][1]).item()
+    )
 
 
 def test_lightning_checkpoints_have_no_ranges(qmodel, trainer, small, tmp_path):
@@ -168,7 +178,9 @@ def test_lightning_checkpoints_have_no_ranges(qmodel, trainer, small, tmp_path):
 
 
 def test_autocast_rounds_what_is_quantized_already(small):
-    model = gq.predict_quantized_params(nn.Conv2d(3, 4, 3), (4, 4), hypernetwork=small, calibration=[IMAGES]).eval()
+    model = gq.predict_quantized_params(
+        nn.Conv2d(3, 4, 3), (4, 4), hypernetwork=small, calibration=[IMAGES]
+    ).eval()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = model(IMAGES)
     x, weight = model.input_quantizer(IMAGES), model.weight_quantizer(model.weight)

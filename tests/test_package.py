@@ -24,7 +24,12 @@ SUBMODULES = sorted(
 
 def run(code: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300, check=False
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -72,7 +77,8 @@ def test_every_module_imports_without_a_warning() -> None:
 def test_type_annotations_and_weights_are_shipped() -> None:
     package = resources.files("ghnqat_sdk")
     weights = [
-        f"hypernetwork/weights/{name}" for name in ("config.json", "model.safetensors", "model.safetensors.sha256")
+        f"hypernetwork/weights/{name}"
+        for name in ("config.json", "model.safetensors", "model.safetensors.sha256")
     ]
     assert [name for name in ("py.typed", *weights) if not package.joinpath(name).is_file()] == []
 
@@ -87,7 +93,11 @@ def test_public_name_is_documented(name: str) -> None:
     public = getattr(ghnqat_sdk, name)
     assert public.__doc__
     assert not public.__doc__.startswith(f"{name}(")  # what a dataclass without a docstring gets
-    methods = [method for key, method in vars(public).items() if inspect.isfunction(method) and not key.startswith("_")]
+    methods = [
+        method
+        for key, method in vars(public).items()
+        if inspect.isfunction(method) and not key.startswith("_")
+    ]
     assert [method.__qualname__ for method in methods if not method.__doc__] == []
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     assert f"::: ghnqat_sdk.{name}\n" in page

@@ -27,7 +27,13 @@ from ghnqat_sdk.training.cli import main as ghnqat_train
 def cases(number: int) -> settings:
     """The same ones in every run."""
     quiet = list(HealthCheck)
-    return settings(max_examples=number, deadline=None, derandomize=True, suppress_health_check=quiet, database=None)
+    return settings(
+        max_examples=number,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=quiet,
+        database=None,
+    )
 
 
 class TwoInputs(nn.Module):
@@ -94,7 +100,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "mixed modes": lambda: convolutional(nn.Dropout().eval()),
     "sharing": sharing,
     "linear": lambda: nn.Sequential(nn.Linear(5, 4), nn.GELU(), nn.Linear(4, 2)),
-    "one dimension": lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.GroupNorm(2, 4), nn.ConvTranspose1d(4, 2, 2)),
+    "one dimension": lambda: nn.Sequential(
+        nn.Conv1d(2, 4, 3), nn.GroupNorm(2, 4), nn.ConvTranspose1d(4, 2, 2)
+    ),
     "attention": lambda: nn.MultiheadAttention(8, 2),
     "lazy": lambda: nn.Sequential(nn.LazyConv2d(4, 3)),
     "scripted": scripted,
@@ -145,11 +153,27 @@ class Named:
         return self.name
 
 
-IMAGES = {f"{n} of {s} × {s}": torch.rand(n, 3, s, s) for n, s in ((1, 8), (2, 8), (70, 8), (2, 32))}
+IMAGES = {
+    f"{n} of {s} × {s}": torch.rand(n, 3, s, s) for n, s in ((1, 8), (2, 8), (70, 8), (2, 32))
+}
 SMALL, TWO = IMAGES["2 of 8 × 8"], {"x": IMAGES["2 of 8 × 8"], "y": IMAGES["1 of 8 × 8"]}
-BATCHES = {"many": [*IMAGES.values()], "few": [SMALL, IMAGES["70 of 8 × 8"]], "named": [TWO, TWO], "none": []}
+BATCHES = {
+    "many": [*IMAGES.values()],
+    "few": [SMALL, IMAGES["70 of 8 × 8"]],
+    "named": [TWO, TWO],
+    "none": [],
+}
 EXAMPLES = {"two inputs": (SMALL, SMALL), "linear": torch.rand(2, 5)}
-BITS = ((4, 4), (2, 2), (8, 32), (32, 32), [3, 5], {"*": (4, 4)}, {"0": (8, 8), "*": (2, 2)}, {"nowhere": (4, 4)})
+BITS = (
+    (4, 4),
+    (2, 2),
+    (8, 32),
+    (32, 32),
+    [3, 5],
+    {"*": (4, 4)},
+    {"0": (8, 8), "*": (2, 2)},
+    {"nowhere": (4, 4)},
+)
 models = st.sampled_from(sorted(MODELS))
 
 
@@ -169,7 +193,17 @@ def state(of: Any) -> Any:
             continue
         kept = None if tensor.is_meta else tensor.detach().clone()
         grad = None if tensor.grad is None else tensor.grad.clone()
-        parts.append((name, id(tensor), tensor.requires_grad, tensor.dtype, tensor.stride(), Same(kept), Same(grad)))
+        parts.append(
+            (
+                name,
+                id(tensor),
+                tensor.requires_grad,
+                tensor.dtype,
+                tensor.stride(),
+                Same(kept),
+                Same(grad),
+            )
+        )
     return parts
 
 
@@ -232,8 +266,14 @@ def check(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 def test_predict_quantized_params(small, name, bits, head, example, calibration, other):
     model = MODELS[name]()
     sources = {0: "default", 1: "no/such", 2: "nowhere", 3: 7}
-    kwargs: dict[str, Any] = {"head": head, "example_inputs": value(example), "calibration": value(calibration)}
-    result = check(gq.predict_quantized_params, model, bits, hypernetwork=sources.get(other, small), **kwargs)
+    kwargs: dict[str, Any] = {
+        "head": head,
+        "example_inputs": value(example),
+        "calibration": value(calibration),
+    }
+    result = check(
+        gq.predict_quantized_params, model, bits, hypernetwork=sources.get(other, small), **kwargs
+    )
     if result is not None:
         report = gq.prediction_report(result)
         names = [name for name, _ in model.named_parameters()]
@@ -269,7 +309,9 @@ def test_draw_graph(tmp_path_factory, diamond, graph, path):
     folder = tmp_path_factory.mktemp("x")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        check(gq.draw_graph, diamond if isinstance(graph, str) and graph == "graph" else graph, path)
+        check(
+            gq.draw_graph, diamond if isinstance(graph, str) and graph == "graph" else graph, path
+        )
     written = [file.name for file in folder.iterdir()]
     assert written == ["graph.svg"] * (graph == "graph" and path == "graph.svg")
 
@@ -277,7 +319,9 @@ def test_draw_graph(tmp_path_factory, diamond, graph, path):
 @cases(300)
 @given(st.sampled_from(["classifier", "sharing", "linear", "two inputs"]), mostly(*named(BATCHES)))
 def test_calibrate(small, name, batches):
-    qmodel = gq.predict_quantized_params(MODELS[name](), hypernetwork=small, example_inputs=EXAMPLES.get(name))
+    qmodel = gq.predict_quantized_params(
+        MODELS[name](), hypernetwork=small, example_inputs=EXAMPLES.get(name)
+    )
     before, around = state(qmodel), surroundings()
     try:
         report = gq.calibrate(qmodel, value(batches))
@@ -294,7 +338,11 @@ def test_calibrate(small, name, batches):
 @given(st.one_of(models, junk()), mostly(*named(IMAGES)).map(value))
 def test_calibrate_to_float_and_reports_of_anything(name, images):
     model = MODELS[name]() if isinstance(name, str) and name in MODELS else name
-    for function in (lambda m: gq.calibrate(m, []), gq.prediction_report, lambda m: gq.quantization_report(m, images)):
+    for function in (
+        lambda m: gq.calibrate(m, []),
+        gq.prediction_report,
+        lambda m: gq.quantization_report(m, images),
+    ):
         check(function, model)
     if name != "quantized":  # whose classes change, as they should
         for function in (gq.to_float, gq.learn_steps, gq.fix_steps):
@@ -309,9 +357,13 @@ def test_load_pretrained(source, revision):
 
 
 @cases(200)
-@given(junk(), st.one_of(st.just("folder"), st.text(max_size=6), junk()), mostly(None, torch.float16))
+@given(
+    junk(), st.one_of(st.just("folder"), st.text(max_size=6), junk()), mostly(None, torch.float16)
+)
 def test_save_pretrained_and_push_to_hub(tmp_path_factory, small, anything, name, dtype):
-    folder = tmp_path_factory.mktemp("x") / name if isinstance(name, str) and name.isalnum() else None
+    folder = (
+        tmp_path_factory.mktemp("x") / name if isinstance(name, str) and name.isalnum() else None
+    )
     if folder is not None:
         result = check(gq.save_pretrained, small, folder, dtype=dtype)
         assert result is None or gq.load_pretrained(folder).config == small.config
@@ -336,7 +388,9 @@ def test_save_quantized_and_load_quantized(tmp_path_factory, name, folder):
 def test_graph_hypernetwork(small, diamond, config, graphs):
     if config is not None:
         assert check(gq.GraphHypernetwork, config) is None
-    given_graphs = [diamond if isinstance(graph, str) and graph == "graph" else graph for graph in graphs]
+    given_graphs = [
+        diamond if isinstance(graph, str) and graph == "graph" else graph for graph in graphs
+    ]
     result = check(small, given_graphs)
     assert (result is not None) == all(graph is diamond for graph in given_graphs)
     check(small, config)
@@ -371,7 +425,12 @@ def test_command_lines(tmp_path_factory, small, capsys, command, more):
         patch.chdir(folder)
         threads = torch.get_num_threads()
         try:
-            status = program([word.format(small="small") if word == "{small}" else word for word in (*start, *more)])
+            status = program(
+                [
+                    word.format(small="small") if word == "{small}" else word
+                    for word in (*start, *more)
+                ]
+            )
         except SystemExit as stop:  # argparse: --help, or a usage that it refuses
             status = stop.code
         finally:

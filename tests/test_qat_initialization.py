@@ -19,7 +19,11 @@ def small_cnn():
 
 
 def line(task, accuracy, steps=None):
-    curve = {str(step): accuracy + step / 100 for step in (0, 25, 50, 100, 200, 400) if step <= (steps or task.steps)}
+    curve = {
+        str(step): accuracy + step / 100
+        for step in (0, 25, 50, 100, 200, 400)
+        if step <= (steps or task.steps)
+    }
     return task._asdict() | {"val": curve, "test": curve}
 
 
@@ -29,7 +33,9 @@ def tried(bench, start, best, steps):
     return [line(task, 50.0 if task.rate == best else 20.0) for task in tasks]
 
 
-@pytest.mark.parametrize(("steps", "tuned"), [(25, 100), (100, 100), (200, 400), (400, 400), (1600, 400)])
+@pytest.mark.parametrize(
+    ("steps", "tuned"), [(25, 100), (100, 100), (200, 400), (400, 400), (1600, 400)]
+)
 def test_learning_rates_come_first_and_decide(bench, steps, tuned):
     tuning = bench.plan("w", steps, ["he"], {})
     assert len(tuning) == 2 * 4 * 3
@@ -46,7 +52,9 @@ def test_learning_rates_come_first_and_decide(bench, steps, tuned):
 
 
 def test_of_equal_learning_rates_the_larger_is_chosen(bench):
-    assert bench.best_rates(tried(bench, "he", None, 100)) == {("W4/A4", "he", 100): max(bench.RATES[False])}
+    assert bench.best_rates(tried(bench, "he", None, 100)) == {
+        ("W4/A4", "he", 100): max(bench.RATES[False])
+    }
 
 
 def test_a_given_learning_rate_needs_no_tuning(bench):
@@ -65,8 +73,13 @@ def test_only_predicted_starts_depend_on_the_weights(bench):
 def test_changes_are_tried_on_validation_networks_alone(bench):
     tuning = bench.plan("w", 100, ["noise"], {})
     assert bench.plan("w", 100, ["noise"], {task: line(task, 20.0) for task in tuning}) == tuning
-    curves = bench.Curves([line(task, 1000 * task.rate) for task in tuning if task.bits == "W4/A4"], "w")
-    assert "| plus noise of 0.3 standard deviations | 300.0 | 301.0 | – | – |" in bench.changes_table(curves)
+    curves = bench.Curves(
+        [line(task, 1000 * task.rate) for task in tuning if task.bits == "W4/A4"], "w"
+    )
+    assert (
+        "| plus noise of 0.3 standard deviations | 300.0 | 301.0 | – | – |"
+        in bench.changes_table(curves)
+    )
 
 
 @pytest.mark.parametrize("change", ["noise", "flat", "head", "steps"])
@@ -78,7 +91,10 @@ def test_a_change_keeps_the_size_of_what_it_changes(bench, data, change):
     after = dict(model.named_parameters())
     moved = {name for name, old in before.items() if not torch.equal(after[name], old)}
     weights = [name for name, parameter in before.items() if parameter.ndim > 1]
-    assert moved == {"noise": {*weights}, "flat": {*weights}, "head": {weights[-1]}, "steps": set()}[change]
+    assert (
+        moved
+        == {"noise": {*weights}, "flat": {*weights}, "head": {weights[-1]}, "steps": set()}[change]
+    )
     assert (len(after) > len(before)) == (change == "steps")
     for name in moved - {weights[-1]}:
         torch.testing.assert_close(after[name].norm(), before[name].norm(), rtol=0.1, atol=0.0)
@@ -94,12 +110,17 @@ def test_of_several_runs_the_best_on_validation_images_counts_at_each_mark(bench
         }
 
     lines = [run(400, 0.03, (10, 25, 40), (99, 55, 44)), run(100, 0.1, (10, 30), (11, 33))]
-    assert bench.Curves(lines, "w").of == {(bench.networks()[0], "W4/A4", "he"): {0: 11, 100: 33, 400: 44}}
+    assert bench.Curves(lines, "w").of == {
+        (bench.networks()[0], "W4/A4", "he"): {0: 11, 100: 33, 400: 44}
+    }
 
 
 def test_the_page_names_the_learning_rates(bench):
     curves = bench.Curves(tried(bench, "he", 0.1, 100) + tried(bench, "he", 0.03, 400), "w")
-    assert bench.rates_of(curves) == ": after 100 steps, W4/A4 He 0.1. For longer runs: after 400 steps, W4/A4 He 0.03"
+    assert (
+        bench.rates_of(curves)
+        == ": after 100 steps, W4/A4 He 0.1. For longer runs: after 400 steps, W4/A4 He 0.03"
+    )
 
 
 def test_the_page_follows_from_the_lines(bench, monkeypatch):
@@ -108,9 +129,21 @@ def test_the_page_follows_from_the_lines(bench, monkeypatch):
     he = [bench.Task("", net, "W4/A4", "he", 100, 0.1) for net in nets]
     predicted = [bench.Task("w", net, "W4/A4", "predicted", 100, 0.01) for net in nets]
     other = [bench.Task("old", net, "W4/A4", "predicted", 100, 0.01) for net in nets]
-    lines = [line(he[0], 10.0), line(he[1], 30.0), *(line(t, 20.0) for t in predicted), *(line(t, 90.0) for t in other)]
-    lines += [line for start, rate in (("he", 0.1), ("predicted", 0.01)) for line in tried(bench, start, rate, 100)]
-    lines += [line(bench.Task("", nets[0], "W4/A4", "float", 100, 0.1), 40.0), *tried(bench, "float", 0.1, 100)]
+    lines = [
+        line(he[0], 10.0),
+        line(he[1], 30.0),
+        *(line(t, 20.0) for t in predicted),
+        *(line(t, 90.0) for t in other),
+    ]
+    lines += [
+        line
+        for start, rate in (("he", 0.1), ("predicted", 0.01))
+        for line in tried(bench, start, rate, 100)
+    ]
+    lines += [
+        line(bench.Task("", nets[0], "W4/A4", "float", 100, 0.1), 40.0),
+        *tried(bench, "float", 0.1, 100),
+    ]
     curves = bench.Curves(lines, "w")
     assert curves.of[nets[0], "W4/A4", "float"] == {100: 41.0}
     page = bench.page(curves, curves, "w")
@@ -118,9 +151,15 @@ def test_the_page_follows_from_the_lines(bench, monkeypatch):
     assert "| He | 20.0 ± 10.0 | 20.2 ± 10.0 | 21.0 ± 10.0 |" in page
     assert "| He, float training | – | – | 41.0 ± 0.0 (1 of 2) |" in page
     assert "| predicted ahead of He | 1 of 2 | 1 of 2 | 1 of 2 |" in page
-    assert "At W4/A4, He needs 100 steps to reach what the predicted start has after 100 (21.0 %, 2 networks)." in page
+    assert (
+        "At W4/A4, He needs 100 steps to reach what the predicted start has after 100 (21.0 %, 2 networks)."
+        in page
+    )
     assert "W4/A4 predicted 0.01, He 0.1" in page
-    assert "- Networks: torchvision's mobilenet_v2 at 32 × 32 pixels, the first 1 of `families/test` of" in page
+    assert (
+        "- Networks: torchvision's mobilenet_v2 at 32 × 32 pixels, the first 1 of `families/test` of"
+        in page
+    )
     assert "`w`." in page
     monkeypatch.setattr(bench, "FEWEST", 3)
     assert "± " not in bench.table(curves, "W4/A4")

@@ -27,7 +27,9 @@ def test_sizes_are_those_of_the_layers(small):
 
 
 def test_a_large_budget_takes_the_most_faithful_candidates(small):
-    suggestion = gq.suggest_bits(cnn(), IMAGES, weight_bytes=1e9, candidates=PAIRS, hypernetwork=small)
+    suggestion = gq.suggest_bits(
+        cnn(), IMAGES, weight_bytes=1e9, candidates=PAIRS, hypernetwork=small
+    )
     for name, bits in suggestion.bits.items():
         assert suggestion.sensitivity[name][bits] == min(suggestion.sensitivity[name].values())
     assert suggestion.cost == sum(SIZES[n][0] * b[0] / 8 for n, b in suggestion.bits.items())
@@ -38,16 +40,21 @@ def test_a_large_budget_takes_the_most_faithful_candidates(small):
 def test_the_budget_is_kept_and_spent_nearly_as_well_as_possible(small, unit, share):
     def cost(bits: dict[str, tuple[int, int]]) -> float:
         return sum(
-            SIZES[n][0] * b[0] / 8 if unit == "weight_bytes" else SIZES[n][1] * b[0] * b[1] for n, b in bits.items()
+            SIZES[n][0] * b[0] / 8 if unit == "weight_bytes" else SIZES[n][1] * b[0] * b[1]
+            for n, b in bits.items()
         )
 
     budget = share * cost(dict.fromkeys(SIZES, (2, 2)))
-    suggestion = gq.suggest_bits(cnn(), IMAGES, **{unit: budget}, candidates=PAIRS, hypernetwork=small)
+    suggestion = gq.suggest_bits(
+        cnn(), IMAGES, **{unit: budget}, candidates=PAIRS, hypernetwork=small
+    )
     assert suggestion.cost == pytest.approx(cost(suggestion.bits))
     assert suggestion.cost <= budget + 1e-6
     whole = [dict(zip(SIZES, choice, strict=True)) for choice in itertools.product(PAIRS, repeat=3)]
     errors = [
-        sum(suggestion.sensitivity[n][b] for n, b in bits.items()) for bits in whole if cost(bits) <= budget + 1e-6
+        sum(suggestion.sensitivity[n][b] for n, b in bits.items())
+        for bits in whole
+        if cost(bits) <= budget + 1e-6
     ]
     mine = sum(suggestion.sensitivity[n][b] for n, b in suggestion.bits.items())
     worst = sum(suggestion.sensitivity[n][2, 2] for n in SIZES)

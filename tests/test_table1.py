@@ -42,7 +42,9 @@ def test_work_takes_turns_between_splits_and_weights(table1):
     assert [task.protocol for task in tasks] == ["paper"] * 14 + ["calibrated"] * 14
 
 
-def test_a_line_cut_off_by_a_kill_is_measured_again_and_spoils_no_other(table1, tmp_path, resumable):
+def test_a_line_cut_off_by_a_kill_is_measured_again_and_spoils_no_other(
+    table1, tmp_path, resumable
+):
     path = tmp_path / "results" / "table1.jsonl"
     first, second, third = table1.plan(["a"], {"id": 3}, 64, 0, ["paper"])
     assert table1.read(path) == {}
@@ -52,7 +54,9 @@ def test_a_line_cut_off_by_a_kill_is_measured_again_and_spoils_no_other(table1, 
     assert list(table1.read(path)) == [first]
     resumable.append(path, line(table1, third, 30.0))
     resumable.append(path, line(table1, second, 20.0))
-    assert table1.read(path) == {t: line(table1, t, p) for t, p in ((first, 10.0), (third, 30.0), (second, 20.0))}
+    assert table1.read(path) == {
+        t: line(table1, t, p) for t, p in ((first, 10.0), (third, 30.0), (second, 20.0))
+    }
 
 
 def test_no_new_work_is_taken_after_the_deadline(table1, resumable):
@@ -64,7 +68,9 @@ def test_no_new_work_is_taken_after_the_deadline(table1, resumable):
 
     tasks = table1.plan(["a"], GRAPHS, 64, 0)
     assert list(resumable.work(tasks, start, 2, time.monotonic() - 1)) == started == []
-    assert [line["task"] for line in resumable.work(tasks, start, 1, float("inf"))] == started == tasks
+    assert (
+        [line["task"] for line in resumable.work(tasks, start, 1, float("inf"))] == started == tasks
+    )
 
 
 def test_a_measured_line_is_found_by_its_task(table1, small, data, tmp_path, resumable):
@@ -80,20 +86,32 @@ def test_a_measured_line_is_found_by_its_task(table1, small, data, tmp_path, res
 
 
 def test_page_says_how_many_graphs_are_behind_a_cell_and_which_cells_pass_the_paper(table1):
-    tasks = [t for t in table1.plan(["a"], GRAPHS, 64, 0) if t.protocol == "paper" and t.split in ("id", "deep")]
+    tasks = [
+        t
+        for t in table1.plan(["a"], GRAPHS, 64, 0)
+        if t.protocol == "paper" and t.split in ("id", "deep")
+    ]
     lines = {t: line(table1, t, p) for t, p in zip(tasks, (50.0, 60.0, 54.0), strict=False)}
     incomplete = table1.plan(["a"], GRAPHS, 32, 0, ["paper"])[1:]
     other = {t: line(table1, t, 99.0) for t in table1.plan(["b"], GRAPHS, 64, 0) + incomplete}
     summary = table1.summarise(lines | other, {"GHN-QAT": "a"}, GRAPHS, 64, 0)
     page = table1.page(summary)
     assert "| W4/A4 | GHN-QAT, paper | 52.5 ± 0.4; 65.7 | 50.3 ± 0.6; 63.7 |" in page
-    assert "| W4/A4 | GHN-QAT, ours | 52.0 ± 2.0; 54.0 (2 of 3 graphs) | 60.0 ± 0.0; 60.0 | – | – |" in page
     assert (
-        "on the graphs measured so far, our mean top-1 is above that of the paper's GHN-QAT in 4 of 6 cells: " in page
+        "| W4/A4 | GHN-QAT, ours | 52.0 ± 2.0; 54.0 (2 of 3 graphs) | 60.0 ± 0.0; 60.0 | – | – |"
+        in page
+    )
+    assert (
+        "on the graphs measured so far, our mean top-1 is above that of the paper's GHN-QAT in 4 of 6 cells: "
+        in page
     )
     assert "W4/A4 Deep, W4/A8 Deep, W2/A2 ID, W2/A2 Deep." in page
     assert "calibrated protocol\n" not in page and "SHA-256 of the weights: GHN-QAT `a`." in page
-    assert "64 test images" in page and "first 3 / 1 / 1 / 2 of" in page and "--images 64 --graphs 3 1 1 2" in page
+    assert (
+        "64 test images" in page
+        and "first 3 / 1 / 1 / 2 of" in page
+        and "--images 64 --graphs 3 1 1 2" in page
+    )
 
 
 def test_a_complete_table_names_its_baseline_and_both_protocols(table1):
@@ -106,9 +124,16 @@ def test_a_complete_table_names_its_baseline_and_both_protocols(table1):
 
 
 def test_a_row_measured_on_fewer_images_only_stands_there_and_says_so(table1):
-    measured = table1.plan(["a"], GRAPHS, 64, 0, ["paper"]) + table1.plan(["b"], GRAPHS, 64, 0, ["paper"])[1:]
+    measured = (
+        table1.plan(["a"], GRAPHS, 64, 0, ["paper"])
+        + table1.plan(["b"], GRAPHS, 64, 0, ["paper"])[1:]
+    )
     lines = {t: line(table1, t, 2.0) for t in measured}
-    lines |= {t: line(table1, t, 1.0) for count in (16, 32, 128) for t in table1.plan(["a", "b"], GRAPHS, count, 0)}
+    lines |= {
+        t: line(table1, t, 1.0)
+        for count in (16, 32, 128)
+        for t in table1.plan(["a", "b"], GRAPHS, count, 0)
+    }
     names = {"GHN-QAT": "a", "GHN-Q": "b"}
     summary = table1.summarise(lines, names, GRAPHS, 64, 0)
     assert summary["setting"]["fewer_images"] == {
@@ -116,7 +141,10 @@ def test_a_row_measured_on_fewer_images_only_stands_there_and_says_so(table1):
     }  # fmt: skip
     page = table1.page(summary)
     paper, calibrated = page.split("## By the calibrated protocol")
-    assert "| float | GHN-QAT, ours | 2.0 " in paper and "| float | GHN-Q, ours (32 images) | 1.0 " in paper
+    assert (
+        "| float | GHN-QAT, ours | 2.0 " in paper
+        and "| float | GHN-Q, ours (32 images) | 1.0 " in paper
+    )
     assert "| W4/A4 | GHN-QAT, ours (32 images) | 1.0 " in calibrated
     assert "64 test images drawn with seed 0, fewer in the rows that say so." in page
     assert "fewer" not in table1.page(table1.summarise(lines, names, GRAPHS, 128, 0))

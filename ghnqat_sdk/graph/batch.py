@@ -63,16 +63,22 @@ class GraphBatch:
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
-def batch_graphs(graphs: Sequence[ComputationGraph], vocabulary: Mapping[str, int], s_max: int) -> GraphBatch:
+def batch_graphs(
+    graphs: Sequence[ComputationGraph], vocabulary: Mapping[str, int], s_max: int
+) -> GraphBatch:
     """Pad and stack graphs; `vocabulary` gives each node type's index, "other" standing in for unknown ones."""
     size = max(len(graph) for graph in graphs)
     ops = torch.zeros(len(graphs), size, dtype=torch.int64)
     features = torch.zeros(len(graphs), size, FEATURES)
-    weight_bits, activation_bits = (torch.zeros(len(graphs), size, len(BIT_ANCHORS)) for _ in range(2))
+    weight_bits, activation_bits = (
+        torch.zeros(len(graphs), size, len(BIT_ANCHORS)) for _ in range(2)
+    )
     mask = torch.zeros(len(graphs), size, dtype=torch.bool)
     for row, graph in enumerate(graphs):
         n = len(graph)
-        ops[row, :n] = torch.tensor([vocabulary.get(node.op, vocabulary["other"]) for node in graph.nodes])
+        ops[row, :n] = torch.tensor(
+            [vocabulary.get(node.op, vocabulary["other"]) for node in graph.nodes]
+        )
         features[row, :n] = _features(graph)
         weight_bits[row, :n] = torch.tensor([_anchored(node.bits[0]) for node in graph.nodes])
         activation_bits[row, :n] = torch.tensor([_anchored(node.bits[1]) for node in graph.nodes])
@@ -125,7 +131,11 @@ def _places(size: int) -> Tensor:
     """
     index = torch.arange(size, dtype=torch.float64)
     left = size - index
-    plain = index / size, (left / 64).clamp(max=_FAR), torch.full_like(index, min(math.log2(size) / 8, 1.0))
+    plain = (
+        index / size,
+        (left / 64).clamp(max=_FAR),
+        torch.full_like(index, min(math.log2(size) / 8, 1.0)),
+    )
     angles = [2 * math.pi * place.unsqueeze(1) / torch.tensor(_PERIODS) for place in (index, left)]
     waves = [wave for angle in angles for wave in (angle.sin(), angle.cos())]
     return torch.cat([torch.stack(plain, dim=1), *waves], dim=1).float()

@@ -21,7 +21,18 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "normalization": ("#d5eab5", ("batch_norm", "group_norm", "layer_norm", "instance_norm")),
     "activation": (
         "#fde5a5",
-        ("relu", "relu6", "hardswish", "silu", "gelu", "leaky_relu", "prelu", "sigmoid", "tanh", "softmax"),
+        (
+            "relu",
+            "relu6",
+            "hardswish",
+            "silu",
+            "gelu",
+            "leaky_relu",
+            "prelu",
+            "sigmoid",
+            "tanh",
+            "softmax",
+        ),
     ),
     "pooling": ("#8fd3c7", ("max_pool", "avg_pool", "global_pool", "adaptive_pool", "interpolate")),
     "merging": ("#f4a6a0", ("sum", "product", "concat")),
@@ -31,11 +42,19 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
 """Colour and operations of each family; an operation that none names is drawn as "other"."""
 
 _FAMILY = {op: family for family, (_, ops) in FAMILIES.items() for op in ops}
-_METADATA: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+_METADATA: dict[str, dict[str, None]] = {
+    "png": {},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None},
+}
 """Formats, and what would differ from call to call."""
 
 _FONT, _CHARACTER = 8, 0.067  # points; inches that a character of that size takes, on average
-_MARGIN, _ENTRY, _LINE = 0.3, 1.3, 0.26  # inches: around everything, width and height of an entry of the legend
+_MARGIN, _ENTRY, _LINE = (
+    0.3,
+    1.3,
+    0.26,
+)  # inches: around everything, width and height of an entry of the legend
 _DPI, _PIXELS = 150, 12_000  # a picture that would be longer gets fewer dots per inch
 
 
@@ -58,25 +77,40 @@ def draw_graph(graph: ComputationGraph, path: str | Path) -> None:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ArgumentError('matplotlib is not installed. Write pip install "ghnqat-sdk[plot]".') from error
+        raise ArgumentError(
+            'matplotlib is not installed. Write pip install "ghnqat-sdk[plot]".'
+        ) from error
     widths = [_CHARACTER * len(node_label(node)) + 0.16 for node in graph.nodes]
-    layout = lay_out(widths, graph.edges, [i for i, node in enumerate(graph.nodes) if node.op == "input"])
-    families = [family for family in FAMILIES if any(_family(node) == family for node in graph.nodes)]
+    layout = lay_out(
+        widths, graph.edges, [i for i, node in enumerate(graph.nodes) if node.op == "input"]
+    )
+    families = [
+        family for family in FAMILIES if any(_family(node) == family for node in graph.nodes)
+    ]
     in_line = max(1, int(layout.width / _ENTRY))
     header = _LINE * math.ceil(len(families) / in_line) + 0.2
     width, height = max(layout.width, _ENTRY) + 2 * _MARGIN, layout.height + header + 2 * _MARGIN
     picture = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "ghnqat", "font.family": "DejaVu Sans", "font.size": _FONT}):
+    with matplotlib.rc_context(
+        {"svg.hashsalt": "ghnqat", "font.family": "DejaVu Sans", "font.size": _FONT}
+    ):
         figure = Figure(figsize=(width, height), facecolor="white")
         axes = figure.add_axes((0, 0, 1, 1))
-        axes.set(xlim=(-_MARGIN, width - _MARGIN), ylim=(height - header - _MARGIN, -header - _MARGIN))
+        axes.set(
+            xlim=(-_MARGIN, width - _MARGIN), ylim=(height - header - _MARGIN, -header - _MARGIN)
+        )
         axes.axis("off")
         for place, family in enumerate(families):
             x, y = _ENTRY * (place % in_line), _LINE * (place // in_line) - header
             _box(axes, family, x + 0.1, y, 0.2, 0.16)
             axes.text(x + 0.28, y, family, va="center")
         _draw(axes, graph, layout)
-        figure.savefig(picture, format=kind, dpi=min(_DPI, _PIXELS / max(width, height)), metadata=_METADATA[kind])
+        figure.savefig(
+            picture,
+            format=kind,
+            dpi=min(_DPI, _PIXELS / max(width, height)),
+            metadata=_METADATA[kind],
+        )
     try:
         file.write_bytes(picture.getvalue())
     except (OSError, ValueError) as error:
@@ -113,7 +147,9 @@ def _size(node: Node) -> str:
     inputs, outputs = shape[1] * node.groups, shape[0]
     if node.op == "transposed_conv":
         inputs, outputs = shape[0], shape[1] * node.groups
-    return f"{inputs}→{outputs}" + (f" in {node.groups} groups" if node.op == "grouped_conv" else "")
+    return f"{inputs}→{outputs}" + (
+        f" in {node.groups} groups" if node.op == "grouped_conv" else ""
+    )
 
 
 def _family(node: Node) -> str:
@@ -123,11 +159,19 @@ def _family(node: Node) -> str:
 def _checked(graph: Any, path: Any) -> tuple[Path, str]:
     """The file and its format."""
     if not isinstance(graph, ComputationGraph) or not graph.nodes:
-        what = "has no nodes" if isinstance(graph, ComputationGraph) else f"is a {type(graph).__name__}"
-        raise ArgumentError(f"graph {what}; expected a ComputationGraph. Write draw_graph(trace(model), 'graph.png').")
+        what = (
+            "has no nodes"
+            if isinstance(graph, ComputationGraph)
+            else f"is a {type(graph).__name__}"
+        )
+        raise ArgumentError(
+            f"graph {what}; expected a ComputationGraph. Write draw_graph(trace(model), 'graph.png')."
+        )
     kind = Path(path).suffix[1:].lower() if isinstance(path, (str, Path)) else ""
     if kind not in _METADATA:
-        raise ArgumentError(f"path={path!r} does not end in .png, .svg or .pdf. Write draw_graph(graph, 'graph.png').")
+        raise ArgumentError(
+            f"path={path!r} does not end in .png, .svg or .pdf. Write draw_graph(graph, 'graph.png')."
+        )
     return Path(path), kind
 
 
@@ -151,6 +195,8 @@ def _draw(axes: Axes, graph: ComputationGraph, layout: Layout) -> None:
 def _box(axes: Axes, family: str, x: float, y: float, width: float, height: float = BOX) -> None:
     from matplotlib.patches import FancyBboxPatch
 
-    box = FancyBboxPatch((x - width / 2, y - height / 2), width, height, f"round,pad=0,rounding_size={height / 4}")
+    box = FancyBboxPatch(
+        (x - width / 2, y - height / 2), width, height, f"round,pad=0,rounding_size={height / 4}"
+    )
     box.set(facecolor=FAMILIES[family][0], edgecolor="#555555", linewidth=0.7, zorder=2)
     axes.add_patch(box)

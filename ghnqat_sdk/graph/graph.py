@@ -82,7 +82,9 @@ class ComputationGraph:
         """Every parameter that a node claims, by name."""
         return {parameter.name: parameter for node in self.nodes for parameter in node.parameters}
 
-    def with_bits(self, bits: tuple[int, int] | Callable[[Node], tuple[int, int]]) -> ComputationGraph:
+    def with_bits(
+        self, bits: tuple[int, int] | Callable[[Node], tuple[int, int]]
+    ) -> ComputationGraph:
         """The same graph with other bit-widths: one (weight, activation) pair, or a function of the node."""
         choose = bits if callable(bits) else lambda _: bits
         nodes = tuple(replace(node, bits=choose(node)) for node in self.nodes)
@@ -105,7 +107,9 @@ class ComputationGraph:
 
         graph = networkx.DiGraph()
         for index, node in enumerate(self.nodes):
-            graph.add_node(index, **{name: getattr(node, name) for name in Node.__dataclass_fields__})
+            graph.add_node(
+                index, **{name: getattr(node, name) for name in Node.__dataclass_fields__}
+            )
         graph.add_edges_from(self.edges)
         return graph
 
@@ -122,12 +126,19 @@ def _shortest_paths(size: int, edges: tuple[tuple[int, int], ...], s_max: int) -
         successors[source].append(target)
     within, steps = [1] * size, []
     for _ in range(s_max):
-        within = [functools.reduce(operator.or_, (within[s] << (s - u) for s in successors[u]), 1) for u in range(size)]
+        within = [
+            functools.reduce(operator.or_, (within[s] << (s - u) for s in successors[u]), 1)
+            for u in range(size)
+        ]
         steps.append(within)
     width = (max(reach.bit_length() for reach in within) + 7) // 8
-    band = torch.zeros(size, 8 * width, dtype=torch.int8)  # in how many of the steps u + j is reachable from u
+    band = torch.zeros(
+        size, 8 * width, dtype=torch.int8
+    )  # in how many of the steps u + j is reachable from u
     for reached in steps:
-        octets = torch.frombuffer(bytearray(b"".join(r.to_bytes(width, "little") for r in reached)), dtype=torch.uint8)
+        octets = torch.frombuffer(
+            bytearray(b"".join(r.to_bytes(width, "little") for r in reached)), dtype=torch.uint8
+        )
         band += ((octets.view(size, width, 1) >> torch.arange(8, dtype=torch.uint8)) & 1).flatten(1)
     lengths = torch.where(band > 0, s_max + 1 - band, 0)
     lengths[:, 0] = 0

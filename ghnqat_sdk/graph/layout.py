@@ -52,7 +52,9 @@ class _Lane:
     x: float = 0.0
 
 
-def lay_out(widths: Sequence[float], edges: Iterable[tuple[int, int]], first: Iterable[int] = ()) -> Layout:
+def lay_out(
+    widths: Sequence[float], edges: Iterable[tuple[int, int]], first: Iterable[int] = ()
+) -> Layout:
     """Place the nodes of an acyclic graph in rows by the longest path that leads to them.
 
     A chain of nodes has one x, and so have the edges of one node that skip rows: they pass beside the nodes of these
@@ -71,11 +73,18 @@ def lay_out(widths: Sequence[float], edges: Iterable[tuple[int, int]], first: It
     detours = _detours(targets, rows)
     _place(chains, detours)
     columns = _Columns(rows, targets, [*_distinct(chains), *detours.values()])
-    boxes = tuple((*columns.place(lane.x, row), lane.width - _BESIDE) for lane, row in zip(chains, rows, strict=True))
+    boxes = tuple(
+        (*columns.place(lane.x, row), lane.width - _BESIDE)
+        for lane, row in zip(chains, rows, strict=True)
+    )
     routes = {}
     for source, target in ((s, t) for s in range(len(rows)) for t in targets[s]):
         between = rows[target] - rows[source] - 1
-        xs = [chains[source].x, *([detours[source].x] * between if between else ()), chains[target].x]
+        xs = [
+            chains[source].x,
+            *([detours[source].x] * between if between else ()),
+            chains[target].x,
+        ]
         routes[source, target] = tuple(columns.route(source, xs))
     return Layout(columns.width, columns.height, boxes, routes)
 
@@ -107,7 +116,9 @@ def _chains(widths: Sequence[float], targets: list[list[int]], rows: list[int]) 
             following = after[chain[-1]]
         if chain:
             width = max(widths[index] for index in chain) + _BESIDE
-            lane = _Lane(rows[chain[0]], rows[chain[-1]], width, (*before[chain[0]], *targets[chain[-1]]))
+            lane = _Lane(
+                rows[chain[0]], rows[chain[-1]], width, (*before[chain[0]], *targets[chain[-1]])
+            )
             lanes |= dict.fromkeys(chain, lane)
     return [lanes[index] for index in range(len(targets))]
 
@@ -118,7 +129,9 @@ def _detours(targets: list[list[int]], rows: list[int]) -> dict[int, _Lane]:
     for source, reached in enumerate(targets):
         later = tuple(target for target in reached if rows[target] > rows[source] + 1)
         if later:
-            lanes[source] = _Lane(rows[source] + 1, max(rows[t] for t in later) - 1, _LINE, (source, *later))
+            lanes[source] = _Lane(
+                rows[source] + 1, max(rows[t] for t in later) - 1, _LINE, (source, *later)
+            )
     return lanes
 
 
@@ -126,12 +139,18 @@ def _place(chains: list[_Lane], detours: dict[int, _Lane]) -> None:
     """Give each lane its x: the longest chain first, then shorter ones and short detours, near what they lead to."""
     nodes = sorted(_distinct(chains), key=lambda lane: lane.top - lane.bottom)
     lines = sorted(detours.values(), key=lambda lane: lane.bottom - lane.top)
-    taken: list[list[tuple[float, float]]] = [[] for _ in range(1 + max(lane.bottom for lane in chains))]
+    taken: list[list[tuple[float, float]]] = [
+        [] for _ in range(1 + max(lane.bottom for lane in chains))
+    ]
     placed: set[int] = set()
     for lane in (*nodes, *lines):
         near = [chains[end].x for end in lane.ends if id(chains[end]) in placed]
         beside = taken[lane.top : lane.bottom + 1]
-        lane.x = _free(sorted({span for spans in beside for span in spans}), lane.width, sum(near) / max(1, len(near)))
+        lane.x = _free(
+            sorted({span for spans in beside for span in spans}),
+            lane.width,
+            sum(near) / max(1, len(near)),
+        )
         placed.add(id(lane))
         for spans in beside:
             spans.append((lane.x - lane.width / 2, lane.x + lane.width / 2))
@@ -162,10 +181,17 @@ class _Columns:
     def __init__(self, rows: list[int], targets: list[list[int]], lanes: list[_Lane]) -> None:
         self.rows, total = rows, 1 + max(rows)
         self.last = [max((rows[t] for t in reached), default=0) for reached in targets]
-        across = max(lane.x + lane.width / 2 for lane in lanes) - min(lane.x - lane.width / 2 for lane in lanes)
-        self.starts = self._starts(total, max(1, round(math.sqrt(total * _ROW / (across + _GUTTER)))))
+        across = max(lane.x + lane.width / 2 for lane in lanes) - min(
+            lane.x - lane.width / 2 for lane in lanes
+        )
+        self.starts = self._starts(
+            total, max(1, round(math.sqrt(total * _ROW / (across + _GUTTER))))
+        )
         ends = [*self.starts[1:], total]
-        self.crossing = [[s for s in range(len(rows)) if rows[s] < start <= self.last[s]] for start in self.starts]
+        self.crossing = [
+            [s for s in range(len(rows)) if rows[s] < start <= self.last[s]]
+            for start in self.starts
+        ]
         self.lefts: list[float] = []  # of the space before each column
         self.middles: list[float] = []  # where x is 0
         right = 0.0
@@ -187,7 +213,12 @@ class _Columns:
         starts, height = {0}, total / count
         for column in range(1, count):
             middle, play = round(column * height), round(0.12 * height)
-            starts.add(min(range(middle - play, middle + play + 1), key=lambda s: (crossing[s], abs(s - middle))))
+            starts.add(
+                min(
+                    range(middle - play, middle + play + 1),
+                    key=lambda s: (crossing[s], abs(s - middle)),
+                )
+            )
         return sorted(starts)
 
     def place(self, x: float, row: int) -> Point:
@@ -220,7 +251,11 @@ class _Columns:
         """From the last row of a column to the first of `column`, through the space between them."""
         crossing = self.crossing[column]
         share = (crossing.index(source) + 1) / (len(crossing) + 1)
-        x = self.lefts[column] + _GUTTER / 2 + _LINE * (len(crossing) * share - 0.5 * bool(crossing[1:]))
+        x = (
+            self.lefts[column]
+            + _GUTTER / 2
+            + _LINE * (len(crossing) * share - 0.5 * bool(crossing[1:]))
+        )
         below, above = start[1] + GAP / 2 + share * GAP / 2, end[1] - GAP / 2 - share * GAP / 2
         corners = [start, (start[0], below), (x, below), (x, above), (end[0], above), end]
         for before, corner, after in zip(corners[:-2], corners[1:-1], corners[2:], strict=True):

@@ -80,18 +80,59 @@ OPS: tuple[Op, ...] = (
     Op("prelu", (F.prelu, torch.prelu), (Slot(1, "weight", "slope"),)),
     Op("sigmoid", (F.sigmoid, F.hardsigmoid, torch.sigmoid, _T.sigmoid, _T.sigmoid_)),
     Op("tanh", (F.tanh, torch.tanh, _T.tanh, _T.tanh_)),
-    Op("softmax", (F.softmax, F.log_softmax, torch.softmax, _T.softmax, torch.log_softmax, _T.log_softmax)),
+    Op(
+        "softmax",
+        (F.softmax, F.log_softmax, torch.softmax, _T.softmax, torch.log_softmax, _T.log_softmax),
+    ),
     Op("max_pool", (F.max_pool1d, F.max_pool2d, F.max_pool3d)),
     Op("avg_pool", (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)),
     Op("global_pool", ()),
-    Op("adaptive_pool", (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.adaptive_avg_pool3d)),
-    Op("interpolate", (F.interpolate, F.pixel_shuffle, F.pixel_unshuffle)),
-    Op("sum", (torch.add, _T.add, _T.add_, _T.__add__, _T.__radd__, _T.__iadd__, torch.sub, _T.sub, _T.__sub__)),
     Op(
-        "product", (torch.mul, _T.mul, _T.mul_, _T.__mul__, _T.__rmul__, _T.__imul__, torch.div, _T.div, _T.__truediv__)
+        "adaptive_pool",
+        (
+            F.adaptive_avg_pool1d,
+            F.adaptive_avg_pool2d,
+            F.adaptive_max_pool2d,
+            F.adaptive_avg_pool3d,
+        ),
     ),
-    Op("concat", (torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack)),
-    Op("matmul", (torch.matmul, _T.matmul, _T.__matmul__, torch.bmm, _T.bmm, torch.einsum, torch.baddbmm)),
+    Op("interpolate", (F.interpolate, F.pixel_shuffle, F.pixel_unshuffle)),
+    Op(
+        "sum",
+        (
+            torch.add,
+            _T.add,
+            _T.add_,
+            _T.__add__,
+            _T.__radd__,
+            _T.__iadd__,
+            torch.sub,
+            _T.sub,
+            _T.__sub__,
+        ),
+    ),
+    Op(
+        "product",
+        (
+            torch.mul,
+            _T.mul,
+            _T.mul_,
+            _T.__mul__,
+            _T.__rmul__,
+            _T.__imul__,
+            torch.div,
+            _T.div,
+            _T.__truediv__,
+        ),
+    ),
+    Op(
+        "concat",
+        (torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack),
+    ),
+    Op(
+        "matmul",
+        (torch.matmul, _T.matmul, _T.__matmul__, torch.bmm, _T.bmm, torch.einsum, torch.baddbmm),
+    ),
     Op("attention", (F.scaled_dot_product_attention,)),
     Op(
         "multi_head_attention",
@@ -111,4 +152,6 @@ OPS: tuple[Op, ...] = (
 
 VOCABULARY: tuple[str, ...] = tuple(op.name for op in OPS)
 BY_NAME: dict[str, Op] = {op.name: op for op in OPS}
-BY_FUNCTION: dict[Callable[..., Any], Op] = {function: op for op in OPS for function in op.functions}
+BY_FUNCTION: dict[Callable[..., Any], Op] = {
+    function: op for op in OPS for function in op.functions
+}

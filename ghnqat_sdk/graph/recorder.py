@@ -72,7 +72,9 @@ class Recorder(TorchFunctionMode):
         self._origin: dict[int, tuple[str, ...]] = {}  # tensor id → parameters it is made of
         self._claimed: set[str] = set()
         self._used: set[str] = set()
-        self._alive: list[Any] = list(parameters.values())  # ids stay unique while their tensors live
+        self._alive: list[Any] = list(
+            parameters.values()
+        )  # ids stay unique while their tensors live
         self._modules: list[str] = [""]
         for name, tensor in parameters.items():
             if tensor.is_floating_point():
@@ -101,7 +103,9 @@ class Recorder(TorchFunctionMode):
         self._add(Node("output"), sources)
         self._mark_classifiers()
         unreached = {
-            name: "feeds other parameters of the same layer" if name in self._used else "not used by the forward pass"
+            name: "feeds other parameters of the same layer"
+            if name in self._used
+            else "not used by the forward pass"
             for name, tensor in self.parameters.items()
             if tensor.is_floating_point() and name not in self._claimed
         }
@@ -109,7 +113,9 @@ class Recorder(TorchFunctionMode):
 
     # Recording
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Run one call and record it."""
         kwargs = kwargs or {}
         op = BY_FUNCTION.get(function)
@@ -129,7 +135,9 @@ class Recorder(TorchFunctionMode):
                 self._note(function, op, args, kwargs, produced)
         return output
 
-    def _note(self, function: Any, op: Op | None, args: Any, kwargs: Any, produced: list[Tensor]) -> None:
+    def _note(
+        self, function: Any, op: Op | None, args: Any, kwargs: Any, produced: list[Tensor]
+    ) -> None:
         received = [*tensors_in(args), *tensors_in(kwargs)]
         sources, origin = self._sources(received), self._origins(received)
         if sources:
@@ -148,7 +156,9 @@ class Recorder(TorchFunctionMode):
             elif origin:
                 self._origin[id(tensor)] = origin
 
-    def _build(self, name: str, op: Op | None, args: Any, kwargs: Any, received: Sequence[Tensor]) -> Node:
+    def _build(
+        self, name: str, op: Op | None, args: Any, kwargs: Any, received: Sequence[Tensor]
+    ) -> Node:
         """The node of one call, with every parameter that enters it."""
         claims: list[Parameter] = []
         seen: set[int] = set()
@@ -220,12 +230,24 @@ def _refine(op: Op | None, function: Any, args: Any, kwargs: Any, output: Tensor
             return None
         return "global_pool" if output.numel() == first.shape[:2].numel() else None
     if op.name == "conv":
-        weight, groups = _argument(args, kwargs, 1, "weight"), _argument(args, kwargs, 6, "groups", 1)
+        weight, groups = (
+            _argument(args, kwargs, 1, "weight"),
+            _argument(args, kwargs, 6, "groups", 1),
+        )
         if groups == 1:
             return "conv"
-        return "depthwise_conv" if weight.shape[1] == 1 and groups == _channels(first, weight) else "grouped_conv"
+        return (
+            "depthwise_conv"
+            if weight.shape[1] == 1 and groups == _channels(first, weight)
+            else "grouped_conv"
+        )
     pooled = op.name in ("adaptive_pool", "avg_pool")
-    if pooled and first is not None and output.shape[2:].numel() == 1 and first.shape[2:].numel() > 1:
+    if (
+        pooled
+        and first is not None
+        and output.shape[2:].numel() == 1
+        and first.shape[2:].numel() > 1
+    ):
         return "global_pool"
     return op.name
 
@@ -275,5 +297,7 @@ def _geometry(name: str, args: Any, kwargs: Any) -> Node:
         return Node(name, "", (), kernel, stride, dilation, _argument(args, kwargs, 6, "groups", 1))
     if name in ("max_pool", "avg_pool"):
         kernel = _pair(_argument(args, kwargs, 1, "kernel_size", 1))
-        return Node(name, kernel=kernel, stride=_pair(_argument(args, kwargs, 2, "stride") or kernel))
+        return Node(
+            name, kernel=kernel, stride=_pair(_argument(args, kwargs, 2, "stride") or kernel)
+        )
     return Node(name)

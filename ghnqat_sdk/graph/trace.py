@@ -75,10 +75,16 @@ def _refuse(model: Any) -> None:
             f"resnet18())."
         )
     if isinstance(model, torch.jit.ScriptModule):
-        raise TraceError("torch.jit modules hide their operations. Pass the nn.Module that was scripted or traced.")
+        raise TraceError(
+            "torch.jit modules hide their operations. Pass the nn.Module that was scripted or traced."
+        )
     if hasattr(model, "_orig_mod"):
-        raise TraceError("This is a compiled module. Pass the module that was compiled: model._orig_mod")
-    lazy = [n for n, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
+        raise TraceError(
+            "This is a compiled module. Pass the module that was compiled: model._orig_mod"
+        )
+    lazy = [
+        n for n, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)
+    ]
     if lazy:
         raise TraceError(
             f"{lazy[0]!r} of a lazy module has no shape yet. Run the model once on a batch before: model(images)"
@@ -88,7 +94,9 @@ def _refuse(model: Any) -> None:
 def _as_call(example_inputs: Any) -> Call:
     if isinstance(example_inputs, dict):
         return (), example_inputs
-    return (tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)), {}
+    return (
+        tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
+    ), {}
 
 
 def _guesses(model: nn.Module) -> Iterator[Call]:
@@ -104,7 +112,9 @@ def _guesses(model: nn.Module) -> Iterator[Call]:
             yield (torch.empty(2, channels, *(size,) * dims, dtype=dtype, device="meta"),), {}
 
 
-def _trace_on_numbers(model: nn.Module, example_inputs: Any, candidates: list[Call]) -> tuple[ComputationGraph, Call]:
+def _trace_on_numbers(
+    model: nn.Module, example_inputs: Any, candidates: list[Call]
+) -> tuple[ComputationGraph, Call]:
     """The graph of the first of `candidates` that a copy of the model can be run on, with random numbers."""
     twin, failures = copy.deepcopy(model).cpu(), []
     for call in candidates:
@@ -122,10 +132,16 @@ def _reads_values(error: Exception) -> bool:
     Open on purpose: torch words this error differently from call to call. Where it is taken for one wrongly, the model
     runs on a copy with numbers, and the graph of a run that succeeds is right either way.
     """
-    return isinstance(error, NotImplementedError) or "meta" in str(error).lower() or "item()" in str(error)
+    return (
+        isinstance(error, NotImplementedError)
+        or "meta" in str(error).lower()
+        or "item()" in str(error)
+    )
 
 
-def _run(model: nn.Module, args: Any, kwargs: Any, *, stand_ins: dict[str, Tensor], training: bool) -> ComputationGraph:
+def _run(
+    model: nn.Module, args: Any, kwargs: Any, *, stand_ins: dict[str, Tensor], training: bool
+) -> ComputationGraph:
     """Record one run with `stand_ins`, on the meta device, or with the model's own parameters where there are none."""
     named = {n: stand_ins.get(n, p) for n, p in model.named_parameters()}
     recorder = Recorder(named, shapes_only=bool(stand_ins))
@@ -148,7 +164,9 @@ def _stand_ins(model: nn.Module) -> dict[str, Tensor]:
     for path, module in model.named_modules():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
-                named[f"{path}.{name}" if path else name] = made.setdefault(id(tensor), meta_like(tensor))
+                named[f"{path}.{name}" if path else name] = made.setdefault(
+                    id(tensor), meta_like(tensor)
+                )
     return named
 
 
@@ -157,8 +175,12 @@ def _unchanged(model: nn.Module, training: bool, recorder: Recorder) -> Iterator
     """Modes and RNG state as before afterwards; the recorder hears which module runs."""
     modes = [(module, module.training) for module in model.modules()]
     names = {id(module): name for name, module in model.named_modules()}
-    before = nn.modules.module.register_module_forward_pre_hook(lambda m, _: recorder.enter(names.get(id(m))))
-    after = nn.modules.module.register_module_forward_hook(lambda m, _, __: recorder.leave(), always_call=True)
+    before = nn.modules.module.register_module_forward_pre_hook(
+        lambda m, _: recorder.enter(names.get(id(m)))
+    )
+    after = nn.modules.module.register_module_forward_hook(
+        lambda m, _, __: recorder.leave(), always_call=True
+    )
     try:
         with torch.random.fork_rng(devices=[]):
             model.train(training)
@@ -191,7 +213,11 @@ def _map_tensors(value: Any, function: Any) -> Any:
         return type(value)(_map_tensors(item, function) for item in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.replace(
-            value, **{f.name: _map_tensors(getattr(value, f.name), function) for f in dataclasses.fields(value)}
+            value,
+            **{
+                f.name: _map_tensors(getattr(value, f.name), function)
+                for f in dataclasses.fields(value)
+            },
         )
     return value
 

@@ -138,7 +138,9 @@ class Decoder(nn.Module):
     ) -> list[_Task]:
         """What each group of requests is decoded from; what groups share is worked out once."""
         device = nodes.device
-        rows = torch.tensor([request.row for requests in chosen for request in requests], device=device)
+        rows = torch.tensor(
+            [request.row for requests in chosen for request in requests], device=device
+        )
         sizes = [len(requests) for requests in chosen]
         gathered = nodes[rows].split(sizes)  # (M, d) each
         firsts = [requests[0].cut for requests in chosen]
@@ -152,7 +154,16 @@ class Decoder(nn.Module):
         corners = self._corners([f for f in firsts if f.table != "vectors"], dtype)
         projected = self._projected(gathered, firsts)
         return [
-            _Task(requests, t, p, corners.get(requests[0].cut.group), outwards, inwards, share, channels_last)
+            _Task(
+                requests,
+                t,
+                p,
+                corners.get(requests[0].cut.group),
+                outwards,
+                inwards,
+                share,
+                channels_last,
+            )
             for requests, t, p, share in zip(chosen, tiles, projected, shares, strict=True)
         ]
 
@@ -179,7 +190,9 @@ class Decoder(nn.Module):
                 projected[index] = part
         return projected
 
-    def _corners(self, cuts: Sequence[Cut], dtype: torch.dtype) -> dict[tuple[object, ...], _Corner]:
+    def _corners(
+        self, cuts: Sequence[Cut], dtype: torch.dtype
+    ) -> dict[tuple[object, ...], _Corner]:
         """Weights of each group's corner, cut from each table at once."""
         found: dict[tuple[object, ...], _Corner] = {}
         for name in ("dense", "depthwise", "classes"):
@@ -223,7 +236,9 @@ class Decoder(nn.Module):
         """Vectors of one role."""
         role = task.first.role
         table = VECTOR_ROLES.index(role)
-        raw = F.linear(task.hidden()[:, 0], self.vectors.weight[table], self.vectors.bias[table])  # (R, t)
+        raw = F.linear(
+            task.hidden()[:, 0], self.vectors.weight[table], self.vectors.bias[table]
+        )  # (R, t)
         sizes = []
         for request in task.requests:
             length = request.cut.matrix[0]
@@ -262,14 +277,19 @@ class Banks(nn.Module):
             members = [i for i, piece in enumerate(cuts) if self._table(piece) == name]
             if not members:
                 continue
-            within = [(*centre(cuts[i].kernel, len(table)), slice(None), *slices(cuts[i])) for i in members]
+            within = [
+                (*centre(cuts[i].kernel, len(table)), slice(None), *slices(cuts[i]))
+                for i in members
+            ]
             pieces = Corners.apply(table, dtype, *within)
             for index, piece in zip(members, pieces, strict=True):
                 positions = centred(piece, cuts[index].kernel, kernel)
                 found[index] = positions.flatten(0, 1).transpose(0, 1).flatten(1)
         return [found[index] for index in range(len(cuts))]
 
-    def shares(self, nodes: Tensor, depths: Tensor, sizes: Sequence[int], features: Tensor) -> list[_Shares]:
+    def shares(
+        self, nodes: Tensor, depths: Tensor, sizes: Sequence[int], features: Tensor
+    ) -> list[_Shares]:
         """How much of each table is in the tensors of each group.
 
         Args:
@@ -358,7 +378,9 @@ class _Shares(NamedTuple):
         """(R, K)"""
         if tiles.single:
             return _BANK_SIZE * F.normalize(self.parts, dim=1)  # the first place changes nothing
-        scaled = self.parts[tiles.member] * (1 + self.outwards[tiles.out] + self.inwards[tiles.into])
+        scaled = self.parts[tiles.member] * (
+            1 + self.outwards[tiles.out] + self.inwards[tiles.into]
+        )
         return _BANK_SIZE * F.normalize(scaled, dim=1)
 
 

@@ -68,7 +68,9 @@ class GatedGraphEncoder(nn.Module):
         self.embedding = NodeEmbedding(vocabulary, width)
         self.neighbour, self.virtual = (
             nn.Sequential(
-                nn.Linear(config.width, config.width // 2), nn.ReLU(), nn.Linear(config.width // 2, config.width)
+                nn.Linear(config.width, config.width // 2),
+                nn.ReLU(),
+                nn.Linear(config.width // 2, config.width),
             )
             for _ in range(2)
         )
@@ -142,7 +144,9 @@ class TransformerEncoder(nn.Module):
         # Buckets: 0 itself, 1 … s_max ahead, s_max + 1 … 2 s_max behind, then to and from the summary token.
         self.distance = nn.Embedding(2 * s_max + 3, config.layers * config.heads)
         nn.init.normal_(self.distance.weight, std=0.02)
-        self.layers = nn.ModuleList(_Block(config.width, config.heads) for _ in range(config.layers))
+        self.layers = nn.ModuleList(
+            _Block(config.width, config.heads) for _ in range(config.layers)
+        )
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, batch: GraphBatch) -> Tensor:
@@ -168,7 +172,9 @@ class TransformerEncoder(nn.Module):
         for rows, heard, buckets in graph.cache[key]:
             biases = _TakeColumns.apply(table, buckets.flatten().to(device))
             biases = biases.view(self.config.layers, self.config.heads, *buckets.shape)
-            strips.append(_Strip(rows, None if heard is None else heard.to(device), biases.unbind()))
+            strips.append(
+                _Strip(rows, None if heard is None else heard.to(device), biases.unbind())
+            )
         return strips
 
 
@@ -202,7 +208,9 @@ def _bucket_strips(paths: Tensor, s_max: int) -> Iterator[tuple[slice, Tensor | 
     first = torch.full((1, count + 1), to_summary)
     first[0, 0] = from_summary
     if count < _STRIP:
-        buckets = F.pad(_buckets(paths.long(), paths.T.long(), s_max, apart), (1, 0), value=from_summary)
+        buckets = F.pad(
+            _buckets(paths.long(), paths.T.long(), s_max, apart), (1, 0), value=from_summary
+        )
         buckets.diagonal(1).fill_(0)
         yield slice(0, count + 1), None, torch.cat([first, buckets])
         return
@@ -212,7 +220,9 @@ def _bucket_strips(paths: Tensor, s_max: int) -> Iterator[tuple[slice, Tensor | 
         near = (paths[rows] | paths[:, rows].T).amax(dim=0) > 0
         near[rows] = True
         heard = near.nonzero().flatten()
-        buckets = _buckets(paths[rows][:, heard].long(), paths[:, rows][heard].T.long(), s_max, apart)
+        buckets = _buckets(
+            paths[rows][:, heard].long(), paths[:, rows][heard].T.long(), s_max, apart
+        )
         buckets[torch.arange(rows.start, rows.stop)[:, None] == heard] = 0
         buckets = F.pad(buckets, (1, 0), value=from_summary)
         yield slice(rows.start + 1, rows.stop + 1), F.pad(heard + 1, (1, 0)), buckets
@@ -245,18 +255,26 @@ class _Block(nn.Module):
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
 
-    def forward(self, hidden: Tensor, graphs: Sequence[Sequence[tuple[slice, Tensor | None, Tensor]]]) -> Tensor:
+    def forward(
+        self, hidden: Tensor, graphs: Sequence[Sequence[tuple[slice, Tensor | None, Tensor]]]
+    ) -> Tensor:
         """(tokens, d) of all graphs to the same."""
-        together = self.qkv(self.norm1(hidden)).unflatten(-1, (3, self.heads, -1))  # (tokens, 3, heads, d / heads)
+        together = self.qkv(self.norm1(hidden)).unflatten(
+            -1, (3, self.heads, -1)
+        )  # (tokens, 3, heads, d / heads)
         sizes = [strips[-1][0].stop for strips in graphs]
         attended = []
         for tokens, strips in zip(together.split(sizes), graphs, strict=True):
             q, k, v = tokens.permute(1, 2, 0, 3).unsqueeze(1)  # (1, heads, N, d / heads) each
             for rows, heard, bias in strips:
                 keys, values = (k, v) if heard is None else (k[:, :, heard], v[:, :, heard])
-                found = F.scaled_dot_product_attention(q[:, :, rows], keys, values, attn_mask=bias.unsqueeze(0))
+                found = F.scaled_dot_product_attention(
+                    q[:, :, rows], keys, values, attn_mask=bias.unsqueeze(0)
+                )
                 attended.append(found[0].transpose(0, 1).flatten(1))
         hidden = hidden + self.out(torch.cat(attended))
         return hidden + self.mlp(self.norm2(hidden))

@@ -94,14 +94,18 @@ class GraphHypernetwork(nn.Module):
         Raises:
             ArgumentError: anything else than computation graphs.
         """
-        if not isinstance(graphs, Sequence) or not all(isinstance(g, ComputationGraph) and len(g) for g in graphs):
+        if not isinstance(graphs, Sequence) or not all(
+            isinstance(g, ComputationGraph) and len(g) for g in graphs
+        ):
             raise ArgumentError(
                 "A hypernetwork takes a list of computation graphs. Write hypernetwork([trace(model)])."
             )
         if not graphs:
             return []
         device = next(self.parameters()).device
-        hidden = self.encoder(batch_graphs(graphs, self._index, self.config.s_max).to(device))  # (B, N, d)
+        hidden = self.encoder(
+            batch_graphs(graphs, self._index, self.config.s_max).to(device)
+        )  # (B, N, d)
         requests: list[Request] = []
         owners: list[tuple[int, str]] = []
         depths = torch.zeros(hidden.shape[:2])

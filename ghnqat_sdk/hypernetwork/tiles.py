@@ -103,7 +103,9 @@ def cut(node: Node, parameter: Parameter, tile: int, num_classes: int) -> Cut:
     if node.op == "grouped_conv":
         tiles = (_tiles(rows, tile), _tiles(columns * node.groups, tile))
         corner = (tile, tile)
-        return Cut("grouped", kernel, corner, tiles, shape, (rows, columns), node.groups, factor, role)
+        return Cut(
+            "grouped", kernel, corner, tiles, shape, (rows, columns), node.groups, factor, role
+        )
     corner = (corner_size(rows, tile), corner_size(columns, tile))
     tiles = (_tiles(rows, tile), _tiles(columns, tile))
     return Cut("dense", kernel, corner, tiles, shape, (rows, columns), 1, factor, role)
@@ -135,7 +137,9 @@ def slices(piece: Cut) -> tuple[slice, ...]:
 def centre(kernel: tuple[int, int], size: int) -> tuple[slice, slice]:
     """The positions of a table of `size` × `size` that a kernel needs."""
     starts = [max(0, (size - length) // 2) for length in kernel]
-    rows, columns = (slice(s, s + min(length, size)) for s, length in zip(starts, kernel, strict=True))
+    rows, columns = (
+        slice(s, s + min(length, size)) for s, length in zip(starts, kernel, strict=True)
+    )
     return rows, columns
 
 
@@ -213,7 +217,9 @@ class Corners(torch.autograd.Function):
     """Corners of one tensor; their gradients are added into one buffer instead of a table of zeros for each."""
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, dtype: torch.dtype, *corners: tuple[slice, ...]) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, table: Tensor, dtype: torch.dtype, *corners: tuple[slice, ...]
+    ) -> tuple[Tensor, ...]:
         """`table` at each of `corners`, as tensors of their own of a dtype."""
         ctx.corners = corners
         ctx.shape = table.shape
@@ -238,7 +244,9 @@ class Assemble(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, cuts: tuple[Cut, ...], channels_last: bool) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, values: Tensor, cuts: tuple[Cut, ...], channels_last: bool
+    ) -> tuple[Tensor, ...]:
         """Tensors (O, k, I) as channels_last, (O, I, k) otherwise."""
         ctx.cuts, ctx.channels_last = cuts, channels_last
         ctx.shape, ctx.dtype = values.shape, values.dtype
@@ -250,7 +258,9 @@ class Assemble(torch.autograd.Function):
             whole = tiles[:outputs, :, :inputs] if channels_last else tiles[:outputs, :inputs]
             tensor = torch.mul(whole, piece.factor)
             if tensor.dtype != torch.float32 or not tensor.is_contiguous():
-                tensor = tensor.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
+                tensor = tensor.to(
+                    torch.float32, memory_format=torch.contiguous_format
+                ).contiguous()
             tensors.append(tensor)
             start += count
         return tuple(tensors)

@@ -78,7 +78,9 @@ def resolve_bits(bits: Any, layers: Collection[str]) -> dict[str, Bits]:
     return {name: resolved[name] for name in layers}
 
 
-def tell_bits(graph: ComputationGraph, by_layer: Mapping[str, Bits], elsewhere: Bits) -> ComputationGraph:
+def tell_bits(
+    graph: ComputationGraph, by_layer: Mapping[str, Bits], elsewhere: Bits
+) -> ComputationGraph:
     """The graph with the bits of each layer in its node; the other nodes have those of the layer that they follow.
 
     Args:
@@ -99,7 +101,11 @@ def end_layers(graph: ComputationGraph, by_layer: Mapping[str, Bits]) -> list[st
     """The first and the last layers on every path from an input to the output."""
     backwards = [(target, source) for source, target in graph.edges]
     found = _reached(graph, graph.edges, "input") | _reached(graph, backwards, "output")
-    return [name for index in sorted(found) if (name := _layer(graph.nodes[index], by_layer)) in by_layer]
+    return [
+        name
+        for index in sorted(found)
+        if (name := _layer(graph.nodes[index], by_layer)) in by_layer
+    ]
 
 
 def _reached(graph: ComputationGraph, steps: Collection[tuple[int, int]], start: str) -> set[int]:

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from ghnqat_sdk.console import progress_bar
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.graph import FLOAT_BITS
-from ghnqat_sdk.quantization.convert import NORMS, QuantizationState, evaluating, fake_quantized_layers
+from ghnqat_sdk.quantization.convert import (
+    NORMS,
+    QuantizationState,
+    evaluating,
+    fake_quantized_layers,
+)
 from ghnqat_sdk.quantization.functional import (
     mean_squared_error_range,
     min_max_range,
@@ -151,18 +156,30 @@ def calibrate(
     _write_statistics(qmodel, observed.moments)
     layers = fake_quantized_layers(qmodel)
     bits = {name: layers[name].input_quantizer.bits for name in observed.ranges}
-    ranges = {name: _chosen(observed, name, bits[name], method, percentile) for name in observed.ranges}
+    ranges = {
+        name: _chosen(observed, name, bits[name], method, percentile) for name in observed.ranges
+    }
     for name, (low, high) in ranges.items():
         layers[name].input_quantizer.freeze(low, high)
     state.calibrated = True
-    return CalibrationReport(method, images, bits, ranges, tuple(observed.moments), tuple(_unreached(qmodel, observed)))
+    return CalibrationReport(
+        method, images, bits, ranges, tuple(observed.moments), tuple(_unreached(qmodel, observed))
+    )
 
 
 def _check_method(method: Any, percentile: Any) -> None:
     if method not in _METHODS:
-        raise ArgumentError(f"method={method!r} is unknown. Write one of {', '.join(map(repr, _METHODS))}.")
-    if isinstance(percentile, bool) or not isinstance(percentile, (int, float)) or not 50 < percentile <= 100:
-        raise ArgumentError(f"percentile={percentile!r} is not above 50 and at most 100. Write percentile=99.9.")
+        raise ArgumentError(
+            f"method={method!r} is unknown. Write one of {', '.join(map(repr, _METHODS))}."
+        )
+    if (
+        isinstance(percentile, bool)
+        or not isinstance(percentile, (int, float))
+        or not 50 < percentile <= 100
+    ):
+        raise ArgumentError(
+            f"percentile={percentile!r} is not above 50 and at most 100. Write percentile=99.9."
+        )
 
 
 def _check_finite(observed: _Observed) -> None:
@@ -174,11 +191,15 @@ def _check_finite(observed: _Observed) -> None:
             )
 
 
-def _bar(chunks: Iterable[dict[str, Tensor]], what: str, progress: bool) -> Iterable[dict[str, Tensor]]:
+def _bar(
+    chunks: Iterable[dict[str, Tensor]], what: str, progress: bool
+) -> Iterable[dict[str, Tensor]]:
     return progress_bar(chunks, what) if progress else chunks
 
 
-def _chosen(observed: _Observed, name: str, bits: int, method: Method, percentile: float) -> tuple[float, float]:
+def _chosen(
+    observed: _Observed, name: str, bits: int, method: Method, percentile: float
+) -> tuple[float, float]:
     """The range of one layer's input."""
     low, high = observed.extremes[name]
     if method == "mean":
@@ -233,7 +254,10 @@ def _rechunk(batches: Iterable[Any]) -> Iterator[dict[str, Tensor]]:
                 f"calibrate got batches of different kinds: {_kinds(waiting)}, then {_kinds(arrived)}. Pass the same "
                 f"arguments with images of one size in every batch."
             )
-        ready = {key: torch.cat([waiting[key], rows]) if waiting else rows for key, rows in arrived.items()}
+        ready = {
+            key: torch.cat([waiting[key], rows]) if waiting else rows
+            for key, rows in arrived.items()
+        }
         # Keep between one and two chunks back, so that the last one is never a few leftover images.
         while _length(ready) >= 2 * CHUNK:
             yield {key: rows[:CHUNK] for key, rows in ready.items()}
@@ -276,7 +300,10 @@ def _length(chunk: Mapping[str, Tensor]) -> int:
 def _observing(qmodel: nn.Module, state: QuantizationState, handles: list[Any]) -> Iterator[None]:
     """Evaluation mode with batch statistics and dynamic ranges; afterwards, modes are as before and hooks gone."""
     calibrated = state.calibrated
-    frozen = {layer: layer.input_quantizer.frozen_range for layer in fake_quantized_layers(qmodel).values()}
+    frozen = {
+        layer: layer.input_quantizer.frozen_range
+        for layer in fake_quantized_layers(qmodel).values()
+    }
     try:
         state.calibrated = False
         for layer in frozen:
@@ -312,7 +339,9 @@ def _first_hooks(qmodel: nn.Module, observed: _Observed) -> list[Any]:
         for name, module in qmodel.named_modules()
         if type(module) in NORMS.values() and module.running_mean is not None
     ]
-    return norms + [layer.register_forward_pre_hook(ranges(name)) for name, layer in _with_ranges(qmodel)]
+    return norms + [
+        layer.register_forward_pre_hook(ranges(name)) for name, layer in _with_ranges(qmodel)
+    ]
 
 
 def _second_hooks(qmodel: nn.Module, observed: _Observed) -> list[Any]:
@@ -326,7 +355,9 @@ def _second_hooks(qmodel: nn.Module, observed: _Observed) -> list[Any]:
 
         return hook
 
-    return [layer.register_forward_pre_hook(histogram(name)) for name, layer in _with_ranges(qmodel)]
+    return [
+        layer.register_forward_pre_hook(histogram(name)) for name, layer in _with_ranges(qmodel)
+    ]
 
 
 def _with_ranges(qmodel: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -349,6 +380,10 @@ def _write_statistics(qmodel: nn.Module, moments: dict[str, _Moments]) -> None:
 
 def _unreached(qmodel: nn.Module, observed: _Observed) -> Iterator[str]:
     for name, module in qmodel.named_modules():
-        if type(module) in NORMS.values() and module.running_mean is not None and name not in observed.moments:
+        if (
+            type(module) in NORMS.values()
+            and module.running_mean is not None
+            and name not in observed.moments
+        ):
             yield name
     yield from (name for name, _ in _with_ranges(qmodel) if name not in observed.ranges)

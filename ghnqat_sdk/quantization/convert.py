@@ -16,7 +16,12 @@ from torch import Tensor, nn
 from ghnqat_sdk.errors import ArgumentError, UncalibratedWarning
 from ghnqat_sdk.graph.graph import FLOAT_BITS
 from ghnqat_sdk.quantization.bits import Bits, resolve_bits
-from ghnqat_sdk.quantization.quantizers import ClippedRanges, FakeQuantizer, LearnedStepQuantizer, MinMaxRanges
+from ghnqat_sdk.quantization.quantizers import (
+    ClippedRanges,
+    FakeQuantizer,
+    LearnedStepQuantizer,
+    MinMaxRanges,
+)
 
 
 @dataclass
@@ -103,7 +108,13 @@ class _FakeQuantizedConvTranspose(_FakeQuantizedLayer):
     def forward(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         x, weight = self.quantized(input)
         padding = self._output_padding(
-            x, output_size, self.stride, self.padding, self.kernel_size, self.spatial_dims, self.dilation
+            x,
+            output_size,
+            self.stride,
+            self.padding,
+            self.kernel_size,
+            self.spatial_dims,
+            self.dilation,
         )
         return type(self).functional(
             x, weight, self.bias, self.stride, self.padding, padding, self.groups, self.dilation
@@ -140,7 +151,14 @@ class _CalibratedBatchNorm:
         if self.training and self.quantization.frozen_norms and self.running_mean is not None:
             self._check_input_dim(input)
             return F.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+                input,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                False,
+                0.0,
+                self.eps,
             )
         if self.training or self.quantization.check_calibrated():
             return super().forward(input)  # type: ignore[misc]
@@ -195,7 +213,11 @@ def quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 def fake_quantized_layers(model: nn.Module) -> dict[str, Any]:
     """The fake-quantized convolutions and linear layers of a model, by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, _FakeQuantizedLayer)}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _FakeQuantizedLayer)
+    }
 
 
 def require_fake_quantized_layers(qmodel: Any, caller: str) -> dict[str, Any]:
@@ -289,7 +311,9 @@ def to_fake_quantized(
             module.__class__ = NORMS[type(module)]
             module.quantization = state
         elif isinstance(module, tuple(LAYERS)) or hasattr(module, "in_proj_weight"):
-            state.unquantized[name] = f"{type(module).__qualname__} computes with its weight in a way of its own"
+            state.unquantized[name] = (
+                f"{type(module).__qualname__} computes with its weight in a way of its own"
+            )
     return state
 
 
@@ -347,4 +371,6 @@ def to_float(model: nn.Module) -> nn.Module:
 def require_module(model: Any, call: str) -> None:
     """Raises an ArgumentError that says to write `call`, unless `model` is an nn.Module."""
     if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model is a {type(model).__name__}; expected an nn.Module. Write {call}.")
+        raise ArgumentError(
+            f"model is a {type(model).__name__}; expected an nn.Module. Write {call}."
+        )

@@ -24,7 +24,13 @@ from ghnqat_sdk.quantization.convert import (
     to_float,
 )
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
-from ghnqat_sdk.quantization.onnx_graph import drop_unused, fold_batch_norms, pack, separate_constants, set_biases_apart
+from ghnqat_sdk.quantization.onnx_graph import (
+    drop_unused,
+    fold_batch_norms,
+    pack,
+    separate_constants,
+    set_biases_apart,
+)
 from ghnqat_sdk.quantization.qat import fix_steps
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
 from ghnqat_sdk.quantization.report import outputs_on
@@ -74,7 +80,9 @@ class OnnxReport:
         )
 
 
-def export_onnx(qmodel: nn.Module, path: str | Path, batch: Any, *, packed: bool = False) -> OnnxReport:
+def export_onnx(
+    qmodel: nn.Module, path: str | Path, batch: Any, *, packed: bool = False
+) -> OnnxReport:
     """Write a calibrated model as ONNX and run it in ONNX Runtime.
 
     Weights are stored as integers. 8-bit inputs pass QuantizeLinear and DequantizeLinear (QDQ); at fewer bits a Clip
@@ -97,15 +105,23 @@ def export_onnx(qmodel: nn.Module, path: str | Path, batch: Any, *, packed: bool
     layers = require_calibrated_layers(qmodel, "export_onnx")
     first = next(iter(layers.values()))
     if not isinstance(path, (str, os.PathLike)) or Path(path).suffix != ".onnx":
-        raise ArgumentError(f"path={path!r} does not end in .onnx. Write export_onnx(qmodel, 'model.onnx', batch).")
+        raise ArgumentError(
+            f"path={path!r} does not end in .onnx. Write export_onnx(qmodel, 'model.onnx', batch)."
+        )
     args, kwargs = _arguments(batch)
     device = first.weight.device
-    on_device = {name: x.to(device) for name, x in kwargs.items()} or tuple(x.to(device) for x in args)
+    on_device = {name: x.to(device) for name, x in kwargs.items()} or tuple(
+        x.to(device) for x in args
+    )
     with evaluating(qmodel, first.quantization), torch.no_grad():
         expected = [tensor.cpu().float() for tensor in outputs_on(qmodel, on_device)]
 
     bare = fix_steps(copy.deepcopy(qmodel)).cpu().eval()
-    opset = _OPSET_2_BITS if packed and any(x.weight_quantizer.bits == 2 for x in layers.values()) else _OPSET
+    opset = (
+        _OPSET_2_BITS
+        if packed and any(x.weight_quantizer.bits == 2 for x in layers.values())
+        else _OPSET
+    )
     model = _to_onnx(_with_onnx_quantizers(copy.deepcopy(bare)), args, kwargs, opset)
     separate_constants(model)
     fold_batch_norms(model)
@@ -123,9 +139,14 @@ def export_onnx(qmodel: nn.Module, path: str | Path, batch: Any, *, packed: bool
         path=Path(path),
         size=len(content),
         float_size=len(float_model.SerializeToString()),
-        largest_difference=max((a - b).abs().max().item() for a, b in zip(got, expected, strict=True)),
+        largest_difference=max(
+            (a - b).abs().max().item() for a, b in zip(got, expected, strict=True)
+        ),
         largest_output=max(b.abs().max().item() for b in expected),
-        agreement=(got[0].flatten(1).argmax(1) == expected[0].flatten(1).argmax(1)).float().mean().item(),
+        agreement=(got[0].flatten(1).argmax(1) == expected[0].flatten(1).argmax(1))
+        .float()
+        .mean()
+        .item(),
         images=len(expected[0]),
         folded=max(0, sum(type(module) in NORMS.values() for module in qmodel.modules()) - kept),
         kept=kept,
@@ -134,11 +155,15 @@ def export_onnx(qmodel: nn.Module, path: str | Path, batch: Any, *, packed: bool
     )
     error = sum((a - b).square().sum().item() for a, b in zip(got, expected, strict=True))
     if not error <= _DIFFERENT * sum(b.square().sum().item() for b in expected):
-        raise ExportError(f"ONNX Runtime gives other outputs than the model, so nothing was written.\n{report}")
+        raise ExportError(
+            f"ONNX Runtime gives other outputs than the model, so nothing was written.\n{report}"
+        )
     try:
         write_atomically(Path(path), content)
     except OSError as cause:
-        raise CheckpointError(f"Cannot write {str(path)!r} ({cause}). Name another file.") from cause
+        raise CheckpointError(
+            f"Cannot write {str(path)!r} ({cause}). Name another file."
+        ) from cause
     return report
 
 
@@ -148,13 +173,21 @@ def _onnx_packages() -> tuple[Any, Any]:
         import onnxruntime
         import onnxscript  # noqa: F401  torch.onnx needs it
     except ImportError as error:
-        raise ArgumentError('ONNX is not installed. Write pip install "ghnqat-sdk[onnx]".') from error
+        raise ArgumentError(
+            'ONNX is not installed. Write pip install "ghnqat-sdk[onnx]".'
+        ) from error
     return onnx, onnxruntime
 
 
 def _arguments(batch: Any) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Positional and keyword arguments, on the CPU."""
-    args = () if isinstance(batch, dict) else tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+    args = (
+        ()
+        if isinstance(batch, dict)
+        else tuple(batch)
+        if isinstance(batch, (tuple, list))
+        else (batch,)
+    )
     kwargs = batch if isinstance(batch, dict) else {}
     values = [*args, *kwargs.values()]
     if not values or not all(isinstance(x, Tensor) and x.ndim and len(x) for x in values):
@@ -162,7 +195,9 @@ def _arguments(batch: Any) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
             f"export_onnx got a batch of type {type(batch).__name__}; expected a tensor (N, C, H, W), a tuple of them, "
             f"or a dict. Write export_onnx(qmodel, 'model.onnx', images)."
         )
-    return tuple(x.detach().cpu() for x in args), {name: x.detach().cpu() for name, x in kwargs.items()}
+    return tuple(x.detach().cpu() for x in args), {
+        name: x.detach().cpu() for name, x in kwargs.items()
+    }
 
 
 def _run_onnx(content: bytes, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> list[Tensor]:
@@ -171,7 +206,9 @@ def _run_onnx(content: bytes, args: tuple[Tensor, ...], kwargs: dict[str, Tensor
         session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
         names = [each.name for each in session.get_inputs()]
         values = [*args, *kwargs.values()]
-        outputs = session.run(None, {name: x.numpy() for name, x in zip(names, values, strict=True)})
+        outputs = session.run(
+            None, {name: x.numpy() for name, x in zip(names, values, strict=True)}
+        )
     except Exception as error:
         raise ExportError(f"ONNX Runtime refused the exported model: {error}") from error
     return [torch.from_numpy(output).float() for output in outputs]
@@ -195,7 +232,9 @@ class _QuantizedInput(nn.Module):
         affine, shape = (self.scale, self.zero_point), x.shape
         levels = _onnx("QuantizeLinear", (x, *affine), dtype=torch.uint8, shape=shape)
         if self.clips:
-            levels = _onnx("Clip", (levels, self.lowest, self.highest), dtype=torch.uint8, shape=shape)
+            levels = _onnx(
+                "Clip", (levels, self.lowest, self.highest), dtype=torch.uint8, shape=shape
+            )
         return _onnx("DequantizeLinear", (levels, *affine), dtype=torch.float32, shape=shape)
 
 
@@ -215,10 +254,14 @@ class _StoredWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         stored = (self.levels, self.scale, self.zero_point)
-        return _onnx("DequantizeLinear", stored, {"axis": 0}, dtype=torch.float32, shape=weight.shape)
+        return _onnx(
+            "DequantizeLinear", stored, {"axis": 0}, dtype=torch.float32, shape=weight.shape
+        )
 
 
-def _onnx(op: str, inputs: tuple[Any, ...], attributes: dict[str, Any] | None = None, **facts: Any) -> Tensor:
+def _onnx(
+    op: str, inputs: tuple[Any, ...], attributes: dict[str, Any] | None = None, **facts: Any
+) -> Tensor:
     return torch.onnx.ops.symbolic(op, inputs, attributes, **facts)
 
 
@@ -233,7 +276,9 @@ def _with_onnx_quantizers(qmodel: nn.Module) -> nn.Module:
     return qmodel
 
 
-def _to_onnx(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], opset: int) -> Any:
+def _to_onnx(
+    model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], opset: int
+) -> Any:
     """A ModelProto without traces of where it was made."""
     # torch.export takes a single row for a constant, which would fix the batch size.
     args = tuple(x if len(x) > 1 else torch.cat([x, x]) for x in args)
@@ -259,6 +304,12 @@ def _to_onnx(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tenso
             f"torch.export.export(qmodel, (images,)) works."
         ) from error
     proto = program.model_proto  # type: ignore[union-attr]
-    for part in (proto, proto.graph, *proto.graph.node, *proto.graph.initializer, *proto.graph.value_info):
+    for part in (
+        proto,
+        proto.graph,
+        *proto.graph.node,
+        *proto.graph.initializer,
+        *proto.graph.value_info,
+    ):
         del part.metadata_props[:]
     return proto

@@ -24,7 +24,9 @@ def sigma_clipped_range(x: Tensor, sigmas: float | Tensor) -> tuple[Tensor, Tens
     """Mean ± `sigmas` standard deviations of x (...), never wider than its minimum and maximum."""
     low, high = min_max_range(x)
     deviation, mean = torch.std_mean(x.detach().float(), correction=0)
-    return torch.maximum(low, mean - sigmas * deviation), torch.minimum(high, mean + sigmas * deviation)
+    return torch.maximum(low, mean - sigmas * deviation), torch.minimum(
+        high, mean + sigmas * deviation
+    )
 
 
 def ratio_clipped_range(x: Tensor, ratio: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -33,7 +35,9 @@ def ratio_clipped_range(x: Tensor, ratio: float | Tensor) -> tuple[Tensor, Tenso
     return low * ratio, high * ratio
 
 
-def percentile_range(counts: Tensor, low: float, high: float, percentile: float) -> tuple[float, float]:
+def percentile_range(
+    counts: Tensor, low: float, high: float, percentile: float
+) -> tuple[float, float]:
     """Range that leaves out the same share of values on both sides.
 
     Args:
@@ -47,7 +51,9 @@ def percentile_range(counts: Tensor, low: float, high: float, percentile: float)
     return low + width * left, min(low + width * (right + 1), high)
 
 
-def mean_squared_error_range(counts: Tensor, low: float, high: float, bits: int) -> tuple[float, float]:
+def mean_squared_error_range(
+    counts: Tensor, low: float, high: float, bits: int
+) -> tuple[float, float]:
     """Range, within [low, high], whose 2^bits levels have the smallest mean squared distance from the values.
 
     Both ends are shrunk together first, then each alone, over 100 ratios.
@@ -75,7 +81,9 @@ def mean_squared_error_range(counts: Tensor, low: float, high: float, bits: int)
     return lowest.item(), highest.item()
 
 
-def scale_and_zero_point(low: Tensor | float, high: Tensor | float, bits: int) -> tuple[Tensor, Tensor]:
+def scale_and_zero_point(
+    low: Tensor | float, high: Tensor | float, bits: int
+) -> tuple[Tensor, Tensor]:
     """The affine map of [low, high] to the integers 0 … 2^bits - 1.
 
     The range is widened to hold 0, so that zero padding and ReLU zeros stay exact (Jacob et al. 2018); an empty range
@@ -128,7 +136,11 @@ def learned_step_quantize(x: Tensor, scale: Tensor, zero_point: int, bits: int) 
 
 
 def uniform_noise(
-    x: Tensor, low: Tensor | float, high: Tensor | float, bits: int, generator: torch.Generator | None = None
+    x: Tensor,
+    low: Tensor | float,
+    high: Tensor | float,
+    bits: int,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """x (...) clipped to [low, high] plus uniform noise of one quantization step, U(-scale/2, scale/2).
 
@@ -157,10 +169,15 @@ def _rounded(x: Tensor, inverse: Any, scale: Any, lowest: Any, highest: Any) -> 
 
 class _LearnedStep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, inverse: Any, number: Any, lowest: int, highest: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, inverse: Any, number: Any, lowest: int, highest: int
+    ) -> Tensor:
         quantized = _rounded(x, inverse, number, lowest, highest)
         ctx.save_for_backward(x, quantized, scale)
-        ctx.inside, ctx.levels = ((lowest - 0.5) * number, (highest + 0.5) * number), highest - lowest
+        ctx.inside, ctx.levels = (
+            ((lowest - 0.5) * number, (highest + 0.5) * number),
+            highest - lowest,
+        )
         return quantized
 
     @staticmethod

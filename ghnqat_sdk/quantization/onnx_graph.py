@@ -31,13 +31,19 @@ def fold_batch_norms(model: Any) -> None:
     graph = model.graph
     values = {tensor.name: tensor for tensor in graph.initializer}
     makers = {output: node for node in graph.node for output in node.output}
-    readers = Counter([name for node in graph.node for name in node.input] + [each.name for each in graph.output])
+    readers = Counter(
+        [name for node in graph.node for name in node.input] + [each.name for each in graph.output]
+    )
     for norm in [node for node in graph.node if node.op_type == "BatchNormalization"]:
         layer = makers.get(norm.input[0])
         if layer is None or not _takes_fold(layer) or readers[norm.input[0]] > 1:
             continue
         weight = makers.get(layer.input[1])
-        stored = weight.input if weight is not None and weight.op_type == "DequantizeLinear" else layer.input[1:2]
+        stored = (
+            weight.input
+            if weight is not None and weight.op_type == "DequantizeLinear"
+            else layer.input[1:2]
+        )
         numbers = [values.get(name) for name in (*stored, *layer.input[2:], *norm.input[1:])]
         if None in numbers or (weight is None and readers[layer.input[1]] > 1):
             continue
@@ -128,7 +134,9 @@ def set_biases_apart(model: Any, packed: bool) -> set[str]:
         return int(numpy_helper.to_array(values[weight.input[0]]).max()).bit_length()
 
     def input_bits(name: str) -> int:
-        levels = makers.get(makers[name].input[0]) if name in makers and makers[name].input else None
+        levels = (
+            makers.get(makers[name].input[0]) if name in makers and makers[name].input else None
+        )
         if levels is None or levels.op_type != "Clip" or makers[name].op_type != "DequantizeLinear":
             return 8
         return int(numpy_helper.to_array(values[levels.input[2]])).bit_length()
@@ -136,7 +144,11 @@ def set_biases_apart(model: Any, packed: bool) -> set[str]:
     apart, nodes = set(), []
     for node in graph.node:
         nodes.append(node)
-        bits = stored_bits(node.input[1]) if node.op_type in ("Conv", "Gemm") and len(node.input) > 2 else None
+        bits = (
+            stored_bits(node.input[1])
+            if node.op_type in ("Conv", "Gemm") and len(node.input) > 2
+            else None
+        )
         if bits is None:
             continue
         zero_points = numpy_helper.to_array(values[makers[node.input[1]].input[2]])
@@ -181,13 +193,20 @@ def _packed_bytes(levels: Tensor, width: int) -> bytes:
     """uint8 levels (N,), several to a byte, the first in its lowest bits."""
     each = 8 // width
     rows = torch.nn.functional.pad(levels, (0, -len(levels) % each)).view(-1, each)
-    return (rows << torch.arange(0, 8, width, dtype=torch.uint8)).sum(1, dtype=torch.uint8).numpy().tobytes()
+    return (
+        (rows << torch.arange(0, 8, width, dtype=torch.uint8))
+        .sum(1, dtype=torch.uint8)
+        .numpy()
+        .tobytes()
+    )
 
 
 def drop_unused(model: Any) -> None:
     """Initializers that nothing reads, and the shapes of values that are gone."""
     graph = model.graph
-    used = {name for node in graph.node for name in node.input} | {each.name for each in graph.output}
+    used = {name for node in graph.node for name in node.input} | {
+        each.name for each in graph.output
+    }
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)

@@ -18,7 +18,11 @@ _CONVOLUTIONS = {
     _aten.conv1d.default, _aten.conv1d.padding, _aten.conv2d.default, _aten.conv2d.padding, _aten.conv3d.default,
     _aten.conv3d.padding, _aten.linear.default,
 }  # fmt: skip
-_TRANSPOSED = {_aten.conv_transpose1d.default, _aten.conv_transpose2d.input, _aten.conv_transpose3d.input}
+_TRANSPOSED = {
+    _aten.conv_transpose1d.default,
+    _aten.conv_transpose2d.input,
+    _aten.conv_transpose3d.input,
+}
 
 
 def pt2e_quantizer(qmodel: nn.Module) -> Any:
@@ -41,16 +45,29 @@ def pt2e_quantizer(qmodel: nn.Module) -> Any:
     layers = require_calibrated_layers(qmodel, "pt2e_quantizer")
     try:
         from torchao.quantization.pt2e import ObserverBase
-        from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
+        from torchao.quantization.pt2e.quantizer import (
+            QuantizationAnnotation,
+            QuantizationSpec,
+            Quantizer,
+        )
     except ImportError as error:
-        raise ArgumentError('torchao is not installed. Write pip install "ghnqat-sdk[torchao]".') from error
+        raise ArgumentError(
+            'torchao is not installed. Write pip install "ghnqat-sdk[torchao]".'
+        ) from error
 
-    class KnownPerChannelObserver(ObserverBase):  # torchao tells the axis only to observers with PerChannel in the name
+    class KnownPerChannelObserver(
+        ObserverBase
+    ):  # torchao tells the axis only to observers with PerChannel in the name
         """Scales and zero points that are known beforehand."""
 
-        def __init__(self, scale: Tensor, zero_point: Tensor, dtype: torch.dtype, **settings: Any) -> None:
+        def __init__(
+            self, scale: Tensor, zero_point: Tensor, dtype: torch.dtype, **settings: Any
+        ) -> None:
             super().__init__(dtype=dtype)
-            for name, value in settings.items():  # quant_min, quant_max, qscheme, ch_axis, as the spec below says
+            for (
+                name,
+                value,
+            ) in settings.items():  # quant_min, quant_max, qscheme, ch_axis, as the spec below says
                 setattr(self, name, value)
             self.register_buffer("scale", scale)
             self.register_buffer("zero_point", zero_point.int())
@@ -64,7 +81,9 @@ def pt2e_quantizer(qmodel: nn.Module) -> Any:
     def spec(scale: Tensor, zero_point: Tensor, bits: int, axis: int | None = None) -> Any:
         return QuantizationSpec(
             dtype=torch.uint8,
-            observer_or_fake_quant_ctr=KnownPerChannelObserver.with_args(scale=scale, zero_point=zero_point),
+            observer_or_fake_quant_ctr=KnownPerChannelObserver.with_args(
+                scale=scale, zero_point=zero_point
+            ),
             quant_min=0,
             quant_max=2**bits - 1,
             qscheme=torch.per_tensor_affine if axis is None else torch.per_channel_affine,
@@ -81,13 +100,19 @@ def pt2e_quantizer(qmodel: nn.Module) -> Any:
                 if layer.input_quantizer.bits != FLOAT_BITS:
                     low, high = fixed_input_range(name, layer)
                     scale, zero_point = scale_and_zero_point(low, high, layer.input_quantizer.bits)
-                    specs[node.args[0]] = spec(scale.reshape(1), zero_point.reshape(1), layer.input_quantizer.bits)
+                    specs[node.args[0]] = spec(
+                        scale.reshape(1), zero_point.reshape(1), layer.input_quantizer.bits
+                    )
                 if layer.weight_quantizer.bits != FLOAT_BITS:
                     axis = int(node.target in _TRANSPOSED)
                     folded = operator.attrgetter(node.args[1].target)(model)
                     scales, zero_points = _folded_numbers(name, layer, folded.detach(), axis)
-                    specs[node.args[1]] = spec(scales, zero_points, layer.weight_quantizer.bits, axis)
-                node.meta["quantization_annotation"] = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
+                    specs[node.args[1]] = spec(
+                        scales, zero_points, layer.weight_quantizer.bits, axis
+                    )
+                node.meta["quantization_annotation"] = QuantizationAnnotation(
+                    input_qspec_map=specs, _annotated=True
+                )
             return model
 
         def validate(self, model: torch.fx.GraphModule) -> None:
@@ -113,7 +138,9 @@ def _folded_numbers(name: str, layer: Any, folded: Tensor, axis: int) -> tuple[T
     weight, quantizer = layer.weight.detach().cpu(), layer.weight_quantizer
     rows, folded_rows = (x.movedim(axis, 0).flatten(1).double() for x in (weight, folded.cpu()))
     factor = (rows * folded_rows).sum(1) / rows.square().sum(1).clamp(min=1e-30)
-    if rows.shape != folded_rows.shape or not torch.allclose(factor[:, None] * rows, folded_rows, rtol=1e-3, atol=1e-6):
+    if rows.shape != folded_rows.shape or not torch.allclose(
+        factor[:, None] * rows, folded_rows, rtol=1e-3, atol=1e-6
+    ):
         raise ArgumentError(
             f"The exported weight of {name!r} is not that of the fake-quantized model. Export "
             f"to_float(copy.deepcopy(qmodel)).eval()."

@@ -39,7 +39,11 @@ def learn_steps(qmodel: nn.Module) -> list[nn.Parameter]:
         for name, tensor in (("weight_quantizer", layer.weight), ("input_quantizer", None)):
             quantizer = getattr(layer, name)
             known = tensor is not None or quantizer.frozen_range is not None
-            if quantizer.bits == FLOAT_BITS or isinstance(quantizer, LearnedStepQuantizer) or not known:
+            if (
+                quantizer.bits == FLOAT_BITS
+                or isinstance(quantizer, LearnedStepQuantizer)
+                or not known
+            ):
                 continue
             low, high = (float(end) for end in quantizer.range_of(tensor))
             learned = LearnedStepQuantizer(quantizer, low, high).to(layer.weight.device)

@@ -94,7 +94,9 @@ class FakeQuantizer(nn.Module):
         noise: Model rounding as additive uniform noise (NoiseQuant) instead of rounding (SimQuant).
     """
 
-    def __init__(self, bits: int, kind: Kind, ranges: MinMaxRanges | ClippedRanges, noise: bool = False) -> None:
+    def __init__(
+        self, bits: int, kind: Kind, ranges: MinMaxRanges | ClippedRanges, noise: bool = False
+    ) -> None:
         super().__init__()
         self.bits, self.kind, self.ranges, self.noise = bits, kind, ranges, noise
         # Plain floats: a frozen range is a constant of the model, and constants compile and export.
@@ -117,7 +119,11 @@ class FakeQuantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
-        frozen = "dynamic" if self.frozen_range is None else "[{:.4g}, {:.4g}]".format(*self.frozen_range)
+        frozen = (
+            "dynamic"
+            if self.frozen_range is None
+            else "[{:.4g}, {:.4g}]".format(*self.frozen_range)
+        )
         return f"{self.kind}, bits={self.bits}, ranges={self.ranges.type}, range={frozen}"
 
 

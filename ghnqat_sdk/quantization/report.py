@@ -86,18 +86,25 @@ class QuantizationReport:
         try:
             from matplotlib.figure import Figure
         except ImportError as error:
-            raise ArgumentError('matplotlib is not installed. Write pip install "ghnqat-sdk[plot]".') from error
+            raise ArgumentError(
+                'matplotlib is not installed. Write pip install "ghnqat-sdk[plot]".'
+            ) from error
         figure = Figure(figsize=(8, 1.5 + 0.25 * len(self.layers)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         names, places = [layer.name for layer in self.layers], range(len(self.layers))
         for kind, offset in (("weight", -0.2), ("activation", 0.2)):
-            ratios = [min(getattr(layer, kind).sqnr, 60.0) if getattr(layer, kind) else 0.0 for layer in self.layers]
+            ratios = [
+                min(getattr(layer, kind).sqnr, 60.0) if getattr(layer, kind) else 0.0
+                for layer in self.layers
+            ]
             left.barh([place + offset for place in places], ratios, 0.4, label=kind)
         left.set_yticks(list(places), names)
         left.invert_yaxis()
         left.set_xlabel("SQNR, dB")
         left.legend()
-        right.barh(list(places), [100 * layer.output_error for layer in self.layers], color="tab:red")
+        right.barh(
+            list(places), [100 * layer.output_error for layer in self.layers], color="tab:red"
+        )
         right.set_xlabel("error of the output, %")
         try:
             figure.savefig(str(path))
@@ -112,8 +119,14 @@ class QuantizationReport:
         lines = [f"{'layer':{width}} {'':10} {columns} {'output error':>12}"]
         for layer in self.layers:
             for kind in ("weight", "activation"):
-                name, error = (layer.name, f"{100 * layer.output_error:10.2f} %") if kind == "weight" else ("", "")
-                lines.append(f"{name:{width}} {kind:10} {_cells(getattr(layer, kind))} {error}".rstrip())
+                name, error = (
+                    (layer.name, f"{100 * layer.output_error:10.2f} %")
+                    if kind == "weight"
+                    else ("", "")
+                )
+                lines.append(
+                    f"{name:{width}} {kind:10} {_cells(getattr(layer, kind))} {error}".rstrip()
+                )
         return "\n".join([*lines, f"all layers: {100 * self.output_error:.2f} % of the output"])
 
 
@@ -122,7 +135,9 @@ def _cells(tensor: TensorReport | None) -> str:
         return f"{'32':>4} {'':21} {'':>9} {'':>4} {'':>7} {'':>5}"
     t = tensor
     span = f"{t.low:10.4g} {t.high:10.4g}"
-    return f"{t.bits:4} {span} {t.scale:9.3g} {t.zero_point:4} {100 * t.clipped:5.1f} % {t.sqnr:5.1f}"
+    return (
+        f"{t.bits:4} {span} {t.scale:9.3g} {t.zero_point:4} {100 * t.clipped:5.1f} % {t.sqnr:5.1f}"
+    )
 
 
 @torch.no_grad()
@@ -141,14 +156,19 @@ def quantization_report(qmodel: nn.Module, batch: Any) -> QuantizationReport:
     layers = require_fake_quantized_layers(qmodel, "quantization_report")
     inputs: dict[str, Tensor] = {}
     with evaluating(qmodel, next(iter(layers.values())).quantization):
-        hooks = [layer.register_forward_pre_hook(_keep(inputs, name)) for name, layer in layers.items()]
+        hooks = [
+            layer.register_forward_pre_hook(_keep(inputs, name)) for name, layer in layers.items()
+        ]
         try:
             quantized = run_on(qmodel, batch)
         finally:
             for hook in hooks:
                 hook.remove()
         tensors = {
-            name: (_measure(layer.weight_quantizer, layer.weight), _measure(layer.input_quantizer, inputs[name]))
+            name: (
+                _measure(layer.weight_quantizer, layer.weight),
+                _measure(layer.input_quantizer, inputs[name]),
+            )
             for name, layer in layers.items()
             if name in inputs
         }
@@ -170,7 +190,9 @@ def _measure(quantizer: FakeQuantizer, x: Tensor) -> TensorReport | None:
     if quantizer.bits == FLOAT_BITS:
         return None
     low, high = (float(end) for end in quantizer.range_of(x))
-    scale, zero_point = (number.item() for number in scale_and_zero_point(low, high, quantizer.bits))
+    scale, zero_point = (
+        number.item() for number in scale_and_zero_point(low, high, quantizer.bits)
+    )
     levels = 2**quantizer.bits - 1
     outside = (x < (-zero_point - 0.5) * scale) | (x > (levels - zero_point + 0.5) * scale)
     noise = (fake_quantize(x, low, high, quantizer.bits) - x).double().square().sum().item()

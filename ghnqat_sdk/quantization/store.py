@@ -60,8 +60,12 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
         CheckpointError: the folder cannot be written.
     """
     layers = require_fake_quantized_layers(qmodel, "save_quantized")
-    if not isinstance(folder, (str, os.PathLike)) or (os.path.exists(folder) and not os.path.isdir(folder)):
-        raise ArgumentError(f"folder={folder!r} is not a folder. Write save_quantized(qmodel, 'my-model').")
+    if not isinstance(folder, (str, os.PathLike)) or (
+        os.path.exists(folder) and not os.path.isdir(folder)
+    ):
+        raise ArgumentError(
+            f"folder={folder!r} is not a folder. Write save_quantized(qmodel, 'my-model')."
+        )
     folder, first = Path(folder), next(iter(layers.values()))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +86,9 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
             temporary.unlink(missing_ok=True)
         write_atomically(folder / SETTINGS_FILE, settings.model_dump_json(indent=2).encode())
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"Cannot write to {str(folder)!r} ({error}). Name another folder.") from error
+        raise CheckpointError(
+            f"Cannot write to {str(folder)!r} ({error}). Name another folder."
+        ) from error
     return folder
 
 
@@ -98,8 +104,14 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
         CheckpointError: the files are missing, damaged, of another version, or of another architecture.
     """
     if not isinstance(model, nn.Module) or fake_quantized_layers(model):
-        what = "is fake-quantized already" if isinstance(model, nn.Module) else f"is a {type(model).__name__}"
-        raise ArgumentError(f"model {what}; expected a float nn.Module of the architecture that was saved.")
+        what = (
+            "is fake-quantized already"
+            if isinstance(model, nn.Module)
+            else f"is a {type(model).__name__}"
+        )
+        raise ArgumentError(
+            f"model {what}; expected a float nn.Module of the architecture that was saved."
+        )
     try:
         folder = Path(folder)
         settings = QuantizationSettings.model_validate_json((folder / SETTINGS_FILE).read_bytes())
@@ -108,7 +120,10 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
         if missing := sorted({*settings.layers} ^ {*quantizable_layers(model)}):
             raise ValueError(f"the layers differ: {', '.join(missing)}")
         qmodel = copy.deepcopy(model)
-        bits = {name: (layer.weight_bits, layer.activation_bits) for name, layer in settings.layers.items()}
+        bits = {
+            name: (layer.weight_bits, layer.activation_bits)
+            for name, layer in settings.layers.items()
+        }
         state = to_fake_quantized(qmodel, bits, settings.ranges, noise=settings.noise)
         load_model(qmodel, str(folder / WEIGHTS_FILE))
     except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:

@@ -18,7 +18,9 @@ from ghnqat_sdk.files import digest, write_atomically
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
 
-def save_training_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+def save_training_state(
+    folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+) -> None:
     """Write tensors and JSON-able facts (step, counters) as one file in `folder`.
 
     Raises:
@@ -38,7 +40,11 @@ def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         order = sorted(range(value.ndim), key=value.stride, reverse=True)
         tensors[name] = value.permute(order)
-        return {"tensor": name} if order == list(range(value.ndim)) else {"tensor": name, "order": order}
+        return (
+            {"tensor": name}
+            if order == list(range(value.ndim))
+            else {"tensor": name, "order": order}
+        )
     if isinstance(value, Mapping):
         return {str(key): pack(inner, f"{name}.{key}", tensors) for key, inner in value.items()}
     if isinstance(value, list | tuple):

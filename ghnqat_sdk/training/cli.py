@@ -25,7 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ghnqat-train", description="Train graph hypernetworks (GHN-QAT).")
+    parser = argparse.ArgumentParser(
+        prog="ghnqat-train", description="Train graph hypernetworks (GHN-QAT)."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     _add_run(commands)
     _add_decay(commands)
@@ -47,17 +49,29 @@ def _add_run(commands: Any) -> None:
         description="Train until --steps are done, or continue a run to more of them. With torchrun, every process "
         "trains on architectures of its own: torchrun --nproc-per-node 2 -m ghnqat_sdk.training.cli run ...",
     )
-    run.add_argument("--data", required=True, help="image folder (train/<class>/*.jpg) or torchvision's CIFAR-10")
+    run.add_argument(
+        "--data", required=True, help="image folder (train/<class>/*.jpg) or torchvision's CIFAR-10"
+    )
     run.add_argument("--output", required=True, help="folder of the run")
-    run.add_argument("--steps", required=True, type=int, help="optimizer steps that are done at the end")
+    run.add_argument(
+        "--steps", required=True, type=int, help="optimizer steps that are done at the end"
+    )
     source = run.add_mutually_exclusive_group()
-    source.add_argument("--recipe", help="a name that `ghnqat-train recipes` lists (default: all-bits)")
+    source.add_argument(
+        "--recipe", help="a name that `ghnqat-train recipes` lists (default: all-bits)"
+    )
     source.add_argument("--config", help="a run's config as JSON")
     run.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field, as sampling.meta_batch=4"
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field, as sampling.meta_batch=4",
     )
     run.add_argument("--resume", action="store_true", help="continue the run in --output")
-    run.add_argument("--threads", type=int, default=1, help="CPU threads of each process (default: 1)")
+    run.add_argument(
+        "--threads", type=int, default=1, help="CPU threads of each process (default: 1)"
+    )
     add_json_flag(run)
     run.set_defaults(handler=_run)
 
@@ -71,17 +85,25 @@ def _add_decay(commands: Any) -> None:
     )
     decay.add_argument("run", metavar="RUN", help="folder of the stable run")
     decay.add_argument("--data", required=True, help="the images of that run")
-    decay.add_argument("--output", required=True, help="folder of the branch; continues one that is there")
+    decay.add_argument(
+        "--output", required=True, help="folder of the branch; continues one that is there"
+    )
     decay.add_argument("--steps", required=True, type=int, help="steps until the rate is zero")
-    decay.add_argument("--hints", type=float, default=0.5, help="share of them in which hints fade (default: 0.5)")
-    decay.add_argument("--threads", type=int, default=1, help="CPU threads of each process (default: 1)")
+    decay.add_argument(
+        "--hints", type=float, default=0.5, help="share of them in which hints fade (default: 0.5)"
+    )
+    decay.add_argument(
+        "--threads", type=int, default=1, help="CPU threads of each process (default: 1)"
+    )
     add_json_flag(decay)
     decay.set_defaults(handler=_decay)
 
 
 def _add_teacher(commands: Any) -> None:
     teacher = commands.add_parser("teacher", help="train the teacher whose features are hints")
-    teacher.add_argument("--data", required=True, help="image folder (train/<class>/*.jpg) or torchvision's CIFAR-10")
+    teacher.add_argument(
+        "--data", required=True, help="image folder (train/<class>/*.jpg) or torchvision's CIFAR-10"
+    )
     teacher.add_argument("--output", required=True, help="file to write, as teacher.safetensors")
     teacher.add_argument("--config", help="a TeacherConfig as JSON")
     teacher.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
@@ -94,9 +116,13 @@ def _run(options: argparse.Namespace) -> None:
     config = _config(options, resume)
     started = (output / "checkpoint.safetensors").exists()
     if started and not resume:
-        raise ArgumentError(f"{options.output!r} holds a run already. Add --resume, or choose another --output.")
+        raise ArgumentError(
+            f"{options.output!r} holds a run already. Add --resume, or choose another --output."
+        )
     if options.resume and not started:
-        raise ArgumentError(f"{options.output!r} holds no run to resume. Leave out --resume to start one there.")
+        raise ArgumentError(
+            f"{options.output!r} holds no run to resume. Leave out --resume to start one there."
+        )
     _train(config, options, options.steps)
 
 
@@ -113,7 +139,9 @@ def _decay(options: argparse.Namespace) -> None:
     processes.wait()
     config = load_config(saved)
     if config.decay is None:
-        raise ArgumentError(f"{options.output!r} holds a stable run. Choose another --output for the branch.")
+        raise ArgumentError(
+            f"{options.output!r} holds a stable run. Choose another --output for the branch."
+        )
     _train(config, options, config.decay.start + config.decay.steps)
 
 
@@ -158,7 +186,11 @@ def _follow(run: Any, steps: int, as_json: bool) -> None:
             if report.step % _STEPS_BETWEEN_SPARINGS == 0:
                 spare()
             bar.update()
-            bar.set_postfix(images=f"{run.progress.images / 1e6:.2f}M", best=f"{run.progress.best:.1f}", refresh=False)
+            bar.set_postfix(
+                images=f"{run.progress.images / 1e6:.2f}M",
+                best=f"{run.progress.best:.1f}",
+                refresh=False,
+            )
     if leader and as_json:
         print(json.dumps(vars(run.progress)))
 
@@ -174,7 +206,9 @@ def _teacher(options: argparse.Namespace) -> None:
     try:
         config = TeacherConfig.model_validate_json(text)
     except ValidationError as error:
-        raise ArgumentError(f"{options.config!r} is no TeacherConfig: {_problems(error)}.") from error
+        raise ArgumentError(
+            f"{options.config!r} is no TeacherConfig: {_problems(error)}."
+        ) from error
     if options.threads:
         _check_positive("--threads", options.threads)
         torch.set_num_threads(options.threads)
@@ -184,7 +218,10 @@ def _teacher(options: argparse.Namespace) -> None:
     def report(epoch: int, accuracy: float) -> None:
         nonlocal reached
         reached = accuracy
-        print(f"epoch {epoch} of {config.epochs}: {accuracy:.2f} % of validation images", file=sys.stderr)
+        print(
+            f"epoch {epoch} of {config.epochs}: {accuracy:.2f} % of validation images",
+            file=sys.stderr,
+        )
 
     teacher = train_teacher(config, train, validation, report=report)
     save_teacher(teacher, options.output, accuracy=reached, data=train.digest())
@@ -220,7 +257,9 @@ def _assign(fields: dict[str, Any], text: str) -> None:
     """Change one field of a nested config, as in sampling.meta_batch=4 or networks.0.share=0.5."""
     path, equals, value = text.partition("=")
     if not equals:
-        raise ArgumentError(f"--set {text!r} is not FIELD=VALUE. Write, for example, --set sampling.meta_batch=4")
+        raise ArgumentError(
+            f"--set {text!r} is not FIELD=VALUE. Write, for example, --set sampling.meta_batch=4"
+        )
     *way, last = path.split(".")
     place: Any = fields
     try:

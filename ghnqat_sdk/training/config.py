@@ -127,7 +127,9 @@ def load_recipe(name: str) -> RunConfig:
         ArgumentError: an unknown name.
     """
     if name not in recipe_names():
-        raise ArgumentError(f"recipe={name!r} is unknown. Write one of {', '.join(recipe_names())}.")
+        raise ArgumentError(
+            f"recipe={name!r} is unknown. Write one of {', '.join(recipe_names())}."
+        )
     return load_config(_RECIPES / f"{name}.json")
 
 

@@ -74,7 +74,9 @@ class Statistic:
     def of(cls, values: Sequence[float]) -> Statistic:
         """Summary of one figure for each graph."""
         deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-        return cls(statistics.fmean(values), deviation / math.sqrt(len(values)), max(values), tuple(values))
+        return cls(
+            statistics.fmean(values), deviation / math.sqrt(len(values)), max(values), tuple(values)
+        )
 
     def __str__(self) -> str:
         return f"{self.mean:.1f} ± {self.sem:.1f}; {self.max:.1f}"
@@ -129,7 +131,13 @@ def evaluate_graphs(
     top1, top5 = [], []
     for architecture in progress(architectures):
         ((first, fifth),) = evaluate_architecture(
-            hypernetwork, architecture, images, [bits], protocol=protocol, calibration=calibration, device=device
+            hypernetwork,
+            architecture,
+            images,
+            [bits],
+            protocol=protocol,
+            calibration=calibration,
+            device=device,
         )
         top1.append(first)
         top5.append(fifth)
@@ -167,7 +175,9 @@ def evaluate_architecture(
     if protocol not in ("paper", "calibrated"):
         raise ArgumentError(f"protocol={protocol!r} is unknown. Write 'paper' or 'calibrated'.")
     if protocol == "calibrated" and not calibration:
-        raise ArgumentError("protocol='calibrated' needs images. Pass calibration=[batch, ...], each (N, 3, H, W).")
+        raise ArgumentError(
+            "protocol='calibrated' needs images. Pass calibration=[batch, ...], each (N, 3, H, W)."
+        )
     if len(images.classes) != hypernetwork.config.num_classes:
         raise ArgumentError(
             f"The images are of {len(images.classes)} classes, the hypernetwork's networks tell "
@@ -186,7 +196,10 @@ def evaluate_architecture(
 
 @torch.no_grad()
 def _predicted_model(
-    hypernetwork: GraphHypernetwork, network: EvaluatedNetwork, told: Bits, device: torch.device | str
+    hypernetwork: GraphHypernetwork,
+    network: EvaluatedNetwork,
+    told: Bits,
+    device: torch.device | str,
 ) -> nn.Module:
     """A copy of the network's model with parameters of its own, predicted for `told`, its weights on their levels."""
     (predicted,) = hypernetwork([network.graph.with_bits(told)])
@@ -204,7 +217,9 @@ def _predicted_model(
 
 
 @torch.inference_mode()
-def _accuracies(model: nn.Module, images: ImageSet, device: torch.device | str) -> tuple[float, float]:
+def _accuracies(
+    model: nn.Module, images: ImageSet, device: torch.device | str
+) -> tuple[float, float]:
     """Top-1 and top-5 in percent."""
     first = fifth = 0
     for batch, labels in images.batches(PAPER_BATCH):

@@ -40,7 +40,13 @@ class Clip(NamedTuple):
 
 
 def normalise_clip_round(
-    x: Tensor, gain: Tensor, shift: Tensor, eps: float, clip: Clip, rounding: Rounding, compiled: bool
+    x: Tensor,
+    gain: Tensor,
+    shift: Tensor,
+    eps: float,
+    clip: Clip,
+    rounding: Rounding,
+    compiled: bool,
 ) -> Tensor:
     """Batch norm with batch statistics, a clipping activation and, where asked for, fake quantization.
 
@@ -63,7 +69,9 @@ def round_activations(x: Tensor, rounding: Rounding, compiled: bool) -> Tensor:
     return _RoundActivations.apply(x, rounding, compiled)
 
 
-def round_weight(weight: Tensor, sigmas: float, levels: int, dtype: torch.dtype, compiled: bool) -> Tensor:
+def round_weight(
+    weight: Tensor, sigmas: float, levels: int, dtype: torch.dtype, compiled: bool
+) -> Tensor:
     """A weight (...) on the levels within `sigmas` deviations of its mean, and within its extremes; infinite for these.
 
     Args:
@@ -155,12 +163,16 @@ def _norm_forward(
     limits = torch.tensor(clip, dtype=torch.float32, device=x.device)
     if rounding.levels == NO_LEVELS:
         return y.to(x.dtype), saved, limits
-    rounded, within = _onto_levels(y, y.amin() * rounding.share, y.amax() * rounding.share, rounding.levels)
+    rounded, within = _onto_levels(
+        y, y.amin() * rounding.share, y.amax() * rounding.share, rounding.levels
+    )
     limits = torch.stack([torch.maximum(limits[0], within[0]), torch.minimum(limits[1], within[1])])
     return rounded.to(x.dtype), saved, limits
 
 
-def _norm_backward(gradient: Tensor, x: Tensor, saved: Tensor, limits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _norm_backward(
+    gradient: Tensor, x: Tensor, saved: Tensor, limits: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (P, C), gain and shift (C,)."""
     slope, offset, mean, inverse = saved[:4]
     wide = x.float()
@@ -178,7 +190,9 @@ def _weight_range(weight: Tensor, sigmas: float) -> tuple[Tensor, Tensor]:
     if math.isinf(sigmas):
         return low, high
     deviation, mean = torch.std_mean(weight, correction=0)
-    return torch.maximum(low, mean - sigmas * deviation), torch.minimum(high, mean + sigmas * deviation)
+    return torch.maximum(low, mean - sigmas * deviation), torch.minimum(
+        high, mean + sigmas * deviation
+    )
 
 
 def _inside(gradient: Tensor, x: Tensor, limits: Tensor) -> Tensor:
@@ -193,13 +207,24 @@ def _inside(gradient: Tensor, x: Tensor, limits: Tensor) -> Tensor:
 class _NormaliseClipRound(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, gain: Tensor, shift: Tensor, eps: float, clip: Clip, rounding: Rounding, compiled: bool
+        ctx: Any,
+        x: Tensor,
+        gain: Tensor,
+        shift: Tensor,
+        eps: float,
+        clip: Clip,
+        rounding: Rounding,
+        compiled: bool,
     ) -> Tensor:
         matrix = _matrix(x).contiguous()
         ctx.native = compiled and native.runs_on(matrix, gain, shift)
         if ctx.native:
             rows, channels = matrix.shape
-            y, saved, limits = torch.empty_like(matrix), gain.new_empty(6, channels), gain.new_empty(2)
+            y, saved, limits = (
+                torch.empty_like(matrix),
+                gain.new_empty(6, channels),
+                gain.new_empty(2),
+            )
             native.call(
                 "norm_forward", x.dtype, matrix, gain.contiguous(), shift.contiguous(), y, saved, limits,
                 rows, channels, eps, *clip, float(rounding.levels), rounding.share,
@@ -215,9 +240,23 @@ class _NormaliseClipRound(torch.autograd.Function):
         along = _matrix(gradient).contiguous()
         if ctx.native:
             rows, channels = matrix.shape
-            of_x, of_gain, of_shift = torch.empty_like(matrix), saved.new_empty(channels), saved.new_empty(channels)
+            of_x, of_gain, of_shift = (
+                torch.empty_like(matrix),
+                saved.new_empty(channels),
+                saved.new_empty(channels),
+            )
             native.call(
-                "norm_backward", matrix.dtype, along, matrix, saved, limits, of_x, of_gain, of_shift, rows, channels
+                "norm_backward",
+                matrix.dtype,
+                along,
+                matrix,
+                saved,
+                limits,
+                of_x,
+                of_gain,
+                of_shift,
+                rows,
+                channels,
             )
         else:
             of_x, of_gain, of_shift = _norm_backward(along, matrix, saved, limits)
@@ -232,7 +271,9 @@ class _RoundActivations(torch.autograd.Function):
         if ctx.native:
             rounded, limits = torch.empty_like(flat), flat.new_empty(2, dtype=torch.float32)
             levels, share = float(rounding.levels), rounding.share
-            native.call("round_forward", x.dtype, flat, rounded, limits, flat.numel(), levels, share)
+            native.call(
+                "round_forward", x.dtype, flat, rounded, limits, flat.numel(), levels, share
+            )
         else:
             low, high = flat.amin().float() * rounding.share, flat.amax().float() * rounding.share
             rounded, limits = _onto_levels(flat, low, high, rounding.levels)
@@ -254,12 +295,16 @@ class _RoundActivations(torch.autograd.Function):
 
 class _RoundWeight(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, sigmas: float, levels: int, dtype: torch.dtype, compiled: bool) -> Tensor:
+    def forward(
+        ctx: Any, weight: Tensor, sigmas: float, levels: int, dtype: torch.dtype, compiled: bool
+    ) -> Tensor:
         flat = _flat(weight).contiguous()
         ctx.native = compiled and native.runs_on(flat)
         if ctx.native:
             rounded, limits = torch.empty_like(flat, dtype=dtype), flat.new_empty(2)
-            native.call("weight_forward", dtype, flat, rounded, limits, flat.numel(), float(levels), sigmas)
+            native.call(
+                "weight_forward", dtype, flat, rounded, limits, flat.numel(), float(levels), sigmas
+            )
         else:
             rounded, limits = _onto_levels(flat, *_weight_range(flat, sigmas), levels)
             rounded = rounded.to(dtype)
@@ -272,7 +317,9 @@ class _RoundWeight(torch.autograd.Function):
         along = _flat(gradient).contiguous()
         if ctx.native:
             of_weight = torch.empty_like(flat)
-            native.call("weight_backward", along.dtype, along, flat, of_weight, limits, flat.numel())
+            native.call(
+                "weight_backward", along.dtype, along, flat, of_weight, limits, flat.numel()
+            )
         else:
             of_weight = _inside(along, flat, limits)
         return _unflat(of_weight, gradient), None, None, None, None
@@ -289,7 +336,9 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        of_x = _depthwise_input(gradient, x, weight, ctx.geometry) if ctx.needs_input_grad[0] else None
+        of_x = (
+            _depthwise_input(gradient, x, weight, ctx.geometry) if ctx.needs_input_grad[0] else None
+        )
         return of_x, _depthwise_weight(gradient, x, weight, ctx.geometry, ctx.compiled), None, None
 
 
@@ -304,21 +353,33 @@ def _depthwise_input(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geom
     if min(padding) < 0:
         return _convolution_backward(gradient, x, weight, geometry, [True, False, False])[0]
     if geometry.stride != (1, 1):
-        sides = [side + 2 * p - span for side, p, span in zip(x.shape[2:], geometry.padding, spans, strict=True)]
+        sides = [
+            side + 2 * p - span
+            for side, p, span in zip(x.shape[2:], geometry.padding, spans, strict=True)
+        ]
         apart = gradient.new_zeros(len(x), *sides, channels).permute(0, 3, 1, 2)
         apart[:, :, :: geometry.stride[0], :: geometry.stride[1]] = gradient
         gradient = apart
     return F.conv2d(gradient, weight.flip(2, 3), None, 1, padding, geometry.dilation, channels)
 
 
-def _depthwise_weight(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, compiled: bool) -> Tensor:
+def _depthwise_weight(
+    gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, compiled: bool
+) -> Tensor:
     source = x.contiguous(memory_format=torch.channels_last)
     if not (compiled and native.runs_on(gradient, source)):
         return _convolution_backward(gradient, source, weight, geometry, [False, True, False])[1]
     channels, height, width = source.shape[1:]
     kernel = weight.shape[2:]
     total = torch.zeros(math.prod(kernel), channels)
-    numbers = (*gradient.shape[2:], height, width, channels, *kernel, *(n for pair in geometry for n in pair))
+    numbers = (
+        *gradient.shape[2:],
+        height,
+        width,
+        channels,
+        *kernel,
+        *(n for pair in geometry for n in pair),
+    )
     shapes = torch.tensor(numbers, dtype=torch.int64)
     native.call("depthwise_weight", gradient.dtype, gradient, source, total, len(source), shapes)
     return total.view(*kernel, 1, channels).permute(3, 2, 0, 1).to(weight.dtype)

@@ -18,19 +18,34 @@ from torch import Tensor
 _SOURCE = Path(__file__).with_name("kernels.cpp")
 _FLAGS: tuple[str, ...] = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
 # Not -ffast-math: it loses NaN, and a library linked with it makes the whole process flush denormal numbers to zero.
-_FLAGS += ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-freciprocal-math", "-ffp-contract=fast")
+_FLAGS += (
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-signed-zeros",
+    "-freciprocal-math",
+    "-ffp-contract=fast",
+)
 _SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, or None where they cannot be compiled."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    compiler = (
+        os.environ.get("CXX")
+        or shutil.which("c++")
+        or shutil.which("g++")
+        or shutil.which("clang++")
+    )
     if compiler is None:
         return None
     try:
         return ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, RuntimeError, subprocess.SubprocessError):  # no folder to write to, or a compiler that cannot
+    except (
+        OSError,
+        RuntimeError,
+        subprocess.SubprocessError,
+    ):  # no folder to write to, or a compiler that cannot
         return None
 
 
@@ -79,4 +94,6 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+    return next(
+        (line for line in lines if line.startswith(("flags", "Features"))), platform.machine()
+    )

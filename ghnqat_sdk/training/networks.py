@@ -105,7 +105,11 @@ class Setting(NamedTuple):
         """An input (...) of a layer, fake-quantized."""
         if self.rounding is None:
             return self._by_rule(x, "activation", self.bits[1])
-        return x if self.rounding.levels == NO_LEVELS else round_activations(x, self.rounding, self.compiled)
+        return (
+            x
+            if self.rounding.levels == NO_LEVELS
+            else round_activations(x, self.rounding, self.compiled)
+        )
 
     def rounded_weight(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """A weight (...), fake-quantized, in the type of the product."""
@@ -197,7 +201,9 @@ class Plan:
             elif node.op == "output":
                 self._output = node.args[0]
 
-    def run(self, parameters: Mapping[str, Tensor], images: Tensor, setting: Setting) -> tuple[Tensor, list[Tensor]]:
+    def run(
+        self, parameters: Mapping[str, Tensor], images: Tensor, setting: Setting
+    ) -> tuple[Tensor, list[Tensor]]:
         """Scores (N, classes) in float32, and the output (N, C, h, w) of each block.
 
         Args:
@@ -269,10 +275,14 @@ class Plan:
         return end not in self._tapped and all(self._is_layer(user) for user in end.users)
 
     def _is_norm(self, node: fx.Node) -> bool:
-        return node.op == "call_module" and isinstance(self._modules[str(node.target)], nn.modules.batchnorm._BatchNorm)
+        return node.op == "call_module" and isinstance(
+            self._modules[str(node.target)], nn.modules.batchnorm._BatchNorm
+        )
 
     def _is_layer(self, node: fx.Node) -> bool:
-        return node.op == "call_module" and isinstance(self._modules[str(node.target)], (nn.Conv2d, nn.Linear))
+        return node.op == "call_module" and isinstance(
+            self._modules[str(node.target)], (nn.Conv2d, nn.Linear)
+        )
 
 
 _CLIPS: dict[Any, Clip] = {
@@ -322,7 +332,9 @@ def _convolve(
     if module.groups == 1 and x.shape[2:] == (1, 1):
         centre = _only_position(module)
         if centre is not None:  # a convolution of one pixel is a product
-            return F.linear(x.flatten(1), weight[:, :, centre[0], centre[1]], bias)[:, :, None, None]
+            return F.linear(x.flatten(1), weight[:, :, centre[0], centre[1]], bias)[
+                :, :, None, None
+            ]
     if module.groups == module.in_channels == module.out_channels > 1:
         geometry = Geometry(module.stride, module.padding, module.dilation)  # type: ignore[arg-type]
         y = depthwise(x, weight, geometry, setting.compiled)
@@ -335,7 +347,9 @@ def _only_position(module: nn.Conv2d) -> tuple[int, int] | None:
     if isinstance(module.padding, str):
         return None
     place = []
-    for kernel, padding, dilation in zip(module.kernel_size, module.padding, module.dilation, strict=True):
+    for kernel, padding, dilation in zip(
+        module.kernel_size, module.padding, module.dilation, strict=True
+    ):
         if 2 * padding - dilation * (kernel - 1) != 0 or padding % dilation:
             return None
         place.append(padding // dilation)
@@ -404,7 +418,9 @@ def _call(
     return function(*args, **kwargs)
 
 
-def _get_parameter(name: str, values: _Values, parameters: Mapping[str, Tensor], setting: Setting) -> Tensor:
+def _get_parameter(
+    name: str, values: _Values, parameters: Mapping[str, Tensor], setting: Setting
+) -> Tensor:
     return parameters[name].to(setting.compute.dtype("dense"))
 
 

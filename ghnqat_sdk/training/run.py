@@ -179,7 +179,8 @@ class Run:
                 (predicted,) = model([network.graph.with_bits(setting.bits)])
                 how = Setting(setting.bits, config.hypernetwork.ranges, False, config.compute)
                 right = sum(
-                    (network.plan.run(predicted, x, how)[0].argmax(1).cpu() == y).sum().item() for x, y in batches
+                    (network.plan.run(predicted, x, how)[0].argmax(1).cpu() == y).sum().item()
+                    for x, y in batches
                 )
                 found[network.architecture.key[0]].append(100 * right / len(images))
             for space, values in found.items():
@@ -194,7 +195,9 @@ class Run:
         return self._validation
 
     def _log(self, entry: dict[str, object]) -> None:
-        facts = {k: round(v, 1) if isinstance(v, float) else v for k, v in vars(self.progress).items()}
+        facts = {
+            k: round(v, 1) if isinstance(v, float) else v for k, v in vars(self.progress).items()
+        }
         with writing(self.folder), (self.folder / LOG_FILE).open("a") as file:
             file.write(json.dumps(facts | entry) + "\n")
 
@@ -207,9 +210,13 @@ def validation_architectures(config: RunConfig) -> list[Architecture]:
     """
     limits = config.validation
     chosen: list[Architecture] = []
-    for share in {getattr(share, "factory", share.space): share for share in config.networks}.values():
+    for share in {
+        getattr(share, "factory", share.space): share for share in config.networks
+    }.values():
         space = share.build("val")
-        affordable = (a for a in map(space.__getitem__, range(len(space))) if a.macs <= limits.max_macs)
+        affordable = (
+            a for a in map(space.__getitem__, range(len(space))) if a.macs <= limits.max_macs
+        )
         found = list(islice(affordable, limits.networks))
         if not found:
             raise ArgumentError(
@@ -254,9 +261,13 @@ def branch(folder: str | Path, output: str | Path, steps: int, hints: float = 0.
     config = load_config(source / RUN_FILE)
     state = load_training_state(source)
     if state is None:
-        raise ArgumentError(f"{str(source)!r} holds no state to branch off. Train a run first: ghnqat-train run")
+        raise ArgumentError(
+            f"{str(source)!r} holds no state to branch off. Train a run first: ghnqat-train run"
+        )
     if config.decay is not None or config.schedule.type != "stable":
-        raise ArgumentError(f"The run in {str(source)!r} decays already. Branch off the stable run it comes from.")
+        raise ArgumentError(
+            f"The run in {str(source)!r} decays already. Branch off the stable run it comes from."
+        )
     if (target / RUN_FILE).exists():
         raise ArgumentError(f"{str(target)!r} holds a run. Choose another --output folder.")
     tensors, facts = state
@@ -273,7 +284,9 @@ def branch(folder: str | Path, output: str | Path, steps: int, hints: float = 0.
     return config
 
 
-def open_features(config: RunConfig, train: ImageSet, processes: Processes, report: Any = None) -> FeatureCache | None:
+def open_features(
+    config: RunConfig, train: ImageSet, processes: Processes, report: Any = None
+) -> FeatureCache | None:
     """The features that the config's hints need, computed by process 0 where they are not on disk yet.
 
     Raises:

@@ -106,7 +106,9 @@ def train_teacher(
     """
     generator = torch.Generator().manual_seed(config.seed)
     teacher = _untrained(config, train.classes)
-    optimizer = torch.optim.SGD(teacher.parameters(), momentum=0.9, weight_decay=config.weight_decay, nesterov=True)
+    optimizer = torch.optim.SGD(
+        teacher.parameters(), momentum=0.9, weight_decay=config.weight_decay, nesterov=True
+    )
     steps = max(1, len(train) // config.batch)
     for epoch in range(config.epochs):
         order = torch.randperm(len(train), generator=generator)
@@ -165,7 +167,9 @@ def save_teacher(teacher: Teacher, path: str | Path, *, accuracy: float, data: s
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
     except OSError as error:
-        raise CheckpointError(f"Cannot write {str(path)!r} ({error}). Make room, or name another file.") from error
+        raise CheckpointError(
+            f"Cannot write {str(path)!r} ({error}). Make room, or name another file."
+        ) from error
 
 
 def load_teacher(path: str | Path, classes: Sequence[str]) -> Teacher:
@@ -210,7 +214,9 @@ def _untrained(config: TeacherConfig, classes: Sequence[str]) -> Teacher:
     return teacher.to(memory_format=torch.channels_last)
 
 
-def _train_on(images: ImageSet, teacher: Teacher, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
+def _train_on(
+    images: ImageSet, teacher: Teacher, optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> None:
     """One step on randomly moved images."""
     config = teacher.config
     moves = draw_moves(len(images), config.padding, generator)

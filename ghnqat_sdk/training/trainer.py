@@ -120,7 +120,9 @@ class Trainer:
         self.average = AveragedModel(self.model, multi_avg_fn=running_average(config.average))
         self.optimizer = config.optimizer.build(modules)
         settings = [(setting.bits, setting.share) for setting in config.bits.settings]
-        self.sampler = Sampler(config.seed, config.networks, config.sampling, settings, config.bits.float_until)
+        self.sampler = Sampler(
+            config.seed, config.networks, config.sampling, settings, config.bits.float_until
+        )
         self.progress = Progress()
         self._prepared: dict[object, Network] = {}
 
@@ -146,7 +148,9 @@ class Trainer:
         rank, size = self.processes.rank, self.processes.size
         drawn = self.sampler.step(step, rank, size)
         networks = [self._network(draw) for draw in drawn]
-        graphs = [network.graph.with_bits(d.bits) for network, d in zip(networks, drawn, strict=True)]
+        graphs = [
+            network.graph.with_bits(d.bits) for network, d in zip(networks, drawn, strict=True)
+        ]
         predicted = self.model(graphs, dtype=self.config.compute.dtype("decoder"))
         draw = random.Random(f"{self.config.seed}/{step}/{rank}/images")
         with _own_random_numbers(f"{self.config.seed}/{step}/{rank}/noise"):
@@ -158,16 +162,23 @@ class Trainer:
         self._backward(predicted, results)
         norm = self._update()
         self._count(drawn, results)
-        reports = (NetworkReport(one, r.loss, r.hint, r.accuracy) for one, r in zip(drawn, results, strict=True))
+        reports = (
+            NetworkReport(one, r.loss, r.hint, r.accuracy)
+            for one, r in zip(drawn, results, strict=True)
+        )
         return StepReport(step + 1, tuple(reports), norm, rate)
 
-    def _loss(self, network: Network, drawn: Draw, predicted: dict[str, Tensor], draw: random.Random) -> NetworkLoss:
+    def _loss(
+        self, network: Network, drawn: Draw, predicted: dict[str, Tensor], draw: random.Random
+    ) -> NetworkLoss:
         config = self.config
         generator = torch.Generator().manual_seed(draw.getrandbits(62))
         batch = draw_batch(self.train_images, drawn.images, config.data.padding, generator)
         weight = self._hint_weight()
         hinted = weight > 0 and self.features is not None and drawn.architecture.norm != "none"
-        wanted = self.features.gather(batch.indices, batch.moves) if hinted and self.features else ()
+        wanted = (
+            self.features.gather(batch.indices, batch.moves) if hinted and self.features else ()
+        )
         return network_loss(
             network,
             predicted,
@@ -201,7 +212,9 @@ class Trainer:
                 tensors.append(parameters[name])
                 gradients.append(gradient * share)
             if self.hints is not None and result.of_projections:
-                for projection, of in zip(self.hints.projections, result.of_projections, strict=True):
+                for projection, of in zip(
+                    self.hints.projections, result.of_projections, strict=True
+                ):
                     if of is not None:
                         projection.grad += of * share
         if tensors:
@@ -213,7 +226,9 @@ class Trainer:
         norm = self.gradients.clip(self.config.clip_norm * (1 + self._hint_weight()))
         if norm > 0 and norm < float("inf"):
             self.optimizer.step()
-            if self.config.optimizer.type != "adamw":  # decompositions may round differently in each process
+            if (
+                self.config.optimizer.type != "adamw"
+            ):  # decompositions may round differently in each process
                 self.processes.take_from_first(self.parameters)
             self.average.update_parameters(self.model)
         return norm

@@ -28,10 +28,19 @@ def test_families_name_every_operation_once():
     [
         (Node("relu"), "relu"),
         (Node("relu", bits=(4, 4)), "relu"),
-        (Node("conv", parameters=weight(16, 3, 3, 3), kernel=(3, 3), bits=(4, 8)), "conv 3×3 3→16 W4/A8"),
+        (
+            Node("conv", parameters=weight(16, 3, 3, 3), kernel=(3, 3), bits=(4, 8)),
+            "conv 3×3 3→16 W4/A8",
+        ),
         (Node("conv", parameters=weight(8, 3, 1, 1), stride=(2, 2)), "conv 1×1/2 3→8"),
-        (Node("conv", parameters=weight(8, 4, 1, 7), kernel=(1, 7), stride=(1, 2)), "conv 1×7/1×2 4→8"),
-        (Node("conv", parameters=weight(8, 4, 3, 3), kernel=(3, 3), dilation=(2, 2)), "conv 3×3 dilated 2 4→8"),
+        (
+            Node("conv", parameters=weight(8, 4, 1, 7), kernel=(1, 7), stride=(1, 2)),
+            "conv 1×7/1×2 4→8",
+        ),
+        (
+            Node("conv", parameters=weight(8, 4, 3, 3), kernel=(3, 3), dilation=(2, 2)),
+            "conv 3×3 dilated 2 4→8",
+        ),
         (
             Node("depthwise_conv", parameters=weight(12, 1, 5, 5), kernel=(5, 5), groups=12),
             "depthwise_conv 5×5 12→12",
@@ -40,7 +49,10 @@ def test_families_name_every_operation_once():
             Node("grouped_conv", parameters=weight(8, 2, 3, 3), kernel=(3, 3), groups=4),
             "grouped_conv 3×3 8→8 in 4 groups",
         ),
-        (Node("transposed_conv", parameters=weight(6, 9, 2, 2), kernel=(2, 2)), "transposed_conv 2×2 6→9"),
+        (
+            Node("transposed_conv", parameters=weight(6, 9, 2, 2), kernel=(2, 2)),
+            "transposed_conv 2×2 6→9",
+        ),
         (Node("conv"), "conv 1×1"),
         (Node("classifier", parameters=weight(10, 64), bits=(32, 8)), "classifier 64→10 W32/A8"),
         (Node("batch_norm", parameters=weight(64)), "batch_norm 64"),
@@ -53,25 +65,45 @@ def test_a_label_says_operation_kernel_channels_and_bits(node, label):
 
 
 def test_labels_fit_into_their_boxes(diamond, tmp_path, monkeypatch):
-    widest = Node("transposed_conv", "m", weight(1024, 1024, 7, 7), (7, 7), (2, 2), (2, 2), bits=(32, 8))
-    graph = ComputationGraph((*diamond.with_bits((4, 4)).nodes, widest, *(Node(op) for op in VOCABULARY)), ())
+    widest = Node(
+        "transposed_conv", "m", weight(1024, 1024, 7, 7), (7, 7), (2, 2), (2, 2), bits=(32, 8)
+    )
+    graph = ComputationGraph(
+        (*diamond.with_bits((4, 4)).nodes, widest, *(Node(op) for op in VOCABULARY)), ()
+    )
     given = []
-    monkeypatch.setattr(draw, "lay_out", lambda widths, *rest: given.extend(widths) or lay_out(widths, *rest))
+    monkeypatch.setattr(
+        draw, "lay_out", lambda widths, *rest: given.extend(widths) or lay_out(widths, *rest)
+    )
     draw_graph(graph, tmp_path / "graph.svg")
     for node, width in zip(graph.nodes, given, strict=True):
-        outline = TextPath((0, 0), node_label(node), size=8, prop=FontProperties(family="DejaVu Sans"))
+        outline = TextPath(
+            (0, 0), node_label(node), size=8, prop=FontProperties(family="DejaVu Sans")
+        )
         assert 0.05 < width - outline.get_extents().width / 72 < 0.7
 
 
 def texts(path) -> list[str]:
     """What an SVG says: matplotlib writes each text as a comment before its outlines."""
     parser = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True))
-    return [e.text.strip() for e in ElementTree.parse(path, parser).iter() if e.tag is ElementTree.Comment]
+    return [
+        e.text.strip()
+        for e in ElementTree.parse(path, parser).iter()
+        if e.tag is ElementTree.Comment
+    ]
 
 
 def test_every_node_and_family_is_in_the_picture(diamond, tmp_path):
     draw_graph(diamond.with_bits((4, 2)), tmp_path / "graph.svg")
-    labels = ["input", "conv 3×3 3→12 W4/A2", "relu", "conv 1×1 12→12 W4/A2", "sum", "classifier 12→10 W4/A2", "output"]
+    labels = [
+        "input",
+        "conv 3×3 3→12 W4/A2",
+        "relu",
+        "conv 1×1 12→12 W4/A2",
+        "sum",
+        "classifier 12→10 W4/A2",
+        "output",
+    ]
     legend = ["input, output", "convolution", "linear", "activation", "merging"]
     assert sorted(texts(tmp_path / "graph.svg")) == sorted(labels + legend)
 
@@ -97,10 +129,20 @@ def test_the_same_graph_gives_the_same_bytes(diamond, tmp_path, kind):
 def test_nodes_have_the_colour_of_their_family(diamond, tmp_path):
     draw_graph(diamond, tmp_path / "graph.PNG")
     shown = {
-        tuple(colour) for colour in (imread(tmp_path / "graph.PNG")[..., :3].reshape(-1, 3) * 255).round().astype(int)
+        tuple(colour)
+        for colour in (imread(tmp_path / "graph.PNG")[..., :3].reshape(-1, 3) * 255)
+        .round()
+        .astype(int)
     }
     colours = {family: tuple(bytes.fromhex(colour[1:])) for family, (colour, _) in FAMILIES.items()}
-    used = {"input, output", "convolution", "linear", "activation", "merging", "other"}  # the last is white
+    used = {
+        "input, output",
+        "convolution",
+        "linear",
+        "activation",
+        "merging",
+        "other",
+    }  # the last is white
     assert {family for family, colour in colours.items() if colour in shown} == used
 
 
@@ -135,7 +177,9 @@ def test_a_file_that_cannot_be_written_is_refused(diamond, tmp_path, monkeypatch
         draw_graph(diamond, path)
 
 
-@pytest.mark.parametrize(("graph", "what"), [(ComputationGraph((), ()), "has no nodes"), (nn.ReLU(), "is a ReLU")])
+@pytest.mark.parametrize(
+    ("graph", "what"), [(ComputationGraph((), ()), "has no nodes"), (nn.ReLU(), "is a ReLU")]
+)
 def test_what_is_no_graph_with_nodes_is_refused(tmp_path, graph, what):
     with pytest.raises(ArgumentError, match=what):
         draw_graph(graph, tmp_path / "graph.png")

@@ -10,7 +10,9 @@ from ghnqat_sdk.graph.ops import OPS, VOCABULARY
 
 
 def chain(length: int) -> ComputationGraph:
-    return ComputationGraph(tuple(Node("relu") for _ in range(length)), tuple((i, i + 1) for i in range(length - 1)))
+    return ComputationGraph(
+        tuple(Node("relu") for _ in range(length)), tuple((i, i + 1) for i in range(length - 1))
+    )
 
 
 def test_vocabulary_names_are_unique_and_have_the_stand_in():
@@ -27,14 +29,18 @@ def test_no_function_belongs_to_two_node_types():
 def test_shortest_paths_agree_with_networkx(diamond, s_max):
     paths = diamond.shortest_paths(s_max)
     lengths = dict(networkx.all_pairs_shortest_path_length(diamond.to_networkx(), cutoff=s_max))
-    expected = torch.tensor([[lengths[u].get(v, 0) for v in range(len(diamond))] for u in range(len(diamond))])
+    expected = torch.tensor(
+        [[lengths[u].get(v, 0) for v in range(len(diamond))] for u in range(len(diamond))]
+    )
     assert torch.equal(paths.long(), expected)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_shortest_paths_of_random_graphs_agree_with_networkx(seed):
     draw, size = random.Random(seed), 40
-    edges = tuple(sorted({tuple(sorted(draw.sample(range(size), 2))) for _ in range(10 + 12 * seed)}))
+    edges = tuple(
+        sorted({tuple(sorted(draw.sample(range(size), 2))) for _ in range(10 + 12 * seed)})
+    )
     graph = ComputationGraph(tuple(Node("relu") for _ in range(size)), edges)
     lengths = dict(networkx.all_pairs_shortest_path_length(graph.to_networkx(), cutoff=5))
     expected = torch.tensor([[lengths[u].get(v, 0) for v in range(size)] for u in range(size)])

@@ -17,7 +17,11 @@ ROW = BOX + GAP
 def drawn(seed: int) -> tuple[list[float], tuple[tuple[int, int], ...]]:
     """Widths and edges of some graph, the densest ones with nodes that read ten others."""
     draw, size = random.Random(seed), 60
-    near = (sorted((u, min(size - 1, u + draw.randint(1, 12)))) for u in range(size) for _ in range(1 + seed % 3))
+    near = (
+        sorted((u, min(size - 1, u + draw.randint(1, 12))))
+        for u in range(size)
+        for _ in range(1 + seed % 3)
+    )
     return [draw.uniform(0.3, 2) for _ in range(size)], tuple((u, v) for u, v in near if u < v)
 
 
@@ -33,7 +37,12 @@ def points(strokes: tuple[Stroke, ...]) -> list[Point]:
         for step in range(9):
             t = step / 8
             weights = (1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3
-            along.append(tuple(sum(w * p[i] for w, p in zip(weights, (here, *control), strict=True)) for i in (0, 1)))
+            along.append(
+                tuple(
+                    sum(w * p[i] for w, p in zip(weights, (here, *control), strict=True))
+                    for i in (0, 1)
+                )
+            )
         here = through[-1]
     return along
 
@@ -48,7 +57,9 @@ def test_nodes_do_not_overlap_and_edges_pass_beside_them(seed):
     check(*drawn(seed))
 
 
-@pytest.mark.parametrize(("space", "index"), [(DeepNets("id"), 20), (Families("test"), 27)], ids=str)
+@pytest.mark.parametrize(
+    ("space", "index"), [(DeepNets("id"), 20), (Families("test"), 27)], ids=str
+)
 def test_nodes_and_edges_of_cnns_keep_apart(space, index):
     with torch.device("meta"):
         model = space[index].build(10)
@@ -86,7 +97,13 @@ def test_a_node_that_nothing_leads_to_stands_above_its_reader():
     edges = ((0, 1), (1, 2), (2, 4), (3, 4))
     rows = [round(y / ROW - 0.5) for _, y, _ in lay_out([1.0] * 5, edges, [0]).boxes]
     assert rows == [0, 1, 2, 2, 3]
-    assert [round(y / ROW - 0.5) for _, y, _ in lay_out([1.0] * 5, edges, [0, 3]).boxes] == [0, 1, 2, 0, 3]
+    assert [round(y / ROW - 0.5) for _, y, _ in lay_out([1.0] * 5, edges, [0, 3]).boxes] == [
+        0,
+        1,
+        2,
+        0,
+        3,
+    ]
 
 
 def test_a_long_chain_continues_in_columns():
@@ -98,7 +115,9 @@ def test_a_long_chain_continues_in_columns():
 def test_columns_are_cut_where_few_edges_cross():
     blocks = [(i, i + 1) for i in range(40)] + [(i, i + 4) for i in range(0, 37, 4)]
     layout = lay_out([1.0] * 41, blocks)
-    tops = [i for i, (_, y, _) in enumerate(layout.boxes) if y == min(y for _, y, _ in layout.boxes)]
+    tops = [
+        i for i, (_, y, _) in enumerate(layout.boxes) if y == min(y for _, y, _ in layout.boxes)
+    ]
     assert len(tops) > 1
     assert all(i % 4 in (0, 1) for i in tops)
 

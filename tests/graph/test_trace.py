@@ -36,7 +36,19 @@ def test_a_residual_net_gives_the_graph_written_by_hand():
     graph = trace(model, IMAGE)
     expected = "input conv bias conv batch_norm relu sum global_pool classifier bias output".split()
     assert ops(graph) == expected
-    assert graph.edges == ((0, 1), (1, 2), (2, 3), (2, 6), (3, 4), (4, 5), (5, 6), (6, 7), (7, 8), (8, 9), (9, 10))
+    assert graph.edges == (
+        (0, 1),
+        (1, 2),
+        (2, 3),
+        (2, 6),
+        (3, 4),
+        (4, 5),
+        (5, 6),
+        (6, 7),
+        (7, 8),
+        (8, 9),
+        (9, 10),
+    )
     stem, conv = graph.nodes[1], graph.nodes[3]
     assert (stem.kernel, stem.stride, stem.module) == ((3, 3), (2, 2), "stem")
     assert (conv.kernel, conv.dilation, conv.parameters[0].shape) == ((5, 5), (2, 2), (8, 8, 5, 5))
@@ -89,7 +101,11 @@ def test_data_flow_through_lists_concatenation_and_products():
         gate = torch.sigmoid(m.gate(x))
         return torch.cat([*branches, x * gate], dim=1)
 
-    model = Model(forward, branches=nn.ModuleList(nn.Conv2d(3, 2, 1) for _ in range(2)), gate=nn.Conv2d(3, 3, 1))
+    model = Model(
+        forward,
+        branches=nn.ModuleList(nn.Conv2d(3, 2, 1) for _ in range(2)),
+        gate=nn.Conv2d(3, 3, 1),
+    )
     graph = trace(model, IMAGE)
     concat = ops(graph).index("concat")
     assert len([edge for edge in graph.edges if edge[1] == concat]) == 3
@@ -126,10 +142,16 @@ def test_parameters_outside_layers_are_claimed_by_the_call_that_uses_them():
 def test_weights_computed_from_parameters_are_claimed():
     def forward(m, x):
         weight = m.conv.weight
-        weight = (weight - weight.mean((1, 2, 3), keepdim=True)) / weight.std((1, 2, 3), keepdim=True)
+        weight = (weight - weight.mean((1, 2, 3), keepdim=True)) / weight.std(
+            (1, 2, 3), keepdim=True
+        )
         return m.normed(F.conv2d(x, weight, m.conv.bias))
 
-    model = Model(forward, conv=nn.Conv2d(3, 4, 3), normed=nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)))
+    model = Model(
+        forward,
+        conv=nn.Conv2d(3, 4, 3),
+        normed=nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)),
+    )
     graph = trace(model, IMAGE)
     assert claimed(graph)["conv.weight"] == ("conv", "weight")
     assert claimed(graph)["normed.parametrizations.weight.original1"] == ("conv", "weight")
@@ -137,7 +159,10 @@ def test_weights_computed_from_parameters_are_claimed():
 
 
 def test_attention_keeps_all_its_parameters():
-    model = Model(lambda m, x: m.attention(x, x, x)[0], attention=nn.MultiheadAttention(8, 2, batch_first=True))
+    model = Model(
+        lambda m, x: m.attention(x, x, x)[0],
+        attention=nn.MultiheadAttention(8, 2, batch_first=True),
+    )
     graph = trace(model, torch.empty(2, 5, 8))
     assert {op for op, _ in claimed(graph).values()} == {"multi_head_attention"}
     assert set(graph.parameters) == {name for name, _ in model.named_parameters()}
@@ -157,8 +182,18 @@ def test_classifiers_are_the_last_weighted_layers_on_each_path():
             "extra": (F.relu(m.map(x)).mean((2, 3)), m.aux(m.hidden(x.mean((2, 3))))),
         }
 
-    model = Model(forward, main=nn.Linear(3, 5), map=nn.Conv2d(3, 5, 1), hidden=nn.Linear(3, 4), aux=nn.Linear(4, 5))
-    assert [n.module for n in trace(model, IMAGE).nodes if n.op == "classifier"] == ["main", "map", "aux"]
+    model = Model(
+        forward,
+        main=nn.Linear(3, 5),
+        map=nn.Conv2d(3, 5, 1),
+        hidden=nn.Linear(3, 4),
+        aux=nn.Linear(4, 5),
+    )
+    assert [n.module for n in trace(model, IMAGE).nodes if n.op == "classifier"] == [
+        "main",
+        "map",
+        "aux",
+    ]
 
 
 def test_several_inputs_and_keyword_arguments():
@@ -168,7 +203,10 @@ def test_several_inputs_and_keyword_arguments():
 
 
 def test_shapes_are_guessed_for_images_of_any_channels_signals_and_features():
-    assert trace(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))).unreached == {}
+    assert (
+        trace(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))).unreached
+        == {}
+    )
     assert trace(nn.Sequential(nn.Conv1d(5, 4, 3))).nodes[1].kernel == (1, 3)
     assert trace(nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(5))).unreached == {}
 
@@ -198,7 +236,9 @@ def test_a_model_that_reads_values_finds_its_size_among_the_guesses():
 
 
 def test_nothing_of_the_model_changes():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.LazyLinear(5))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.LazyLinear(5)
+    )
     model(IMAGE)
     model[1].eval()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -214,9 +254,13 @@ def test_shared_layers_and_parameters_stay_what_they_were():
     shared, tied = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
     tied.weight = shared.weight
     model = nn.Sequential(shared, nn.BatchNorm2d(3), shared, tied)
-    before = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    before = dict(model.named_parameters(remove_duplicate=False)) | dict(
+        model.named_buffers(remove_duplicate=False)
+    )
     graph = trace(model, IMAGE)
-    after = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    after = dict(model.named_parameters(remove_duplicate=False)) | dict(
+        model.named_buffers(remove_duplicate=False)
+    )
     assert before.keys() == after.keys()
     assert all(after[name] is tensor for name, tensor in before.items())
     assert set(graph.parameters) == {name for name, _ in model.named_parameters()}
@@ -250,7 +294,11 @@ def test_the_graph_is_the_same_every_time():
         (lambda: "resnet18", ArgumentError, "expected an nn.Module"),
         (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), TraceError, "Run the model once"),
         (lambda: torch.compile(nn.Conv2d(3, 4, 3)), TraceError, "_orig_mod"),
-        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(9999, 3)), TraceError, "example_inputs="),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(9999, 3)),
+            TraceError,
+            "example_inputs=",
+        ),
         (lambda: Model(lambda m, x: None, conv=nn.Conv2d(3, 4, 3)), TraceError, "output"),
     ],
 )

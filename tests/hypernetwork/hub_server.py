@@ -55,7 +55,9 @@ class _Handler(BaseHTTPRequestHandler):
         owner, name, _, revision, file = self.path[1:].split("/")
         repo = f"{owner}/{name}"
         commits = self.server.repos.get(repo, [])
-        known = {commit_id(i): files for i, files in enumerate(commits)} | {"main": (commits or [{}])[-1]}
+        known = {commit_id(i): files for i, files in enumerate(commits)} | {
+            "main": (commits or [{}])[-1]
+        }
         if repo in REFUSALS:
             self._answer(*REFUSALS[repo])
         elif repo not in self.server.repos:
@@ -87,21 +89,37 @@ class _Handler(BaseHTTPRequestHandler):
             reply = {"url": f"{self.server.url}/{repo}"}
         elif parts[4] == "preupload":
             files = json.loads(body)["files"]
-            reply = {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
+            reply = {
+                "files": [
+                    {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                    for f in files
+                ]
+            }
         else:
             repo, commits = f"{parts[2]}/{parts[3]}", self.server.repos[f"{parts[2]}/{parts[3]}"]
-            values = [line["value"] for line in map(json.loads, body.splitlines()) if line["key"] == "file"]
+            values = [
+                line["value"]
+                for line in map(json.loads, body.splitlines())
+                if line["key"] == "file"
+            ]
             new = {value["path"]: base64.b64decode(value["content"]) for value in values}
             commits.append((commits[-1] if commits else {}) | new)
             oid = commit_id(len(commits) - 1)
             reply = {"commitUrl": f"{self.server.url}/{repo}/commit/{oid}", "commitOid": oid}
         return self._answer(200, "", json.dumps(reply).encode())
 
-    def _answer(self, status: int, code: str, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
+    def _answer(
+        self, status: int, code: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> None:
         self.send_response(status)
         etag = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"'} if status == 200 else {}
         given = {"X-Error-Code": code} if code else {}
-        for name, value in {"Content-Length": str(len(body)), **etag, **given, **(headers or {})}.items():
+        for name, value in {
+            "Content-Length": str(len(body)),
+            **etag,
+            **given,
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
@@ -122,7 +140,9 @@ class _Handler(BaseHTTPRequestHandler):
 def running_hub() -> Iterator[FakeHub]:
     """A hub that answers until the block ends."""
     with FakeHub() as hub:
-        thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread = threading.Thread(
+            target=hub.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        )
         thread.start()
         try:
             yield hub

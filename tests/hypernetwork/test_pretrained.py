@@ -28,12 +28,18 @@ from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, push_to_hub, save_pretrained
 
 TINY = HypernetworkConfig(
-    encoder=TransformerConfig(width=16, layers=1, heads=2), decoder=DecoderConfig(hidden=16, tile=8, kernel=3)
+    encoder=TransformerConfig(width=16, layers=1, heads=2),
+    decoder=DecoderConfig(hidden=16, tile=8, kernel=3),
 )
 GRAPH = ComputationGraph(
     (
         Node("input"),
-        Node("conv", "0", (Parameter("0.weight", (12, 3, 3, 3), "weight"), Parameter("0.bias", (12,), "bias")), (3, 3)),
+        Node(
+            "conv",
+            "0",
+            (Parameter("0.weight", (12, 3, 3, 3), "weight"), Parameter("0.bias", (12,), "bias")),
+            (3, 3),
+        ),
         Node("classifier", "1", (Parameter("1.weight", (10, 12), "weight"),)),
         Node("output"),
     ),
@@ -66,7 +72,9 @@ def hub(monkeypatch, saved):
 def point_hub_client_to(monkeypatch, url: str) -> None:
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_nobody")
     monkeypatch.setattr(time, "sleep", lambda _: None)  # the client's pauses between attempts
@@ -94,7 +102,10 @@ def edit_config(folder: Path, **changes: object) -> None:
 def edit_weights(folder: Path, **changes: torch.Tensor | None) -> None:
     """Change tensors behind the checksum's back, as another program would."""
     path = folder / "model.safetensors"
-    tensors = {**load_file(path), **{name.replace("__", "."): tensor for name, tensor in changes.items()}}
+    tensors = {
+        **load_file(path),
+        **{name.replace("__", "."): tensor for name, tensor in changes.items()},
+    }
     save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
 
 
@@ -106,7 +117,9 @@ def test_loaded_hypernetwork_predicts_exactly_what_the_saved_one_does(network, s
     assert_same(loaded, network)
     assert loaded.config == TINY
     assert not loaded.training
-    assert {(p.dtype, p.device.type, p.requires_grad) for p in loaded.parameters()} == {(torch.float32, "cpu", True)}
+    assert {(p.dtype, p.device.type, p.requires_grad) for p in loaded.parameters()} == {
+        (torch.float32, "cpu", True)
+    }
 
 
 def test_str_and_path_name_the_same_folder(network, saved):
@@ -135,7 +148,9 @@ def test_loaded_hypernetwork_does_not_depend_on_its_files(network, saved):
 def test_half_precision_halves_the_file_and_loads_as_float32(network, saved, tmp_path, dtype):
     half = save_pretrained(network, tmp_path / "half", dtype=dtype)
     loaded = load_pretrained(half)
-    assert (half / "model.safetensors").stat().st_size < 0.6 * (saved / "model.safetensors").stat().st_size
+    assert (half / "model.safetensors").stat().st_size < 0.6 * (
+        saved / "model.safetensors"
+    ).stat().st_size
     for name, tensor in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor.to(dtype).float())
 
@@ -160,7 +175,9 @@ def test_failed_save_leaves_the_old_files_whole(monkeypatch, network, saved):
 
 
 def test_older_vocabulary_predicts_unknown_node_types_as_other(tmp_path):
-    old = GraphHypernetwork(TINY.model_copy(update={"vocabulary": ("input", "output", "conv", "other")}))
+    old = GraphHypernetwork(
+        TINY.model_copy(update={"vocabulary": ("input", "output", "conv", "other")})
+    )
     loaded = load_pretrained(save_pretrained(old, tmp_path / "old"))
     assert predict(loaded)["1.weight"].shape == (10, 12)
     assert_same(loaded, old)
@@ -194,7 +211,9 @@ def test_save_refuses_weights_that_are_not_finite_and_writes_nothing(tmp_path):
     network = GraphHypernetwork(TINY)
     with torch.no_grad():
         network.encoder.norm.weight[0] = 1e5
-    with pytest.raises(ArgumentError, match=r"'encoder.norm.weight' is not finite as torch.float16"):
+    with pytest.raises(
+        ArgumentError, match=r"'encoder.norm.weight' is not finite as torch.float16"
+    ):
         save_pretrained(network, tmp_path / "new", dtype=torch.float16)
     with torch.no_grad():
         network.encoder.norm.weight[0] = float("nan")
@@ -210,7 +229,8 @@ def test_source_of_another_type_is_refused(source):
 
 
 @pytest.mark.parametrize(
-    "source", ["", "nothing", "./owner/name", "a/b/c", "/no/such/folder", "x" * 5000, "a\0/b", "ü/n"]
+    "source",
+    ["", "nothing", "./owner/name", "a/b/c", "/no/such/folder", "x" * 5000, "a\0/b", "ü/n"],
 )
 def test_name_that_is_neither_folder_nor_repo_id_is_refused(source):
     with pytest.raises(CheckpointError, match=r"is not a folder\. Write 'default', a folder"):
@@ -243,7 +263,9 @@ def test_revision_of_a_local_folder_is_refused(saved):
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_missing_file_is_named(saved, name):
     (saved / name).unlink()
-    with pytest.raises(CheckpointError, match=rf"{re.escape(name)}.*Name a folder that save_pretrained wrote"):
+    with pytest.raises(
+        CheckpointError, match=rf"{re.escape(name)}.*Name a folder that save_pretrained wrote"
+    ):
         load_pretrained(saved)
     (saved / name).mkdir()
     with pytest.raises(CheckpointError):
@@ -329,13 +351,37 @@ def test_pickle_in_disguise_is_refused_and_never_run(saved, tmp_path):
 @pytest.mark.parametrize(
     ("name", "tensor", "message"),
     [
-        ("encoder__norm__weight", None, r"'encoder.norm.weight' is absent, and \[16\] by config.json"),
-        ("encoder__norm__weight", torch.ones(17), r"'encoder.norm.weight' is \[17\], and \[16\] by config.json"),
-        ("encoder__norm__weight", torch.ones(16, dtype=torch.int32), "'encoder.norm.weight' is I32"),
+        (
+            "encoder__norm__weight",
+            None,
+            r"'encoder.norm.weight' is absent, and \[16\] by config.json",
+        ),
+        (
+            "encoder__norm__weight",
+            torch.ones(17),
+            r"'encoder.norm.weight' is \[17\], and \[16\] by config.json",
+        ),
+        (
+            "encoder__norm__weight",
+            torch.ones(16, dtype=torch.int32),
+            "'encoder.norm.weight' is I32",
+        ),
         ("backdoor", torch.ones(1), r"'backdoor' is \[1\], and absent by config.json"),
-        ("encoder__norm__weight", torch.full((16,), float("inf")), "'encoder.norm.weight' holds NaN or infinity"),
-        ("encoder__norm__bias", torch.full((16,), float("nan")), "'encoder.norm.bias' holds NaN or infinity"),
-        ("encoder__norm__bias", torch.full((16,), 1e300, dtype=torch.float64), "holds NaN or infinity"),
+        (
+            "encoder__norm__weight",
+            torch.full((16,), float("inf")),
+            "'encoder.norm.weight' holds NaN or infinity",
+        ),
+        (
+            "encoder__norm__bias",
+            torch.full((16,), float("nan")),
+            "'encoder.norm.bias' holds NaN or infinity",
+        ),
+        (
+            "encoder__norm__bias",
+            torch.full((16,), 1e300, dtype=torch.float64),
+            "holds NaN or infinity",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(saved, name, tensor, message):
@@ -352,7 +398,9 @@ def test_config_of_absurd_size_is_refused_before_memory_is_taken(saved):
 
 
 def test_header_of_absurd_size_is_refused(saved):
-    header = json.dumps({"a": {"dtype": "F32", "shape": [2**60, 2**60], "data_offsets": [0, 4]}}).encode()
+    header = json.dumps(
+        {"a": {"dtype": "F32", "shape": [2**60, 2**60], "data_offsets": [0, 4]}}
+    ).encode()
     (saved / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     with pytest.raises(CheckpointError, match="is damaged"):
         load_pretrained(saved)
@@ -370,7 +418,9 @@ def embedded(monkeypatch, network, tmp_path) -> Path:
     return folder
 
 
-def test_default_is_the_embedded_hypernetwork_even_beside_a_folder_of_that_name(monkeypatch, embedded, tmp_path):
+def test_default_is_the_embedded_hypernetwork_even_beside_a_folder_of_that_name(
+    monkeypatch, embedded, tmp_path
+):
     (tmp_path / "default").mkdir()
     monkeypatch.chdir(tmp_path)
     assert_same(load_pretrained(), load_pretrained("default"))
@@ -394,7 +444,9 @@ def test_incomplete_installation_says_reinstall(embedded, name):
 # The Hub
 
 
-def test_hub_repo_loads_from_one_commit_and_then_from_the_cache(monkeypatch, hub, network, tmp_path):
+def test_hub_repo_loads_from_one_commit_and_then_from_the_cache(
+    monkeypatch, hub, network, tmp_path
+):
     assert_same(load_pretrained("me/ghn", cache_dir=tmp_path / "cache"), network)
     assert f"GET /me/ghn/resolve/{commit_id(0)}/model.safetensors" in hub.log
     assert not [line for line in hub.log if "main/model.safetensors" in line]
@@ -408,10 +460,14 @@ def test_revision_names_an_older_commit(hub, network, saved, tmp_path):
     save_pretrained(GraphHypernetwork(TINY.model_copy(update={"num_classes": 7})), saved)
     hub.repos["me/ghn"].append(contents(saved))
     assert load_pretrained("me/ghn", cache_dir=tmp_path / "cache").config.num_classes == 7
-    assert_same(load_pretrained("me/ghn", revision=commit_id(0), cache_dir=tmp_path / "cache"), network)
+    assert_same(
+        load_pretrained("me/ghn", revision=commit_id(0), cache_dir=tmp_path / "cache"), network
+    )
 
 
-def test_local_folder_comes_before_a_hub_repo_of_the_same_name(monkeypatch, hub, network, saved, tmp_path):
+def test_local_folder_comes_before_a_hub_repo_of_the_same_name(
+    monkeypatch, hub, network, saved, tmp_path
+):
     shutil.copytree(saved, tmp_path / "me" / "ghn")
     monkeypatch.chdir(tmp_path)
     assert_same(load_pretrained("me/ghn"), network)
@@ -421,7 +477,11 @@ def test_local_folder_comes_before_a_hub_repo_of_the_same_name(monkeypatch, hub,
 @pytest.mark.parametrize(
     ("repo", "revision", "message"),
     [
-        ("me/absent", None, "no local folder has that name, and from the Hub: there is no such repo"),
+        (
+            "me/absent",
+            None,
+            "no local folder has that name, and from the Hub: there is no such repo",
+        ),
         ("me/ghn", "v9", "there is no such revision"),
         ("me/empty", None, "config.json or model.safetensors is missing"),
         ("me/half", None, "config.json or model.safetensors is missing"),
@@ -460,7 +520,9 @@ def test_unreachable_hub_says_so(monkeypatch, network, tmp_path):
     point_hub_client_to(monkeypatch, "http://127.0.0.1:9")
     with pytest.raises(CheckpointError, match=r"cannot be reached.*ConnectError"):
         load_pretrained("me/ghn", cache_dir=tmp_path / "cache")
-    with pytest.raises(CheckpointError, match=r"Cannot push to 'me/ghn': the Hub cannot be reached"):
+    with pytest.raises(
+        CheckpointError, match=r"Cannot push to 'me/ghn': the Hub cannot be reached"
+    ):
         push_to_hub(network, "me/ghn")
 
 
@@ -508,33 +570,48 @@ def test_truncated_file_in_the_cache_is_refused(hub, tmp_path):
 @pytest.mark.parametrize("folder", ["/proc/nowhere", "a file"])
 def test_cache_that_cannot_be_written_says_so(hub, tmp_path, folder):
     (tmp_path / "a file").write_text("")
-    with pytest.raises(CheckpointError, match="Check the connection, HF_ENDPOINT and the cache folder"):
+    with pytest.raises(
+        CheckpointError, match="Check the connection, HF_ENDPOINT and the cache folder"
+    ):
         load_pretrained("me/ghn", cache_dir=tmp_path / folder)
 
 
 def test_cache_is_only_read_once_it_is_complete(monkeypatch, hub, network, tmp_path):
     """As on a machine whose cache somebody else filled, and which may not write there."""
     load_pretrained("me/ghn", cache_dir=tmp_path / "cache")
-    before = {path: path.lstat().st_mtime_ns for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    before = {
+        path: path.lstat().st_mtime_ns for path in (tmp_path / "cache").rglob("*") if path.is_file()
+    }
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert_same(load_pretrained("me/ghn", cache_dir=tmp_path / "cache"), network)
-    assert {path: path.lstat().st_mtime_ns for path in (tmp_path / "cache").rglob("*") if path.is_file()} == before
+    assert {
+        path: path.lstat().st_mtime_ns for path in (tmp_path / "cache").rglob("*") if path.is_file()
+    } == before
 
 
 def test_two_processes_that_download_at_once_both_load(hub, tmp_path):
     hub.pause = 0.2
     program = "from ghnqat_sdk import load_pretrained; print(load_pretrained('me/ghn').config.num_classes)"
     root = Path(pretrained.__file__).parents[2]
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(root)}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": "0",
+        "PYTHONPATH": str(root),
+    }
     environment |= {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub")}
     both = [
-        subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True
+        )
         for _ in range(2)
     ]
     assert [process.communicate()[0].strip() for process in both] == ["10", "10"]
 
 
-@pytest.mark.parametrize("source", ["../me/ghn", "me/../../etc", "me/..", "~root/x", "me/ghn/../../x", "//host/x"])
+@pytest.mark.parametrize(
+    "source", ["../me/ghn", "me/../../etc", "me/..", "~root/x", "me/ghn/../../x", "//host/x"]
+)
 def test_path_out_of_the_folder_is_never_asked_of_the_hub(hub, source):
     with pytest.raises(CheckpointError, match="is not a folder"):
         load_pretrained(source)
@@ -544,7 +621,9 @@ def test_path_out_of_the_folder_is_never_asked_of_the_hub(hub, source):
 @pytest.mark.parametrize("revision", ["../../../other/repo", "..", "%2e%2e", "refs/../main"])
 def test_revision_out_of_the_repo_is_refused(hub, tmp_path, revision):
     hub.repos["other/repo"] = hub.repos["me/ghn"]
-    with pytest.raises((ArgumentError, CheckpointError), match=r"is not a name|there is no such revision"):
+    with pytest.raises(
+        (ArgumentError, CheckpointError), match=r"is not a name|there is no such revision"
+    ):
         load_pretrained("me/ghn", revision=revision, cache_dir=tmp_path / "cache")
     assert not [path for path in tmp_path.rglob("*.safetensors") if "cache" in path.parts]
 
@@ -552,7 +631,9 @@ def test_revision_out_of_the_repo_is_refused(hub, tmp_path, revision):
 def test_tensor_named_like_a_path_is_refused_and_nothing_is_written(saved):
     before = sorted(saved.parent.rglob("*"))
     edit_weights(saved, **{"../../outside": torch.ones(1)})
-    with pytest.raises(CheckpointError, match=r"'../../outside' is \[1\], and absent by config\.json"):
+    with pytest.raises(
+        CheckpointError, match=r"'../../outside' is \[1\], and absent by config\.json"
+    ):
         load_pretrained(saved)
     assert sorted(saved.parent.rglob("*")) == before
 
@@ -563,9 +644,20 @@ def test_environment_names_the_hub_and_its_cache(hub, tmp_path):
         "assert 'huggingface_hub' not in sys.modules; print(load_pretrained('me/ghn').config.num_classes)"
     )
     root = Path(pretrained.__file__).parents[2]
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(root)}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "PYTHONPATH": str(root),
+    }
     environment |= {"HF_HUB_CACHE": str(tmp_path / "home" / "hub"), "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.stdout.strip() == "10", done.stderr
     assert list((tmp_path / "home" / "hub").glob("models--me--ghn/snapshots/*/model.safetensors"))
 
@@ -578,7 +670,10 @@ def test_pushed_hypernetwork_is_one_commit_with_a_card_and_loads_again(hub, netw
     assert b"library_name: ghnqat-sdk" in files["README.md"]
     assert b'hypernetwork="me/new"' in files["README.md"]
     assert hub.created[0]["name"] == "new"
-    assert "private" in {hub.created[0].get("visibility"), "private" if hub.created[0].get("private") else None}
+    assert "private" in {
+        hub.created[0].get("visibility"),
+        "private" if hub.created[0].get("private") else None,
+    }
     assert_same(load_pretrained("me/new", cache_dir=tmp_path / "cache"), network)
 
 

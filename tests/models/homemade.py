@@ -32,7 +32,9 @@ def functional_with_shape_arithmetic() -> nn.Module:
         batch, channels, height, width = x.shape
         return m.fc(x.view(batch, channels * height * width))
 
-    return Model(forward, conv1=nn.Conv2d(3, 6, 5), conv2=nn.Conv2d(6, 16, 5), fc=nn.Linear(400, 10))
+    return Model(
+        forward, conv1=nn.Conv2d(3, 6, 5), conv2=nn.Conv2d(6, 16, 5), fc=nn.Linear(400, 10)
+    )
 
 
 def loop_over_a_list() -> nn.Module:
@@ -41,7 +43,9 @@ def loop_over_a_list() -> nn.Module:
             x = x + block(x) if block[0].in_channels == block[0].out_channels else block(x)
         return m.fc(x.mean(dim=[2, 3]))
 
-    return Model(forward, blocks=nn.ModuleList([conv(3, 8), conv(8, 8), conv(8, 8)]), fc=nn.Linear(8, 10))
+    return Model(
+        forward, blocks=nn.ModuleList([conv(3, 8), conv(8, 8), conv(8, 8)]), fc=nn.Linear(8, 10)
+    )
 
 
 def conditional_on_shape() -> nn.Module:
@@ -50,7 +54,9 @@ def conditional_on_shape() -> nn.Module:
             x = m.down(x) if x.shape[1] == 16 else m.stem(x)
         return m.fc(pooled(x))
 
-    return Model(forward, stem=conv(3, 16, stride=2), down=conv(16, 16, stride=2), fc=nn.Linear(16, 10))
+    return Model(
+        forward, stem=conv(3, 16, stride=2), down=conv(16, 16, stride=2), fc=nn.Linear(16, 10)
+    )
 
 
 def module_dict() -> nn.Module:
@@ -59,7 +65,12 @@ def module_dict() -> nn.Module:
         branches = {name: m.parts[name](x) for name in ("left", "right")}
         return m.parts["head"](pooled(torch.cat(tuple(branches.values()), 1)))
 
-    parts = {"stem": conv(3, 8), "left": conv(8, 4, 1), "right": conv(8, 4, 5), "head": nn.Linear(8, 10)}
+    parts = {
+        "stem": conv(3, 8),
+        "left": conv(8, 4, 1),
+        "right": conv(8, 4, 5),
+        "head": nn.Linear(8, 10),
+    }
     return Model(forward, parts=nn.ModuleDict(parts))
 
 
@@ -68,7 +79,9 @@ class StandardizedConv(nn.Conv2d):
         mean = self.weight.mean((1, 2, 3), keepdim=True)
         deviation = self.weight.std((1, 2, 3), keepdim=True) + 1e-5
         weight = (self.weight - mean) / deviation
-        return F.conv2d(input, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(
+            input, weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
 
 
 def weight_standardization_and_group_norm() -> nn.Module:
@@ -84,7 +97,10 @@ def prelu() -> nn.Module:
 def autoencoder_with_transposed_convolutions() -> nn.Module:
     encoder = nn.Sequential(conv(3, 8, stride=2), conv(8, 16, stride=2))
     decoder = nn.Sequential(
-        nn.ConvTranspose2d(16, 8, 2, 2), nn.ReLU(), nn.ConvTranspose2d(8, 3, 4, 2, 1, groups=1), nn.Sigmoid()
+        nn.ConvTranspose2d(16, 8, 2, 2),
+        nn.ReLU(),
+        nn.ConvTranspose2d(8, 3, 4, 2, 1, groups=1),
+        nn.Sigmoid(),
     )
     return nn.Sequential(encoder, decoder)
 
@@ -100,7 +116,13 @@ def unet() -> nn.Module:
 
 
 def one_dimensional() -> nn.Module:
-    layers = (nn.Conv1d(2, 8, 5), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(8, 16, 3, groups=2))
+    layers = (
+        nn.Conv1d(2, 8, 5),
+        nn.BatchNorm1d(8),
+        nn.ReLU(),
+        nn.MaxPool1d(2),
+        nn.Conv1d(8, 16, 3, groups=2),
+    )
     return nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(16, 10))
 
 
@@ -186,15 +208,23 @@ def dropout_and_stochastic_depth() -> nn.Module:
         x = x + m.depth(m.body(x))
         return m.fc(F.dropout(pooled(x), 0.5, m.training))
 
-    drops = {"depth": StochasticDepth(0.5, "row"), "fc": nn.Sequential(nn.Dropout(0.2), nn.Linear(8, 10))}
-    return Model(forward, stem=conv(3, 8), body=nn.Sequential(conv(8, 8), nn.Dropout2d(0.1)), **drops)
+    drops = {
+        "depth": StochasticDepth(0.5, "row"),
+        "fc": nn.Sequential(nn.Dropout(0.2), nn.Linear(8, 10)),
+    }
+    return Model(
+        forward, stem=conv(3, 8), body=nn.Sequential(conv(8, 8), nn.Dropout2d(0.1)), **drops
+    )
 
 
 def non_square_kernels() -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
         return m.fc(pooled(F.relu(m.tall(m.wide(x)))))
 
-    kernels = {"wide": nn.Conv2d(3, 8, (1, 7), padding=(0, 3)), "tall": nn.Conv2d(8, 8, (9, 1), padding=(4, 0))}
+    kernels = {
+        "wide": nn.Conv2d(3, 8, (1, 7), padding=(0, 3)),
+        "tall": nn.Conv2d(8, 8, (9, 1), padding=(4, 0)),
+    }
     return Model(forward, **kernels, fc=nn.Linear(8, 10))
 
 
@@ -202,7 +232,12 @@ def einsum_head() -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
         return torch.einsum("bchw,nc->bn", m.stem(x), m.head) / x.shape[-1] ** 2 + m.bias
 
-    return Model(forward, stem=conv(3, 8), head=nn.Parameter(torch.zeros(10, 8)), bias=nn.Parameter(torch.zeros(10)))
+    return Model(
+        forward,
+        stem=conv(3, 8),
+        head=nn.Parameter(torch.zeros(10, 8)),
+        bias=nn.Parameter(torch.zeros(10)),
+    )
 
 
 def in_place_operations() -> nn.Module:
@@ -235,7 +270,13 @@ def squeeze_excite_and_layer_scale() -> nn.Module:
         return m.fc(pooled(x))
 
     excite = nn.Sequential(conv(8, 8, groups=8), SqueezeExcitation(8, 2))
-    return Model(forward, stem=conv(3, 8), excite=excite, scale=nn.Parameter(torch.ones(8)), fc=nn.Linear(8, 10))
+    return Model(
+        forward,
+        stem=conv(3, 8),
+        excite=excite,
+        scale=nn.Parameter(torch.ones(8)),
+        fc=nn.Linear(8, 10),
+    )
 
 
 def channel_shuffle_and_split() -> nn.Module:
@@ -249,7 +290,13 @@ def channel_shuffle_and_split() -> nn.Module:
 
 
 def space_to_depth_stem() -> nn.Module:
-    layers = (nn.PixelUnshuffle(4), conv(48, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    layers = (
+        nn.PixelUnshuffle(4),
+        conv(48, 16),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 10),
+    )
     return nn.Sequential(*layers)
 
 
@@ -269,8 +316,13 @@ def attention_over_patches() -> nn.Module:
         return m.fc(m.block(tokens)[:, 0])
 
     block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-    tables = {"token": nn.Parameter(torch.zeros(1, 1, 16)), "position": nn.Parameter(torch.zeros(1, 17, 16))}
-    return Model(forward, patches=nn.Conv2d(3, 16, 8, 8), block=block, fc=nn.Linear(16, 10), **tables)
+    tables = {
+        "token": nn.Parameter(torch.zeros(1, 1, 16)),
+        "position": nn.Parameter(torch.zeros(1, 17, 16)),
+    }
+    return Model(
+        forward, patches=nn.Conv2d(3, 16, 8, 8), block=block, fc=nn.Linear(16, 10), **tables
+    )
 
 
 def cosine_classifier() -> nn.Module:
@@ -278,7 +330,10 @@ def cosine_classifier() -> nn.Module:
         features = F.normalize(pooled(m.stem(x)), dim=1)
         return m.scale.exp() * features @ F.normalize(m.prototypes, dim=1).T
 
-    values = {"prototypes": nn.Parameter(torch.randn(10, 8)), "scale": nn.Parameter(torch.tensor(1.0))}
+    values = {
+        "prototypes": nn.Parameter(torch.randn(10, 8)),
+        "scale": nn.Parameter(torch.tensor(1.0)),
+    }
     return Model(forward, stem=conv(3, 8), **values)
 
 
@@ -291,11 +346,20 @@ def reparametrized_branches() -> nn.Module:
 
     three = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
     one = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
-    return Model(forward, stem=conv(3, 8), three=three, one=one, identity=nn.BatchNorm2d(8), fc=nn.Linear(8, 10))
+    return Model(
+        forward,
+        stem=conv(3, 8),
+        three=three,
+        one=one,
+        identity=nn.BatchNorm2d(8),
+        fc=nn.Linear(8, 10),
+    )
 
 
 def frozen_in_double_precision() -> nn.Module:
-    model = nn.Sequential(conv(3, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)).double()
+    model = nn.Sequential(
+        conv(3, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    ).double()
     return model.requires_grad_(False)
 
 

@@ -7,11 +7,15 @@ import ghnqat_sdk as gq
 from ghnqat_sdk.graph.recorder import tensors_in
 
 KEPT = {
-    "weight_norm": {"0.parametrizations.weight.original0"},  # the length of each filter: another factor of one weight
+    "weight_norm": {
+        "0.parametrizations.weight.original0"
+    },  # the length of each filter: another factor of one weight
 }
 
 
-@pytest.mark.parametrize(("make", "example"), MODELS.items(), ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    ("make", "example"), MODELS.items(), ids=lambda value: getattr(value, "__name__", "")
+)
 def test_everything_is_predicted_finite_and_trainable(make, example):
     torch.manual_seed(0)
     model = make()
@@ -30,7 +34,9 @@ def test_everything_is_predicted_finite_and_trainable(make, example):
     dtype = next(model.parameters()).dtype
     example = IMAGES if example is None else example
     batch = (
-        {key: torch.randn(t.shape, dtype=dtype) for key, t in example.items()} if isinstance(example, dict) else None
+        {key: torch.randn(t.shape, dtype=dtype) for key, t in example.items()}
+        if isinstance(example, dict)
+        else None
     )
     images = None if batch else torch.randn(example.shape, dtype=dtype)
 

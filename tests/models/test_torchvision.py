@@ -10,12 +10,21 @@ from torch import nn
 import ghnqat_sdk as gq
 
 CLASSIFIERS = torchvision.models.list_models(module=torchvision.models)
-SMALL = ("resnet18", "googlenet", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "regnet_y_400mf")
+SMALL = (
+    "resnet18",
+    "googlenet",
+    "mobilenet_v3_small",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+    "regnet_y_400mf",
+)
 
 
 def build(name: str, **options) -> nn.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # googlenet and inception_v3 announce a change of their initialization
+        warnings.simplefilter(
+            "ignore"
+        )  # googlenet and inception_v3 announce a change of their initialization
         return torchvision.models.get_model(name, weights=None, **options)
 
 
@@ -23,7 +32,9 @@ def build(name: str, **options) -> nn.Module:
 def weightless(monkeypatch):
     """Layers get parameters without memory; what a constructor computes with stays real."""
     empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *args, **options: empty(*args, **options | {"device": "meta"}))
+    monkeypatch.setattr(
+        torch, "empty", lambda *args, **options: empty(*args, **options | {"device": "meta"})
+    )
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -31,7 +42,9 @@ def test_every_parameter_of_every_classifier_is_claimed(name, weightless):
     model = build(name)
     graph = gq.trace(model)
     assert graph.unreached == {}
-    assert {n: p.shape for n, p in graph.parameters.items()} == {n: p.shape for n, p in model.named_parameters()}
+    assert {n: p.shape for n, p in graph.parameters.items()} == {
+        n: p.shape for n, p in model.named_parameters()
+    }
     assert "classifier" in {node.op for node in graph.nodes}
 
 
@@ -49,13 +62,17 @@ def test_predicted_classifiers_are_finite_and_trainable(name):
 
     images = torch.randn(2, 3, 96, 96)
     outputs = qmodel.train()(images)
-    sum(output.square().mean() for output in (outputs if isinstance(outputs, tuple) else (outputs,))).backward()
+    sum(
+        output.square().mean() for output in (outputs if isinstance(outputs, tuple) else (outputs,))
+    ).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in qmodel.parameters())
     gq.calibrate(qmodel, [images])
     assert qmodel.eval()(images).isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large", "fcn_resnet50"])
+@pytest.mark.parametrize(
+    "name", ["deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large", "fcn_resnet50"]
+)
 def test_segmentation_models_are_claimed_in_whole(name, weightless):
     model = torchvision.models.get_model(name, weights=None, weights_backbone=None)
     graph = gq.trace(model)
@@ -67,7 +84,9 @@ def test_segmentation_models_are_claimed_in_whole(name, weightless):
 def test_detection_backbones_are_predicted_in_whole(small, name):
     utils = torchvision.models.detection.backbone_utils
     if name == "resnet":  # with FrozenBatchNorm2d, and the first layers frozen
-        backbone = utils.resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=3)
+        backbone = utils.resnet_fpn_backbone(
+            backbone_name="resnet18", weights=None, trainable_layers=3
+        )
     else:
         mobilenet = torchvision.models.mobilenet_v3_small(weights=None)
         backbone = utils._mobilenet_extractor(mobilenet, fpn=True, trainable_layers=6)
@@ -78,11 +97,22 @@ def test_detection_backbones_are_predicted_in_whole(small, name):
     assert all(level.isfinite().all() for level in features.values())
     sum(level.mean() for level in features.values()).backward()
     gq.calibrate(qmodel, [torch.randn(8, 3, 64, 64)])
-    assert all(level.isfinite().all() for level in qmodel.eval()(torch.randn(1, 3, 64, 64)).values())
+    assert all(
+        level.isfinite().all() for level in qmodel.eval()(torch.randn(1, 3, 64, 64)).values()
+    )
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "mobilenet_v2", "densenet121", "efficientnet_b0", "vgg11_bn", "googlenet", "convnext_tiny"]
+    "name",
+    [
+        "resnet18",
+        "mobilenet_v2",
+        "densenet121",
+        "efficientnet_b0",
+        "vgg11_bn",
+        "googlenet",
+        "convnext_tiny",
+    ],
 )
 def test_torchvision_models_are_predicted_in_full(small, name, weightless):
     model = build(name, num_classes=10)
@@ -91,7 +121,9 @@ def test_torchvision_models_are_predicted_in_full(small, name, weightless):
     assert graph.unreached == {}
     assert set(graph.parameters) == names
     (predicted,) = small([graph.with_bits((4, 4))])
-    assert {n: t.shape for n, t in predicted.items()} == {n: p.shape for n, p in model.named_parameters()}
+    assert {n: t.shape for n, t in predicted.items()} == {
+        n: p.shape for n, p in model.named_parameters()
+    }
 
 
 def test_googlenet_with_auxiliary_heads_runs_in_training(small):

@@ -4,7 +4,13 @@ from torch import nn
 
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.trace import trace
-from ghnqat_sdk.quantization.bits import end_layers, parse_bits, parse_bits_text, resolve_bits, tell_bits
+from ghnqat_sdk.quantization.bits import (
+    end_layers,
+    parse_bits,
+    parse_bits_text,
+    resolve_bits,
+    tell_bits,
+)
 
 
 @pytest.mark.parametrize("bits", [(2, 2), (4, 8), (32, 32), (8, 32), [3, 5]])
@@ -12,7 +18,9 @@ def test_pairs_of_supported_widths_are_taken(bits):
     assert parse_bits(bits) == tuple(bits)
 
 
-@pytest.mark.parametrize("bits", [4, (4,), (1, 4), (4, 9), (4, 16), (4.0, 4), ("4", "4"), (True, 4), None, {"a": 1}])
+@pytest.mark.parametrize(
+    "bits", [4, (4,), (1, 4), (4, 9), (4, 16), (4.0, 4), ("4", "4"), (True, 4), None, {"a": 1}]
+)
 def test_anything_else_is_refused_with_an_example(bits):
     with pytest.raises(ArgumentError, match=r"bits=\(4, 4\)"):
         parse_bits(bits)
@@ -21,7 +29,12 @@ def test_anything_else_is_refused_with_an_example(bits):
 def test_the_first_pattern_that_matches_holds():
     layers = ["stem.0", "body.0.conv", "body.1.conv", "head"]
     resolved = resolve_bits({"body.1*": (8, 4), "body*": (2, 2), "*": (4, 4)}, layers)
-    assert resolved == {"stem.0": (4, 4), "body.0.conv": (2, 2), "body.1.conv": (8, 4), "head": (4, 4)}
+    assert resolved == {
+        "stem.0": (4, 4),
+        "body.0.conv": (2, 2),
+        "body.1.conv": (8, 4),
+        "head": (4, 4),
+    }
     assert list(resolved) == layers
     assert resolve_bits((4, 8), layers) == dict.fromkeys(layers, (4, 8))
 
@@ -30,7 +43,10 @@ def test_the_first_pattern_that_matches_holds():
     ("bits", "message"),
     [
         ({"stem": (8, 8)}, r"no entry for head.*'\*': \(4, 4\)"),
-        ({"steam": (8, 8), "*": (4, 4)}, r"'steam', and no layer has such a name. The layers are: stem, head"),
+        (
+            {"steam": (8, 8), "*": (4, 4)},
+            r"'steam', and no layer has such a name. The layers are: stem, head",
+        ),
         ({"stem": 8, "*": (4, 4)}, "bits=8 is not a"),
         ({3: (4, 4)}, "entry for 3"),
         ({}, "no entry for stem, head"),
@@ -43,13 +59,24 @@ def test_mappings_that_leave_doubt_are_refused(bits, message):
 
 def test_nodes_are_told_the_bits_of_the_layer_that_they_follow(diamond):
     told = tell_bits(diamond, {"a": (8, 8), "b": (2, 2), "c": (3, 3)}, elsewhere=(5, 5))
-    assert [node.bits for node in told.nodes] == [(5, 5), (8, 8), (8, 8), (2, 2), (2, 2), (3, 3), (3, 3)]
+    assert [node.bits for node in told.nodes] == [
+        (5, 5),
+        (8, 8),
+        (8, 8),
+        (2, 2),
+        (2, 2),
+        (3, 3),
+        (3, 3),
+    ]
 
 
 def test_first_and_last_layers_of_every_path(diamond):
     layers = {"a": (4, 4), "b": (4, 4), "c": (4, 4)}
     assert end_layers(diamond, layers) == ["a", "c"]
-    graph = trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(3600, 5)), torch.empty(1, 3, 32, 32))
+    graph = trace(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(3600, 5)),
+        torch.empty(1, 3, 32, 32),
+    )
     assert end_layers(graph, {"0": (4, 4), "2": (4, 4)}) == ["0", "2"]
 
 

@@ -87,7 +87,10 @@ def test_mse_ranges_quantize_better_than_any_other(images, bits):
     def error(low: float, high: float) -> float:
         return (fake_quantize(images, low, high, bits) - images).square().mean().item()
 
-    reports = {m: calibrate(make((4, bits)), [images], method=m) for m in ("mse", "min-max", "percentile", "mean")}
+    reports = {
+        m: calibrate(make((4, bits)), [images], method=m)
+        for m in ("mse", "min-max", "percentile", "mean")
+    }
     errors = {method: error(*report.ranges["0"]) for method, report in reports.items()}
     assert errors["mse"] == min(errors.values())
     assert errors["mse"] < 0.9 * errors["min-max"]
@@ -99,7 +102,9 @@ def test_mse_ranges_quantize_better_than_any_other(images, bits):
 @pytest.mark.parametrize("method", ["min-max", "percentile", "mse"])
 @pytest.mark.parametrize("size", [1, 100])
 def test_every_method_gives_the_same_for_every_batch_size(images, method, size):
-    assert calibrate(make(), images.split(size), method=method) == calibrate(make(), [images], method=method)
+    assert calibrate(make(), images.split(size), method=method) == calibrate(
+        make(), [images], method=method
+    )
 
 
 def test_constant_inputs_have_a_range(images):
@@ -112,7 +117,9 @@ def test_constant_inputs_have_a_range(images):
 def test_report_is_a_table_of_layers(images):
     text = str(calibrate(make(), [images], method="mse"))
     assert "256 images, 2 batch norms, ranges by 'mse'" in text
-    assert len([line for line in text.splitlines() if "4 bits" in line and "zero point" in line]) == 3
+    assert (
+        len([line for line in text.splitlines() if "4 bits" in line and "zero point" in line]) == 3
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -126,7 +133,13 @@ def test_images_that_are_not_finite_are_refused(images, value):
     assert model[0].input_quantizer.frozen_range is None
 
 
-WRONG = [{"method": "median"}, {"method": None}, {"percentile": 50}, {"percentile": 101}, {"percentile": "all"}]
+WRONG = [
+    {"method": "median"},
+    {"method": None},
+    {"percentile": 50},
+    {"percentile": 101},
+    {"percentile": "all"},
+]
 
 
 @pytest.mark.parametrize("arguments", WRONG)
@@ -173,10 +186,18 @@ def test_layers_that_no_image_reaches_are_named(images):
     class Auxiliary(nn.Module):
         def __init__(self):
             super().__init__()
-            self.main, self.auxiliary, self.norm = nn.Conv2d(3, 4, 3), nn.Linear(4, 2), nn.BatchNorm1d(2)
+            self.main, self.auxiliary, self.norm = (
+                nn.Conv2d(3, 4, 3),
+                nn.Linear(4, 2),
+                nn.BatchNorm1d(2),
+            )
 
         def forward(self, x):
-            return (self.main(x), self.norm(self.auxiliary(x.mean((2, 3))))) if self.training else self.main(x)
+            return (
+                (self.main(x), self.norm(self.auxiliary(x.mean((2, 3)))))
+                if self.training
+                else self.main(x)
+            )
 
     model = Auxiliary()
     to_fake_quantized(model, (4, 4), MinMaxRanges())

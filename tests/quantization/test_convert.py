@@ -6,7 +6,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from ghnqat_sdk.errors import ArgumentError, UncalibratedWarning
-from ghnqat_sdk.quantization.convert import LAYERS, fake_quantized_layers, to_fake_quantized, to_float
+from ghnqat_sdk.quantization.convert import (
+    LAYERS,
+    fake_quantized_layers,
+    to_fake_quantized,
+    to_float,
+)
 from ghnqat_sdk.quantization.functional import fake_quantize
 from ghnqat_sdk.quantization.quantizers import MinMaxRanges
 
@@ -22,7 +27,9 @@ def test_weights_and_inputs_of_first_and_last_layers_are_quantized():
     model = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
     state = to_fake_quantized(model, (4, 8), RANGES)
     x = torch.randn(2, 3, 8, 8)
-    hidden = F.conv2d(quantized(x, 8), quantized(conv.weight, 4), conv.bias, 2, 1).relu().mean((2, 3))
+    hidden = (
+        F.conv2d(quantized(x, 8), quantized(conv.weight, 4), conv.bias, 2, 1).relu().mean((2, 3))
+    )
     expected = F.linear(quantized(hidden, 8), quantized(linear.weight, 4), linear.bias)
     torch.testing.assert_close(model(x), expected)
     assert state.bits == {"0": (4, 8), "4": (4, 8)}
@@ -30,10 +37,16 @@ def test_weights_and_inputs_of_first_and_last_layers_are_quantized():
 
 LITTLE = {
     nn.Conv1d: (lambda: nn.Conv1d(2, 3, 3), (2, 2, 8)),
-    nn.Conv2d: (lambda: nn.Conv2d(2, 4, 3, padding="same", groups=2, padding_mode="reflect"), (2, 2, 8, 8)),
+    nn.Conv2d: (
+        lambda: nn.Conv2d(2, 4, 3, padding="same", groups=2, padding_mode="reflect"),
+        (2, 2, 8, 8),
+    ),
     nn.Conv3d: (lambda: nn.Conv3d(2, 3, 3), (2, 2, 4, 4, 4)),
     nn.ConvTranspose1d: (lambda: nn.ConvTranspose1d(2, 3, 3, stride=2), (2, 2, 8)),
-    nn.ConvTranspose2d: (lambda: nn.ConvTranspose2d(2, 3, 3, stride=2, output_padding=1), (2, 2, 8, 8)),
+    nn.ConvTranspose2d: (
+        lambda: nn.ConvTranspose2d(2, 3, 3, stride=2, output_padding=1),
+        (2, 2, 8, 8),
+    ),
     nn.ConvTranspose3d: (lambda: nn.ConvTranspose3d(2, 3, 3), (2, 2, 4, 4, 4)),
     nn.Linear: (lambda: nn.Linear(4, 3), (2, 4)),
 }
@@ -70,7 +83,9 @@ def test_state_dict_keys_hooks_and_identity_stay():
 
 
 def test_to_float_restores_torchs_own_layers_and_values():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 2)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 2)
+    ).eval()
     x = torch.randn(2, 3, 5, 5)
     expected = model(x)
     to_fake_quantized(model, (4, 4), RANGES)
@@ -85,7 +100,9 @@ def test_layers_that_compute_in_their_own_way_are_left_and_named():
         def forward(self, x):
             return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
 
-    state = to_fake_quantized(nn.Sequential(Standardized(3, 4, 3), nn.MultiheadAttention(4, 2)), (4, 4), RANGES)
+    state = to_fake_quantized(
+        nn.Sequential(Standardized(3, 4, 3), nn.MultiheadAttention(4, 2)), (4, 4), RANGES
+    )
     assert set(state.unquantized) == {"0", "1", "1.out_proj"}
     assert "Standardized" in state.unquantized["0"]
 

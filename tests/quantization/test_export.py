@@ -58,7 +58,14 @@ def run(path, images):
 
 @pytest.mark.parametrize(
     ("bits", "packed"),
-    [((8, 8), False), ((4, 8), True), ((3, 4), True), ((2, 2), False), ((2, 2), True), ((32, 4), False)],
+    [
+        ((8, 8), False),
+        ((4, 8), True),
+        ((3, 4), True),
+        ((2, 2), False),
+        ((2, 2), True),
+        ((32, 4), False),
+    ],
 )
 def test_onnx_runtime_gives_the_outputs_of_the_model(bits, packed, tmp_path):
     qmodel = quantized(bits)
@@ -67,7 +74,9 @@ def test_onnx_runtime_gives_the_outputs_of_the_model(bits, packed, tmp_path):
         difference = run(tmp_path / "m.onnx", IMAGES) - qmodel(IMAGES)
     # An input next to the middle of two levels may round either way; all others agree.
     assert difference.abs().median() < 1e-4
-    assert report.largest_difference == pytest.approx(difference.abs().max().item(), rel=1e-3, abs=1e-6)
+    assert report.largest_difference == pytest.approx(
+        difference.abs().max().item(), rel=1e-3, abs=1e-6
+    )
     assert (report.folded, report.kept) == (3, 1)
     assert report.agreement > 0.9
     assert report.images == 16
@@ -78,18 +87,34 @@ def test_onnx_runtime_gives_the_outputs_of_the_model(bits, packed, tmp_path):
 def test_weights_are_stored_as_integers_of_their_width(tmp_path):
     bits = {"stem": (8, 8), "deep": (2, 2), "hidden": (2, 4), "head": (32, 32)}
     qmodel = quantized(bits)
-    sizes = {packed: export_onnx(qmodel, tmp_path / f"{packed}.onnx", IMAGES, packed=packed) for packed in (0, 1)}
+    sizes = {
+        packed: export_onnx(qmodel, tmp_path / f"{packed}.onnx", IMAGES, packed=packed)
+        for packed in (0, 1)
+    }
     kinds = {}
     for packed in sizes:
         model = onnx.load(tmp_path / f"{packed}.onnx")
-        assert not any(node.op_type == "QuantizeLinear" and "weight" in node.input[0] for node in model.graph.node)
+        assert not any(
+            node.op_type == "QuantizeLinear" and "weight" in node.input[0]
+            for node in model.graph.node
+        )
         kinds[packed] = {
             tuple(t.dims): onnx.TensorProto.DataType.Name(t.data_type)
             for t in model.graph.initializer
             if len(t.dims) in (2, 4) and t.dims[0] > 1
         }
-    assert kinds[0] == {(8, 3, 3, 3): "UINT8", (8, 1, 3, 3): "UINT8", (8, 8): "UINT8", (5, 8): "FLOAT"}
-    assert kinds[1] == {(8, 3, 3, 3): "UINT8", (8, 1, 3, 3): "UINT2", (8, 8): "UINT4", (5, 8): "FLOAT"}
+    assert kinds[0] == {
+        (8, 3, 3, 3): "UINT8",
+        (8, 1, 3, 3): "UINT8",
+        (8, 8): "UINT8",
+        (5, 8): "FLOAT",
+    }
+    assert kinds[1] == {
+        (8, 3, 3, 3): "UINT8",
+        (8, 1, 3, 3): "UINT2",
+        (8, 8): "UINT4",
+        (5, 8): "FLOAT",
+    }
     assert sizes[1].size == (tmp_path / "1.onnx").stat().st_size < sizes[0].size
     assert (sizes[0].opset, sizes[1].opset) == (21, 25)
     assert "batch norms: 3 folded, 1 kept" in str(sizes[0])
@@ -126,7 +151,9 @@ def test_the_model_stays_as_it_is(tmp_path):
 
 
 def test_layers_with_equal_weights_are_folded_apart(tmp_path):
-    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    model = nn.Sequential(
+        nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+    )
     model[3].load_state_dict(model[0].state_dict())
     qmodel = quantized((4, 8), nn.Sequential(*model, nn.Flatten()))
     assert export_onnx(qmodel, tmp_path / "m.onnx", IMAGES).folded == 2
@@ -217,8 +244,13 @@ def test_folding_mirrors_the_levels_of_negative_factors(tmp_path):
     with torch.no_grad():
         qmodel[1].weight.copy_(torch.tensor([-2.0, 0.0]))
     report = export_onnx(qmodel, tmp_path / "m.onnx", IMAGES)
-    values = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "m.onnx").graph.initializer}
-    scales = next(v for v in values.values() if v.dtype == np.float32 and v.shape == (2,) and (v > 0).all())
+    values = {
+        t.name: onnx.numpy_helper.to_array(t)
+        for t in onnx.load(tmp_path / "m.onnx").graph.initializer
+    }
+    scales = next(
+        v for v in values.values() if v.dtype == np.float32 and v.shape == (2,) and (v > 0).all()
+    )
     assert report.folded == 1
     assert report.largest_difference < 0.02 * report.largest_output
     assert scales[1] == 1.0

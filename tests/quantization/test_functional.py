@@ -25,7 +25,9 @@ def sqnr(x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("low_high", [(-1.0, 1.0), (0.0, 3.0), (-0.3, 2.0), (-5.0, 0.0), (0.5, 2.0)])
+@pytest.mark.parametrize(
+    "low_high", [(-1.0, 1.0), (0.0, 3.0), (-0.3, 2.0), (-5.0, 0.0), (0.5, 2.0)]
+)
 def test_values_and_gradients_equal_torchs_own(bits, low_high):
     x = 2 * torch.randn(4096, generator=torch.Generator().manual_seed(bits))
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -66,7 +68,10 @@ def test_constant_tensors_are_kept(constant):
 def test_nan_is_not_hidden_and_infinity_spoils_its_range(bad):
     x = torch.tensor([1.0, bad, -1.0])
     assert fake_quantize(x, *min_max_range(x), 4).isnan().any()
-    assert fake_quantize(torch.tensor([float("nan"), 1.0]), -1.0, 1.0, 4).isnan().tolist() == [True, False]
+    assert fake_quantize(torch.tensor([float("nan"), 1.0]), -1.0, 1.0, 4).isnan().tolist() == [
+        True,
+        False,
+    ]
 
 
 def test_limits_that_learn_get_the_gradient_of_what_they_clip():

@@ -8,7 +8,11 @@ from torch import nn
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.convert import fake_quantized_layers, to_fake_quantized
-from ghnqat_sdk.quantization.functional import fake_quantize, learned_step_quantize, scale_and_zero_point
+from ghnqat_sdk.quantization.functional import (
+    fake_quantize,
+    learned_step_quantize,
+    scale_and_zero_point,
+)
 from ghnqat_sdk.quantization.qat import fix_steps, learn_steps
 from ghnqat_sdk.quantization.quantizers import ClippedRanges, FakeQuantizer, LearnedStepQuantizer
 from ghnqat_sdk.quantization.report import quantization_report
@@ -20,7 +24,9 @@ LABELS = torch.arange(64) % 5
 
 def cnn() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5))
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5)
+    )
 
 
 def make(bits=(4, 4)) -> nn.Module:
@@ -113,7 +119,11 @@ def test_calibration_keeps_learned_steps():
     report = calibrate(model, [2 * IMAGES])
     assert report.ranges == {}
     assert report.norms == ("1",)
-    now = [q.log_scale for x in fake_quantized_layers(model).values() for q in (x.weight_quantizer, x.input_quantizer)]
+    now = [
+        q.log_scale
+        for x in fake_quantized_layers(model).values()
+        for q in (x.weight_quantizer, x.input_quantizer)
+    ]
     assert all(torch.equal(a, b) for a, b in zip(steps, now, strict=True))
 
 

@@ -19,7 +19,9 @@ with warnings.catch_warnings():
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 # torchao says these to itself.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
 
 IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -37,7 +39,9 @@ class Net(nn.Module):
 
     def forward(self, x):
         x = torch.relu(self.norm(self.stem(x)))
-        return self.head(self.sum_norm(self.deep(self.up_norm(self.up(x))) + self.side(x)).mean((2, 3)))
+        return self.head(
+            self.sum_norm(self.deep(self.up_norm(self.up(x))) + self.side(x)).mean((2, 3))
+        )
 
 
 def quantized(bits) -> nn.Module:

@@ -6,7 +6,12 @@ from torch import nn
 
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.quantization.calibrate import calibrate
-from ghnqat_sdk.quantization.convert import FakeQuantizedConv2d, from_float, to_fake_quantized, to_float
+from ghnqat_sdk.quantization.convert import (
+    FakeQuantizedConv2d,
+    from_float,
+    to_fake_quantized,
+    to_float,
+)
 from ghnqat_sdk.quantization.qat import dampening, freeze_batch_norm, learn_steps
 from ghnqat_sdk.quantization.quantizers import ClippedRanges, MinMaxRanges
 
@@ -15,7 +20,9 @@ IMAGES = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 def cnn() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5))
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5)
+    )
 
 
 def calibrated(bits=(4, 4)) -> nn.Module:
@@ -33,7 +40,9 @@ def test_frozen_batch_norm_trains_as_it_evaluates():
     assert torch.equal(trained, expected)
     trained.sum().backward()
     assert qmodel[1].weight.grad.abs().sum() > 0
-    assert all(torch.equal(tensor, statistics[name]) for name, tensor in qmodel[1].state_dict().items())
+    assert all(
+        torch.equal(tensor, statistics[name]) for name, tensor in qmodel[1].state_dict().items()
+    )
     freeze_batch_norm(qmodel, False)
     assert not torch.equal(qmodel(IMAGES), expected)
     assert qmodel[1].num_batches_tracked == statistics["num_batches_tracked"] + 1
@@ -100,7 +109,9 @@ def test_from_float_and_back():
     assert type(qmodel[0]) is FakeQuantizedConv2d
     assert (qmodel[0].weight_quantizer.bits, qmodel[4].input_quantizer.bits) == (8, 4)
     again = to_float(qmodel)
-    assert [type(module) for module in again.modules()] == [type(module) for module in model.modules()]
+    assert [type(module) for module in again.modules()] == [
+        type(module) for module in model.modules()
+    ]
     assert torch.equal(again.eval()(IMAGES), model(IMAGES))
     assert all(torch.equal(tensor, before[name]) for name, tensor in again.state_dict().items())
 

@@ -8,15 +8,19 @@ from ghnqat_sdk.quantization.quantizers import ClippedRanges, FakeQuantizer, Min
 
 def test_min_max_ranges_ignore_kind_and_bits():
     x = torch.tensor([-1.0, 5.0])
-    assert [tuple(map(float, MinMaxRanges().of(x, k, b))) for k in ("weight", "activation") for b in (2, 8)] == [
-        (-1, 5)
-    ] * 4
+    assert [
+        tuple(map(float, MinMaxRanges().of(x, k, b)))
+        for k in ("weight", "activation")
+        for b in (2, 8)
+    ] == [(-1, 5)] * 4
 
 
 def test_clipped_ranges_depend_on_kind_and_bits():
     x = torch.randn(4096, generator=torch.Generator().manual_seed(0))
     ranges = ClippedRanges()
-    widths = [float(high - low) for low, high in (ranges.of(x, "weight", bits) for bits in (2, 4, 8))]
+    widths = [
+        float(high - low) for low, high in (ranges.of(x, "weight", bits) for bits in (2, 4, 8))
+    ]
     assert widths == sorted(widths)
     assert float(ranges.of(x, "activation", 2)[1]) == pytest.approx(0.39 * x.max().item())
     assert float(ranges.of(x, "activation", 8)[1]) == x.max().item()

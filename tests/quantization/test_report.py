@@ -20,7 +20,9 @@ def images():
 
 def make(bits=(4, 4)) -> nn.Module:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5))
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5)
+    )
     to_fake_quantized(model, bits, ClippedRanges())
     return model
 
@@ -35,11 +37,15 @@ def test_tensors_are_those_that_the_layers_quantize(images):
     assert first.activation.scale == pytest.approx((high - low) / 15)
     quantized = fake_quantize(images, low, high, 4)
     noise = (quantized - images).square().sum()
-    assert first.activation.sqnr == pytest.approx(10 * math.log10(images.square().sum() / noise), abs=1e-3)
+    assert first.activation.sqnr == pytest.approx(
+        10 * math.log10(images.square().sum() / noise), abs=1e-3
+    )
     half = first.activation.scale / 2
     beyond = (images < quantized.min() - half) | (images > quantized.max() + half)
     assert first.activation.clipped == pytest.approx(beyond.float().mean().item(), abs=1e-6)
-    weight = quantization_report(make((2, 4)), images).layers[0].weight  # 1.5 standard deviations of uniform values
+    weight = (
+        quantization_report(make((2, 4)), images).layers[0].weight
+    )  # 1.5 standard deviations of uniform values
     assert 0 < weight.clipped < 0.2
 
 

@@ -14,7 +14,9 @@ IMAGES = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def cnn() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5))
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5)
+    )
 
 
 @pytest.fixture
@@ -69,7 +71,10 @@ def test_saving_again_replaces_both_files_and_leaves_no_others(qmodel, saved):
     with torch.no_grad():
         qmodel[0].weight.mul_(2)
     save_quantized(qmodel, saved)
-    assert sorted(path.name for path in saved.iterdir()) == ["model.safetensors", "quantization.json"]
+    assert sorted(path.name for path in saved.iterdir()) == [
+        "model.safetensors",
+        "quantization.json",
+    ]
     assert torch.equal(load_quantized(cnn(), saved)[0].weight, qmodel[0].weight)
 
 
@@ -103,7 +108,9 @@ def test_files_of_two_models_are_not_mixed(saved, tmp_path):
 def test_another_architecture_is_refused(saved):
     with pytest.raises(CheckpointError, match="the layers differ: 4"):
         load_quantized(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)), saved)
-    wider = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))
+    wider = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)
+    )
     with pytest.raises(CheckpointError, match="size mismatch"):
         load_quantized(wider, saved)
 

@@ -12,7 +12,12 @@ IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 def calibrated() -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)
+        nn.Conv2d(3, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 5),
     )
     to_fake_quantized(model, (4, 4), ClippedRanges())
     calibrate(model, [IMAGES])

@@ -51,7 +51,9 @@ class ConvNet(nn.Module):
     indices of those that are.
     """
 
-    def __init__(self, stem: nn.Module, blocks: Sequence[nn.Module], head: nn.Module, taps: Sequence[int]) -> None:
+    def __init__(
+        self, stem: nn.Module, blocks: Sequence[nn.Module], head: nn.Module, taps: Sequence[int]
+    ) -> None:
         super().__init__()
         self.stem, self.blocks, self.head = stem, nn.ModuleList(blocks), head
         self.taps = tuple(taps)
@@ -264,7 +266,9 @@ def unit(
     return tuple(layers)
 
 
-def with_skip(body: tuple[Spec, ...], cin: int, cout: int, stride: int, style: Style, final: bool = False) -> Spec:
+def with_skip(
+    body: tuple[Spec, ...], cin: int, cout: int, stride: int, style: Style, final: bool = False
+) -> Spec:
     """A residual block around the body, with a projecting shortcut where the shape changes."""
     shortcut = () if cin == cout and stride == 1 else unit(cin, cout, style, 1, stride, order="cn")
     return Residual(Seq(body), Seq(shortcut), Seq((Act(style.activation),) if final else ()))

@@ -49,7 +49,9 @@ class CellStep(nn.Module):
 class Cell(nn.Module):
     """Steps over the outputs of the two cells before; the states `ends` make the output."""
 
-    def __init__(self, before: nn.Module, last: nn.Module, steps: Sequence[nn.Module], ends: Sequence[int]) -> None:
+    def __init__(
+        self, before: nn.Module, last: nn.Module, steps: Sequence[nn.Module], ends: Sequence[int]
+    ) -> None:
         super().__init__()
         self.before = before
         self.last = last
@@ -71,7 +73,9 @@ class CellNet(nn.Module):
     The first cell reads the output of `stem`, and that of `second_stem` behind it.
     """
 
-    def __init__(self, stem: nn.Module, second_stem: nn.Module, cells: Sequence[nn.Module], head: nn.Module) -> None:
+    def __init__(
+        self, stem: nn.Module, second_stem: nn.Module, cells: Sequence[nn.Module], head: nn.Module
+    ) -> None:
         super().__init__()
         self.stem = stem
         self.second_stem = second_stem

@@ -220,5 +220,7 @@ def fitted(network: FamilyNet, recipe: Recipe, cost: float) -> FamilyNet:
 
 def keeps_limits(network: FamilyNet) -> bool:
     return (
-        MACS[0] <= network.macs <= MACS[1] and network.parameter_count <= MAX_PARAMETERS and network.depth <= MAX_DEPTH
+        MACS[0] <= network.macs <= MACS[1]
+        and network.parameter_count <= MAX_PARAMETERS
+        and network.depth <= MAX_DEPTH
     )

@@ -57,7 +57,9 @@ def strided(block: BlockFunction) -> RowFunction:
     def pieces(row: Row) -> list[Piece]:
         ins = (row.cin, *(row.cout,) * (row.blocks - 1))
         strides = (row.stride, *(1,) * (row.blocks - 1))
-        specs = (block(c, row.cout, s, row.kind, row.style) for c, s in zip(ins, strides, strict=True))
+        specs = (
+            block(c, row.cout, s, row.kind, row.style) for c, s in zip(ins, strides, strict=True)
+        )
         return [Piece(spec, row.cout) for spec in specs]
 
     return pieces

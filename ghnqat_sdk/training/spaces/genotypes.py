@@ -125,7 +125,8 @@ class Genotype(NamedTuple):
         kept = [0, 1, *sorted(live - {0, 1})]
         number = {state: position for position, state in enumerate(kept)}
         steps = tuple(
-            tuple(edge._replace(source=number[edge.source]) for edge in self.steps[state - 2]) for state in kept[2:]
+            tuple(edge._replace(source=number[edge.source]) for edge in self.steps[state - 2])
+            for state in kept[2:]
         )
         return Genotype(steps, tuple(number[end] for end in self.ends))
 
@@ -143,7 +144,9 @@ def draw_step(rng: random.Random, state: int, operations: Sequence[str]) -> tupl
             return edges
 
 
-def draw_genotype(rng: random.Random, steps: int, ends: tuple[int, ...], operations: Sequence[str]) -> Genotype:
+def draw_genotype(
+    rng: random.Random, steps: int, ends: tuple[int, ...], operations: Sequence[str]
+) -> Genotype:
     """A cell that reads the last cell before it, so that no cell of a network is dead."""
     allowed = (NONE, *operations) if steps > 1 else operations
     while True:
