@@ -23,6 +23,12 @@ SMALL = HypernetworkConfig(
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what needs a CUDA device where there is none."""
+    if not torch.cuda.is_available():
+        items[:] = [item for item in items if item.get_closest_marker("cuda") is None]
+
+
 @pytest.fixture
 def data() -> Path:
     """500 real images: 20 for training and 30 for testing of each class."""
