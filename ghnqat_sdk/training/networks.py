@@ -335,6 +335,11 @@ def _convolve(
             return F.linear(x.flatten(1), weight[:, :, centre[0], centre[1]], bias)[
                 :, :, None, None
             ]
+    if module.in_channels < 8 and module.kernel_size == (1, 1) and not any(module.padding):
+        # A branch of a stem. Given as a stride, oneDNN's code for AVX2 corrupts memory in the
+        # gradient of the weight.
+        rows, columns = module.stride
+        return F.conv2d(x[:, :, ::rows, ::columns], weight, bias, groups=module.groups)
     if module.groups == module.in_channels == module.out_channels > 1:
         geometry = Geometry(module.stride, module.padding, module.dilation)  # type: ignore[arg-type]
         y = depthwise(x, weight, geometry, setting.compiled)

@@ -67,24 +67,34 @@ def gradients(scores: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(scores, list(parameters.values()), along))
 
 
-def difference(model: nn.Module, x: Tensor, how: Setting) -> float:
-    """Of a plan from the module: the largest among scores, taps and gradients by parameters."""
+def difference(model: nn.Module, x: Tensor, how: Setting) -> tuple[float, float]:
+    """Of a plan from the module: in scores and taps, and in gradients; the largest of each."""
     parameters = drawn_parameters(model)
     scores, taps = Plan(model).run(parameters, x, how)
-    expected, seen = module_scores(model, parameters, x, how)
+    # On AVX2, torch's weight gradient of a strided 1 x 1 convolution of an image in channels_last
+    # corrupts memory.
+    expected, seen = module_scores(model, parameters, x.contiguous(), how)
     assert (scores.shape, scores.dtype) == (expected.shape, torch.float32)
     assert [tap.shape for tap in taps] == [block.shape for block in seen]
     far = [relative(ours, theirs) for ours, theirs in zip(taps, seen, strict=True)]
     found, wanted = gradients(scores, parameters), gradients(expected, parameters)
     least = 1e-3 * max(gradient.norm().item() for gradient in wanted)
-    far += [relative(ours, theirs, least) for ours, theirs in zip(found, wanted, strict=True)]
-    return max(relative(scores, expected), *far)
+    apart = [relative(ours, theirs, least) for ours, theirs in zip(found, wanted, strict=True)]
+    return max([relative(scores, expected), *far]), max(apart)
 
 
-def agrees(model: nn.Module, how: Setting, tolerance: float, count: int = 4) -> bool:
+def agrees(
+    model: nn.Module,
+    how: Setting,
+    tolerance: float,
+    of_gradients: float | None = None,
+    count: int = 4,
+) -> bool:
     """Whether a plan does what the module does, on one of some batches.
 
     A number at the kink of an activation, or half way between two levels, may fall on either side,
-    and everything behind it changes: hardly in each of them.
+    and everything behind it changes: hardly in each of them, where there are few.
     """
-    return any(difference(model, images(count, seed), how) < tolerance for seed in range(8))
+    limits = tolerance, tolerance if of_gradients is None else of_gradients
+    found = (difference(model, images(count, seed), how) for seed in range(8))
+    return any(values < limits[0] and gradients < limits[1] for values, gradients in found)

@@ -2,7 +2,6 @@ import pytest
 import torch
 from module_route import (
     agrees,
-    difference,
     drawn_parameters,
     gradients,
     images,
@@ -31,7 +30,10 @@ def built(architecture: Architecture) -> nn.Module:
 
 
 def cheapest(family: str) -> Architecture:
-    members = [a for a in map(Families("val").__getitem__, range(90)) if a.family == family]
+    """Of the first six; the families take turns."""
+    places = range(FAMILIES.index(family), 6 * len(FAMILIES), len(FAMILIES))
+    members = [Families("val")[place] for place in places]
+    assert {architecture.family for architecture in members} == {family}
     return min(members, key=lambda architecture: architecture.macs)
 
 
@@ -40,12 +42,13 @@ def cheapest(family: str) -> Architecture:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_plan_computes_what_the_network_of_a_family_computes(family):
-    assert agrees(built(cheapest(family)), setting(FLOAT), 2e-3, count=16)
+    assert agrees(built(cheapest(family)), setting(FLOAT), 1e-3, of_gradients=0.1)
 
 
 @pytest.mark.parametrize("index", [2, 13, 18, 19])
 def test_a_plan_computes_what_a_network_of_cells_computes(index):
-    assert agrees(built(DeepNets("val", channels=16)[index]), setting(FLOAT), 2e-3, count=16)
+    model = built(DeepNets("val", channels=16)[index])
+    assert agrees(model, setting(FLOAT), 1e-3, of_gradients=0.1)
 
 
 @pytest.mark.parametrize("bits", [(8, 8), (4, 4), (2, 2), (4, 8), (4, 32), (32, 4)], ids=str)
@@ -202,4 +205,4 @@ def test_taps_are_the_blocks_in_their_order():
     model = built(Toy("val", 3))
     _, taps = Plan(model).run(drawn_parameters(model), images(2), setting((4, 4)))
     assert [tuple(tap.shape) for tap in taps] == [(2, 16, 16, 16), (2, 16, 8, 8), (2, 16, 8, 8)]
-    assert difference(model, images(2), setting(FLOAT)) < 1e-3
+    assert agrees(model, setting(FLOAT), 1e-3)

@@ -118,6 +118,16 @@ MODULES = {
         lambda self, x: self.b(torch.cat(self.norm(self.a(x)).chunk(2, dim=1)[::-1], dim=1)),
         **norm_and(b=inner()),
     ),
+    "a strided branch of a stem": Given(
+        lambda self, x: self.norm(self.a(x)) + self.norm2(self.b(x)),
+        a=conv(stride=2),
+        norm=nn.BatchNorm2d(8),
+        b=conv(kernel=1, stride=2),
+        norm2=nn.BatchNorm2d(8),
+    ),
+    "strided layers of one position": chain(
+        b=inner(kernel=1, stride=2), c=inner(kernel=1, stride=(1, 2), bias=True, groups=2)
+    ),
     "a convolution as its last layer": chain(b=inner()),
     "a block that ends with a norm": chain(("norm",), relu=nn.ReLU(), b=inner()),
     "a block that ends with an activation": chain(("relu",), relu=nn.ReLU(), b=inner()),

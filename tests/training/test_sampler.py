@@ -190,7 +190,7 @@ def test_deepnets_have_the_channels_that_are_asked_for():
     ("share", "name"),
     [
         (FamiliesShare(max_macs=1e6), "'families' has 0 to 1e.06"),
-        (FamiliesShare(max_parameters=10), "'families'.*at most 10 parameters"),
+        (CustomShare(factory="toys.Toys", max_parameters=10), "'custom'.*at most 10 parameters"),
         (CustomShare(factory="toys.Toys", min_macs=1e9), "'custom' has 1e.09"),
         (CustomShare(factory="toys.Nothing"), "'custom'"),
         (CustomShare(factory="toys.Toys", norm="group"), "'custom'.* and norm group"),
