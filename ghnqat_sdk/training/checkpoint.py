@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ghnqat_sdk.errors import CheckpointError
 from ghnqat_sdk.files import digest, write_atomically
@@ -61,6 +62,21 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
             return tensor.permute([order.index(dimension) for dimension in range(tensor.ndim)])
         return {key: unpack(inner, tensors) for key, inner in packed.items()}
     return [unpack(inner, tensors) for inner in packed] if isinstance(packed, list) else packed
+
+
+def restore_optimizer(optimizer: Optimizer, packed: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimizer the packed state of another; its decay and betas stay those of its config.
+
+    Raises:
+        ValueError: the state belongs to parameters of other groups.
+    """
+    state = unpack(packed, tensors)
+    state["state"] = {int(index): of_parameter for index, of_parameter in state["state"].items()}
+    groups = optimizer.param_groups
+    built = [{key: group[key] for key in group if key != "params"} for group in groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, built, strict=True):
+        group.update(own)
 
 
 @contextmanager

@@ -21,8 +21,8 @@ from ghnqat_sdk.hypernetwork.pretrained import save_pretrained
 from ghnqat_sdk.training.checkpoint import (
     load_training_state,
     pack,
+    restore_optimizer,
     save_training_state,
-    unpack,
     writing,
 )
 from ghnqat_sdk.training.config import RunConfig
@@ -132,7 +132,8 @@ class Run:
         tensors |= {f"average.{name}": t for name, t in trainer.average.state_dict().items()}
         if trainer.hints is not None:
             tensors |= {f"hints.{name}": t for name, t in trainer.hints.state_dict().items()}
-        return tensors, vars(trainer.progress) | {"optimizer": optimizer}
+        kind = {"optimizer": optimizer, "optimizer_type": self.config.optimizer.type}
+        return tensors, vars(trainer.progress) | kind
 
     def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         trainer = self.trainer
@@ -141,8 +142,13 @@ class Run:
             trainer.average.load_state_dict(_with_prefix(tensors, "average."))
             if trainer.hints is not None:
                 trainer.hints.load_state_dict(_with_prefix(tensors, "hints."))
+            kind = self.config.optimizer.type
+            if facts.get("optimizer_type", kind) != kind:
+                raise ValueError(
+                    f"it is of the optimizer {facts['optimizer_type']!r}, not {kind!r}"
+                )
             if facts.get("optimizer") is not None:
-                trainer.optimizer.load_state_dict(_optimizer_state(facts["optimizer"], tensors))
+                restore_optimizer(trainer.optimizer, facts["optimizer"], tensors)
             known = {name: facts[name] for name in vars(Progress())}
             trainer.progress = Progress(**known)
         except (RuntimeError, TypeError, KeyError, ValueError) as error:
@@ -303,9 +309,3 @@ def open_features(
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def _optimizer_state(packed: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    state = unpack(packed, tensors)
-    state["state"] = {int(index): of_parameter for index, of_parameter in state["state"].items()}
-    return state

@@ -12,7 +12,7 @@ from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
 from ghnqat_sdk.training.checkpoint import CHECKPOINT_FILE, load_training_state
 from ghnqat_sdk.training.config import BitsConfig, BitsShare, RunConfig, ValidationConfig
 from ghnqat_sdk.training.distributed import Processes
-from ghnqat_sdk.training.optimizers import SoapConfig
+from ghnqat_sdk.training.optimizers import AdamWConfig, SoapConfig
 from ghnqat_sdk.training.run import LOG_FILE, RUN_FILE, Run, averages, open_features
 from ghnqat_sdk.training.sampler import CustomShare, DeepNetsShare, Draw, FamiliesShare
 from ghnqat_sdk.training.trainer import NetworkReport, StepReport
@@ -137,6 +137,21 @@ def test_a_state_without_hints_is_refused_where_the_config_has_some(
     features = open_features(hinted, images["train"], Processes())
     with pytest.raises(CheckpointError, match="does not fit its config"):
         make_run(config=hinted, features=features).resume()
+
+
+def test_a_state_of_another_optimizer_is_refused(make_run, finished):
+    with pytest.raises(CheckpointError, match="of the optimizer 'adamw', not 'soap'"):
+        make_run(optimizer=SoapConfig()).resume()
+
+
+def test_the_optimizer_of_a_resumed_run_is_that_of_its_config(make_run, finished):
+    changed = AdamWConfig(learning_rate=5e-3, weight_decay=0.3, betas=(0.5, 0.6))
+    run = make_run(optimizer=changed)
+    run.resume()
+    decayed, kept = run.trainer.optimizer.param_groups
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.3, 0.0)
+    assert decayed["betas"] == kept["betas"] == (0.5, 0.6)
+    assert [report.learning_rate for report in run.run(3)] == [5e-3]
 
 
 @pytest.mark.parametrize("fact", ["step", "mac_images", "best"])
