@@ -29,10 +29,12 @@ class FeatureCache:
     Attributes:
         stages: (N, side, side, channels) float16 of each stage.
         image_side: In pixels.
+        teacher: Its digest.
     """
 
     stages: tuple[Tensor, ...]
     image_side: int
+    teacher: str
 
     @classmethod
     def open(
@@ -56,7 +58,7 @@ class FeatureCache:
         for path, shape in _stage_files(folder, teacher, images).items():
             flat = torch.from_file(str(path), size=math.prod(shape), dtype=torch.float16)
             stages.append(flat.view(shape))
-        return cls(tuple(stages), images.images.shape[-1])
+        return cls(tuple(stages), images.images.shape[-1], teacher_digest(teacher))
 
     @staticmethod
     def is_current(folder: str | Path, teacher: Teacher, images: ImageSet) -> bool:

@@ -132,8 +132,10 @@ class Run:
         tensors |= {f"average.{name}": t for name, t in trainer.average.state_dict().items()}
         if trainer.hints is not None:
             tensors |= {f"hints.{name}": t for name, t in trainer.hints.state_dict().items()}
-        kind = {"optimizer": optimizer, "optimizer_type": self.config.optimizer.type}
-        return tensors, vars(trainer.progress) | kind
+        facts = {"optimizer": optimizer, "optimizer_type": self.config.optimizer.type}
+        if trainer.features is not None:
+            facts["teacher"] = trainer.features.teacher
+        return tensors, vars(trainer.progress) | facts
 
     def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         trainer = self.trainer
@@ -147,6 +149,7 @@ class Run:
                 raise ValueError(
                     f"it is of the optimizer {facts['optimizer_type']!r}, not {kind!r}"
                 )
+            self._check_teacher(facts)
             if facts.get("optimizer") is not None:
                 restore_optimizer(trainer.optimizer, facts["optimizer"], tensors)
             known = {name: facts[name] for name in vars(Progress())}
@@ -156,6 +159,16 @@ class Run:
                 f"The state in {str(self.folder)!r} does not fit its config: {' '.join(str(error).split()):.300}. "
                 f"Restore the run.json that was beside it, or start in another folder."
             ) from error
+
+    def _check_teacher(self, facts: dict[str, Any]) -> None:
+        """The projections of a run mean something for one teacher alone."""
+        features = self.trainer.features
+        own = None if features is None else features.teacher
+        if own is not None and facts.get("teacher", own) != own:
+            raise ValueError(
+                f"its hints are of the teacher {facts['teacher']:.8}…, not of {own:.8}…; "
+                f"hints.teacher must name the file that it was trained with"
+            )
 
     # Validation and log
 

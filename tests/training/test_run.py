@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 from functools import partial
@@ -79,6 +80,15 @@ def test_an_interrupted_run_resumes_to_the_same_bits(make_run, same, changes):
     assert resumed.progress.step == 2
     list(resumed.run(6))
     assert same(state(whole), state(resumed))
+
+
+def test_a_run_keeps_its_teacher(make_run, hinted, images):
+    features = open_features(hinted, images["train"], Processes())
+    list(make_run("hinted", hinted, features=features).run(2))
+    other = dataclasses.replace(features, teacher="0" * 64)
+    with pytest.raises(CheckpointError, match=r"its hints are of the teacher .* not of 00000000"):
+        make_run("hinted", hinted, features=other).resume()
+    assert make_run("hinted", hinted, features=features).resume()
 
 
 def test_a_run_with_hints_resumes_to_the_same_bits(make_run, same, hinted, images):
