@@ -21,13 +21,11 @@ import hashlib
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.training.spaces.deepnet import GRID, DeepNet, is_integer
+from ghnqat_sdk.training.spaces.drawing import draw
 from ghnqat_sdk.training.spaces.genotypes import draw_genotypes
-
-T = TypeVar("T")
 
 TEST_CHANNELS = 32
 """Channels of the networks that are tested on."""
@@ -164,13 +162,3 @@ def draw_channels(rng: random.Random, odds: Mapping[int, int], multiplier: int, 
     """Channels with which all cells, and what they put out, have counts of the grid."""
     factors = [multiplier**level * count for level in range(3) for count in (1, ends)]
     return draw(rng, {c: odds[c] for c in odds if all(c * factor in GRID for factor in factors)})
-
-
-def draw(rng: random.Random, odds: Mapping[T, int]) -> T:
-    """One key, with odds as its integer weight."""
-    left = rng.randrange(sum(odds.values()))
-    for key, weight in odds.items():
-        left -= weight
-        if left < 0:
-            return key
-    raise AssertionError("odds are positive")

@@ -28,7 +28,8 @@ from torch import nn
 
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.training.spaces.cost import Cost
-from ghnqat_sdk.training.spaces.family_draw import Recipe, draw, draw_plan
+from ghnqat_sdk.training.spaces.drawing import draw
+from ghnqat_sdk.training.spaces.family_draw import Recipe, draw_plan
 from ghnqat_sdk.training.spaces.family_network import Plan, describe
 from ghnqat_sdk.training.spaces.family_recipes import FAMILIES, RECIPES
 from ghnqat_sdk.training.spaces.protocol import Key, Norm

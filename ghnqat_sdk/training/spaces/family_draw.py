@@ -5,26 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from ghnqat_sdk.training.spaces.blocks import Style
+from ghnqat_sdk.training.spaces.drawing import draw
 from ghnqat_sdk.training.spaces.family_blocks import Kind
 from ghnqat_sdk.training.spaces.family_network import Head, Plan, Stage, Stem
 
-T = TypeVar("T")
-
 SMALL_IMAGE_HEAD = 640
 """Most channels of a head's convolution where the last image is large."""
-
-
-def draw(rng: random.Random, weights: Mapping[T, int]) -> T:
-    """One key, with odds as its integer weight."""
-    left = rng.randrange(sum(weights.values()))
-    for key, weight in weights.items():
-        left -= weight
-        if left < 0:
-            return key
-    raise AssertionError("weights are positive")
 
 
 class Layout(NamedTuple):

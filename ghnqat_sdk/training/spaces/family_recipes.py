@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 
+from ghnqat_sdk.training.spaces.drawing import draw
 from ghnqat_sdk.training.spaces.family_blocks import Kind
-from ghnqat_sdk.training.spaces.family_draw import Layout, Recipe, Size, draw
+from ghnqat_sdk.training.spaces.family_draw import Layout, Recipe, Size
 from ghnqat_sdk.training.spaces.family_network import Head, Stem
 
 # ---------------------------------------------------------------- what differs between stages
