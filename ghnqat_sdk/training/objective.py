@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -161,7 +162,7 @@ class NetworkLoss:
         """Whether it can be learned from."""
         return math.isfinite(self.norm)
 
-    @property
+    @cached_property
     def norm(self) -> float:
         """Of the gradients by the predicted parameters."""
         norms = torch._foreach_norm(list(self.gradients.values()))
