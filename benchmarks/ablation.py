@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from ghnqat_sdk.console import progress_bar
+from ghnqat_sdk.cli.train import _assign
 from ghnqat_sdk.data import ImageSet
-from ghnqat_sdk.training.cli import _assign
+from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.training.config import RunConfig, load_recipe
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.objective import HintConfig

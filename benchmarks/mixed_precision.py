@@ -19,8 +19,8 @@ from networks import cheap, named
 from torch import Tensor, nn
 
 from ghnqat_sdk import predict_quantized_params, suggest_bits
+from ghnqat_sdk.bits import Bits
 from ghnqat_sdk.data import load_images
-from ghnqat_sdk.quantization.bits import Bits
 from ghnqat_sdk.quantization.convert import quantizable_layers
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
-from ghnqat_sdk import export_onnx, predict_quantized_params
+from ghnqat_sdk import predict_quantized_params
 from ghnqat_sdk.data import load_images
+from ghnqat_sdk.export import export_onnx
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 from models import ResNet20, SmallMobileNetV2

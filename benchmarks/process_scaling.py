@@ -24,7 +24,7 @@ META_BATCH = 4
 def seconds(data: str, processes: int, steps: int, port: int, folder: Path) -> float:
     """Training time of a run of so many steps."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    launch += ["--master-port", str(port), "-m", "ghnqat_sdk.training.cli", "run", "--data", data]
+    launch += ["--master-port", str(port), "-m", "ghnqat_sdk.cli.train", "run", "--data", data]
     fields = {
         "hints": "null",
         "bits.float_until": 0,

@@ -35,10 +35,11 @@ from networks import cheap, named
 from resumable import measure_all, read_lines
 from torch import Tensor, nn
 
-from ghnqat_sdk import ArgumentError, calibrate, from_float, learn_steps, predict_quantized_params
+from ghnqat_sdk import ArgumentError, calibrate, from_float, predict_quantized_params
 from ghnqat_sdk.data import ImageSet, draw_moves, load_images, move_images
 from ghnqat_sdk.files import write_atomically
 from ghnqat_sdk.hypernetwork import pretrained
+from ghnqat_sdk.qat import learn_steps
 
 ROOT = Path(__file__).resolve().parents[1]
 LINES = ROOT / "benchmarks" / "results" / "qat_initialization.jsonl"

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ghnqat_sdk import calibrate, from_float, learn_steps
+from ghnqat_sdk import calibrate, from_float
+from ghnqat_sdk.qat import learn_steps
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 from models import ResNet20, SmallMobileNetV2

@@ -30,11 +30,11 @@ from resumable import measure_all, read_lines
 from torch import Tensor
 
 from ghnqat_sdk import load_pretrained
+from ghnqat_sdk.bits import Bits
 from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.files import write_atomically
 from ghnqat_sdk.hypernetwork import pretrained
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
-from ghnqat_sdk.quantization.bits import Bits
 from ghnqat_sdk.training.evaluation import Statistic, calibration_batches, evaluate_architecture
 from ghnqat_sdk.training.spaces.deepnets import DeepNets
 

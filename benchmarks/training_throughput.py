@@ -29,8 +29,8 @@ from unittest.mock import patch
 
 import torch
 
+from ghnqat_sdk.bits import Bits
 from ghnqat_sdk.data import ImageSet
-from ghnqat_sdk.quantization.bits import Bits
 from ghnqat_sdk.training import trainer as trainer_module
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.features import FeatureCache

@@ -21,9 +21,9 @@ from networks import SPACES, named, table
 from resumable import prepare
 from table1 import BITS, hypernetwork
 
+from ghnqat_sdk.bits import Bits
 from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.hypernetwork import pretrained
-from ghnqat_sdk.quantization.bits import Bits
 from ghnqat_sdk.training.evaluation import evaluate_architecture
 
 SPLIT = "val"

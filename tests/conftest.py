@@ -9,7 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
-from ghnqat_sdk.graph.graph import ComputationGraph, Node, Parameter
+from ghnqat_sdk.graph.graph import ComputationGraph, Node, ParameterSpec
 from ghnqat_sdk.hypernetwork.decoder import DecoderConfig
 from ghnqat_sdk.hypernetwork.encoders import TransformerConfig
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
@@ -55,11 +55,11 @@ def diamond() -> ComputationGraph:
     """input → conv → (relu, conv) → sum → classifier → output."""
     nodes = (
         Node("input"),
-        Node("conv", "a", (Parameter("a.weight", (12, 3, 3, 3), "weight"),), kernel=(3, 3)),
+        Node("conv", "a", (ParameterSpec("a.weight", (12, 3, 3, 3), "weight"),), kernel=(3, 3)),
         Node("relu"),
-        Node("conv", "b", (Parameter("b.weight", (12, 12, 1, 1), "weight"),)),
+        Node("conv", "b", (ParameterSpec("b.weight", (12, 12, 1, 1), "weight"),)),
         Node("sum"),
-        Node("classifier", "c", (Parameter("c.weight", (10, 12), "weight"),)),
+        Node("classifier", "c", (ParameterSpec("c.weight", (10, 12), "weight"),)),
         Node("output"),
     )
     return ComputationGraph(nodes, ((0, 1), (1, 2), (1, 3), (2, 4), (3, 4), (4, 5), (5, 6)))

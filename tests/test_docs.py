@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ghnqat_sdk import cli
-from ghnqat_sdk.training import cli as training_cli
+from ghnqat_sdk.cli import main as cli
+from ghnqat_sdk.cli import train as training_cli
 from ghnqat_sdk.training.config import RunConfig, recipe_names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +61,7 @@ def shown_commands() -> list[list[str]]:
     texts = [text.replace("\\\n", " ") for page in PAGES for _, text in blocks(page, "bash")]
     lines = [line for text in texts for line in text.splitlines()]
     commands = [shlex.split(line.partition(" # ")[0]) for line in lines]
-    module = "ghnqat_sdk.training.cli"
+    module = "ghnqat_sdk.cli.train"
     launched = [["ghnqat-train", *c[c.index(module) + 1 :]] for c in commands if module in c]
     return [c for c in commands if c and c[0] in PARSERS] + launched
 

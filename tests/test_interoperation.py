@@ -124,11 +124,11 @@ def test_the_hub_mixin_and_save_quantized_share_a_folder_in_either_order(qmodel,
 
 
 def test_learned_steps_reach_the_hub_mixin_only_when_fixed(qmodel, tmp_path):
-    gq.learn_steps(qmodel)
+    gq.qat.learn_steps(qmodel)
     qmodel.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="log_scale"):
         Net.from_pretrained(tmp_path, strict=True)
-    gq.fix_steps(qmodel).save_pretrained(tmp_path)
+    gq.qat.fix_steps(qmodel).save_pretrained(tmp_path)
     assert same_tensors(Net.from_pretrained(tmp_path, strict=True), qmodel)
 
 
@@ -190,7 +190,7 @@ def test_autocast_rounds_what_is_quantized_already(small):
 @pytest.mark.parametrize("learned", [False, True])
 def test_training_under_autocast_is_near_training_without(qmodel, learned):
     if learned:
-        gq.learn_steps(qmodel)
+        gq.qat.learn_steps(qmodel)
     exact = gradients(qmodel.train())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = F.cross_entropy(qmodel(IMAGES), torch.arange(32) % 10)
@@ -205,7 +205,7 @@ def test_training_under_autocast_is_near_training_without(qmodel, learned):
 @pytest.mark.parametrize("learned", [False, True])
 def test_a_compiled_model_is_one_graph_with_the_same_values_and_gradients(qmodel, learned):
     if learned:
-        gq.learn_steps(qmodel)
+        gq.qat.learn_steps(qmodel)
     compiled = torch.compile(qmodel, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled.eval()(IMAGES), qmodel.eval()(IMAGES))
     found, expected = gradients(compiled.train()), gradients(qmodel.train())
@@ -236,7 +236,7 @@ def alone() -> Iterator[None]:
 @pytest.mark.parametrize("learned", [False, True])
 def test_distributed_data_parallel_trains_as_a_plain_loop(qmodel, alone, learned):
     if learned:
-        gq.learn_steps(qmodel)
+        gq.qat.learn_steps(qmodel)
     wrapped = DistributedDataParallel(copy.deepcopy(qmodel))
     steps(wrapped)
     steps(qmodel)

@@ -55,7 +55,7 @@ def test_import_is_silent_and_leaves_heavy_packages_for_later() -> None:
 
 
 def test_command_lines_start_without_heavy_packages() -> None:
-    code = f"import sys, ghnqat_sdk.cli, ghnqat_sdk.training.cli; print([n for n in {LATE} if n in sys.modules])"
+    code = f"import sys, ghnqat_sdk.cli, ghnqat_sdk.cli.train; print([n for n in {LATE} if n in sys.modules])"
     assert run(code) == "[]\n"
 
 

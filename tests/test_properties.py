@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ghnqat_sdk as gq
-from ghnqat_sdk.cli import main as ghnqat
-from ghnqat_sdk.training.cli import main as ghnqat_train
+from ghnqat_sdk.cli.main import main as ghnqat
+from ghnqat_sdk.cli.train import main as ghnqat_train
 
 
 def cases(number: int) -> settings:
@@ -345,7 +345,7 @@ def test_calibrate_to_float_and_reports_of_anything(name, images):
     ):
         check(function, model)
     if name != "quantized":  # whose classes change, as they should
-        for function in (gq.to_float, gq.learn_steps, gq.fix_steps):
+        for function in (gq.to_float, gq.qat.learn_steps, gq.qat.fix_steps):
             check(function, model)
 
 
@@ -400,17 +400,17 @@ WORDS = (
     "predict", "evaluate", "inspect", "version", "run", "recipes", "decay", "teacher", "resnet0", "deepnets/id/20",
     "families/val/1", "deepnets/id/-1", "deepnets/deep/999", "id/3", "nn:Linear", "torch.nn:ReLU", "torch:nothing", ":",
     "a:b", "--bits", "4,4", "2,2", "9,9", "4", "--head", "keep", "--classes", "10", "0", "-5", "--input", "2,3,32,32",
-    "1,1", "-1,3,8,8", "--json", "--output", "--checkpoint", "{small}", "nowhere", "--data", "--graphs", "1",
+    "1,1", "-1,3,8,8", "--json", "--output", "--hypernetwork", "{small}", "nowhere", "--data", "--graphs", "1",
     "--images", "--space", "families", "--split", "id", "--protocol", "calibrated", "--seed", "--revision", "main",
     "--steps", "--set", "clip_norm=0", "networks.9.share=1", "sampling.meta_batch=nan", "=", "--recipe", "ghn-q",
-    "--config", "--hints", "--picture", "graph.svg", "--plot", "--ends", "8", "--resume", "--threads", "--help", "",
-    "é",
+    "--config", "--hints", "--picture", "graph.svg", "--plot", "--first-last-bits", "8", "--resume", "--threads",
+    "--help", "", "é",
 )  # fmt: skip
 
 
 @cases(500)
 @given(
-    command=st.sampled_from([(ghnqat, ("predict", "deepnets/id/20", "--checkpoint", "{small}")),
+    command=st.sampled_from([(ghnqat, ("predict", "deepnets/id/20", "--hypernetwork", "{small}")),
                      (ghnqat, ("inspect", "deepnets/id/20")),
                      (ghnqat, ("evaluate", "--data", "nowhere")), (ghnqat, ("version",)), (ghnqat, ()),
                      (ghnqat_train, ("run", "--data", "nowhere", "--output", "out", "--steps", "1")),

@@ -12,7 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ghnqat_sdk.graph.graph import FLOAT_BITS, ComputationGraph, Node
+from ghnqat_sdk.bits import FLOAT_BITS
+from ghnqat_sdk.graph.graph import ComputationGraph, Node
 
 BIT_ANCHORS = (2, 4, 8, FLOAT_BITS)
 """Bit-widths with an embedding of their own; those between are interpolated."""

@@ -7,8 +7,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.graph.graph import FLOAT_BITS, ComputationGraph, Node
+from ghnqat_sdk.graph.graph import ComputationGraph, Node
 from ghnqat_sdk.graph.layout import BOX, Layout, lay_out
 
 if TYPE_CHECKING:

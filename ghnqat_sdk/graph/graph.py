@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.graph.ops import BY_NAME, Role
 
 if TYPE_CHECKING:
     import networkx
 
-FLOAT_BITS = 32
-"""The bit-width that stands for "not quantized"."""
-
 
 @dataclass(frozen=True)
-class Parameter:
+class ParameterSpec:
     """One tensor that the hypernetwork predicts: its name in the model, its shape and its role in the node."""
 
     name: str
@@ -45,7 +43,7 @@ class Node:
 
     op: str
     module: str = ""
-    parameters: tuple[Parameter, ...] = ()
+    parameters: tuple[ParameterSpec, ...] = ()
     kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
@@ -78,7 +76,7 @@ class ComputationGraph:
         return len(self.nodes)
 
     @cached_property
-    def parameters(self) -> dict[str, Parameter]:
+    def parameters(self) -> dict[str, ParameterSpec]:
         """Every parameter that a node claims, by name."""
         return {parameter.name: parameter for node in self.nodes for parameter in node.parameters}
 

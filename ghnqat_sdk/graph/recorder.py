@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ghnqat_sdk.errors import TraceError
-from ghnqat_sdk.graph.graph import ComputationGraph, Node, Parameter
+from ghnqat_sdk.graph.graph import ComputationGraph, Node, ParameterSpec
 from ghnqat_sdk.graph.ops import BY_FUNCTION, Op, Role
 
 _NORMS = ("batch_norm", "group_norm", "layer_norm", "instance_norm")
@@ -160,7 +160,7 @@ class Recorder(TorchFunctionMode):
         self, name: str, op: Op | None, args: Any, kwargs: Any, received: Sequence[Tensor]
     ) -> Node:
         """The node of one call, with every parameter that enters it."""
-        claims: list[Parameter] = []
+        claims: list[ParameterSpec] = []
         seen: set[int] = set()
         for slot in op.slots if op else ():
             tensor = args[slot.position] if len(args) > slot.position else kwargs.get(slot.keyword)
@@ -174,14 +174,14 @@ class Recorder(TorchFunctionMode):
         module = claims[0].name.rpartition(".")[0] if claims else self._modules[-1]
         return replace(_geometry(name, args, kwargs), module=module, parameters=tuple(claims))
 
-    def _claim(self, tensor: Tensor, role: Role) -> list[Parameter]:
+    def _claim(self, tensor: Tensor, role: Role) -> list[ParameterSpec]:
         """The parameters behind `tensor` that no node has yet: those of its size, or all where none has."""
         names = self._origin[id(tensor)]
         self._used.update(names)
         same = [n for n in names if self.parameters[n].numel() == tensor.numel()] or list(names)
         new = [n for n in same if n not in self._claimed]
         self._claimed.update(new)
-        return [Parameter(n, tuple(self.parameters[n].shape), role) for n in new]
+        return [ParameterSpec(n, tuple(self.parameters[n].shape), role) for n in new]
 
     def _with_bias(self, node: Node, sources: Sequence[int]) -> int:
         """Add a node, and one of its own for the bias of a weight; returns the last."""

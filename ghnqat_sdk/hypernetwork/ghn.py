@@ -16,7 +16,7 @@ from ghnqat_sdk.graph.ops import VOCABULARY
 from ghnqat_sdk.hypernetwork.decoder import Decoder, DecoderConfig, Request
 from ghnqat_sdk.hypernetwork.encoders import EncoderConfig, TransformerConfig
 from ghnqat_sdk.hypernetwork.tiles import Cut, cut
-from ghnqat_sdk.quantization.quantizers import ClippedRanges, Ranges
+from ghnqat_sdk.quantization.ranges import ClippedRanges, Ranges
 
 
 class TrainingImages(BaseModel):

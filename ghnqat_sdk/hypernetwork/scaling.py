@@ -7,13 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from ghnqat_sdk.graph.graph import Node, Parameter
+from ghnqat_sdk.graph.graph import Node, ParameterSpec
 
 VECTOR_ROLES = ("bias", "scale", "shift", "slope")
 """Roles of parameters that are vectors, one number for each channel."""
 
 
-def weight_factor(node: Node, parameter: Parameter) -> float:
+def weight_factor(node: Node, parameter: ParameterSpec) -> float:
     """What a decoded weight or table of about unit variance is multiplied by.
 
     Weights: sqrt(β / fan_in), β = 2, or 1 for depthwise convolutions and classifiers. Tables (tokens, positions): 0.02.

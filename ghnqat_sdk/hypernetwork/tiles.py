@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ghnqat_sdk.graph.graph import Node, Parameter
+from ghnqat_sdk.graph.graph import Node, ParameterSpec
 from ghnqat_sdk.hypernetwork.scaling import VECTOR_ROLES, weight_factor
 
 Table = Literal["dense", "grouped", "depthwise", "classes", "vectors"]
@@ -82,7 +82,7 @@ class Cut(NamedTuple):
         return [(a, b) for a in range(self.decoded[0]) for b in range(self.decoded[1])]
 
 
-def cut(node: Node, parameter: Parameter, tile: int, num_classes: int) -> Cut:
+def cut(node: Node, parameter: ParameterSpec, tile: int, num_classes: int) -> Cut:
     """How the parameter of a node is cut into tiles of `tile` × `tile` channels."""
     shape, role = parameter.shape, parameter.role
     if role in VECTOR_ROLES:

@@ -11,20 +11,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ghnqat_sdk.console import progress_bar
+from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.graph.graph import FLOAT_BITS
-from ghnqat_sdk.quantization.convert import (
-    NORMS,
-    QuantizationState,
-    evaluating,
-    fake_quantized_layers,
-)
+from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.quantization.functional import (
     mean_squared_error_range,
     min_max_range,
     percentile_range,
     scale_and_zero_point,
+)
+from ghnqat_sdk.quantization.layers import (
+    NORMS,
+    QuantizationState,
+    evaluating,
+    fake_quantized_layers,
 )
 from ghnqat_sdk.quantization.quantizers import LearnedStepQuantizer
 

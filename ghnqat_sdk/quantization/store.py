@@ -12,17 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_model
 from torch import nn
 
+from ghnqat_sdk.bits import SUPPORTED_BITS
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.files import digest, write_atomically
-from ghnqat_sdk.quantization.bits import SUPPORTED_BITS
-from ghnqat_sdk.quantization.convert import (
-    fake_quantized_layers,
-    quantizable_layers,
-    require_fake_quantized_layers,
-    to_fake_quantized,
-)
-from ghnqat_sdk.quantization.qat import fix_steps
-from ghnqat_sdk.quantization.quantizers import Ranges
+from ghnqat_sdk.qat import fix_steps
+from ghnqat_sdk.quantization.convert import quantizable_layers, to_fake_quantized
+from ghnqat_sdk.quantization.layers import fake_quantized_layers, require_fake_quantized_layers
+from ghnqat_sdk.quantization.ranges import Ranges
 
 SETTINGS_FILE = "quantization.json"
 WEIGHTS_FILE = "model.safetensors"

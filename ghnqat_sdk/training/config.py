@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ghnqat_sdk.bits import parse_bits
 from ghnqat_sdk.data import DataConfig
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
-from ghnqat_sdk.quantization.bits import parse_bits
 from ghnqat_sdk.training.networks import ComputeConfig
 from ghnqat_sdk.training.objective import HintConfig
 from ghnqat_sdk.training.optimizers import (

@@ -13,15 +13,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ghnqat_sdk.bits import FLOAT_BITS, Bits
 from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.graph.graph import FLOAT_BITS, ComputationGraph
+from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
-from ghnqat_sdk.quantization.bits import Bits
 from ghnqat_sdk.quantization.calibrate import calibrate
-from ghnqat_sdk.quantization.convert import fake_quantized_layers, to_fake_quantized
-from ghnqat_sdk.quantization.quantizers import Ranges
+from ghnqat_sdk.quantization.convert import to_fake_quantized
+from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.ranges import Ranges
 from ghnqat_sdk.training.spaces.protocol import Architecture
 
 Protocol = Literal["paper", "calibrated"]

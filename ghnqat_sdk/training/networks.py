@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, fx, nn
 
+from ghnqat_sdk.bits import FLOAT_BITS, Bits
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.graph.graph import FLOAT_BITS, ComputationGraph
+from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.trace import trace
-from ghnqat_sdk.quantization.bits import Bits
 from ghnqat_sdk.quantization.functional import fake_quantize, uniform_noise
-from ghnqat_sdk.quantization.quantizers import Kind, Ranges
+from ghnqat_sdk.quantization.ranges import Kind, Ranges
 from ghnqat_sdk.training.kernels import (
     NO_LEVELS,
     Clip,

@@ -16,9 +16,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ImportString
 from torch import Tensor
 
+from ghnqat_sdk.bits import Bits
 from ghnqat_sdk.data import ImageSet, Moves, draw_moves, move_images
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.quantization.bits import Bits
 from ghnqat_sdk.training.spaces.deepnets import DeepNets
 from ghnqat_sdk.training.spaces.families import Families
 from ghnqat_sdk.training.spaces.protocol import Architecture, Norm, Space

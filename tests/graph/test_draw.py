@@ -10,13 +10,13 @@ from torch import nn
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph import draw
 from ghnqat_sdk.graph.draw import FAMILIES, draw_graph, node_label
-from ghnqat_sdk.graph.graph import ComputationGraph, Node, Parameter
+from ghnqat_sdk.graph.graph import ComputationGraph, Node, ParameterSpec
 from ghnqat_sdk.graph.layout import lay_out
 from ghnqat_sdk.graph.ops import VOCABULARY
 
 
-def weight(*shape: int) -> tuple[Parameter, ...]:
-    return (Parameter("weight", shape, "weight"),)
+def weight(*shape: int) -> tuple[ParameterSpec, ...]:
+    return (ParameterSpec("weight", shape, "weight"),)
 
 
 def test_families_name_every_operation_once():

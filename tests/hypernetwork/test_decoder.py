@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
-from ghnqat_sdk.graph.graph import Node, Parameter
+from ghnqat_sdk.graph.graph import Node, ParameterSpec
 from ghnqat_sdk.hypernetwork.decoder import Decoder, DecoderConfig, Request
 from ghnqat_sdk.hypernetwork.tiles import cut
 
@@ -48,7 +48,7 @@ def request(
     shape: tuple[int, ...], op: str = "conv", role: str = "weight", row: int = 0, config=PLAIN
 ) -> Request:
     groups = shape[0] // shape[1] if op == "grouped_conv" else 1
-    node, parameter = Node(op, groups=groups), Parameter("p", shape, role)
+    node, parameter = Node(op, groups=groups), ParameterSpec("p", shape, role)
     return Request(row, cut(node, parameter, config.tile, 10))
 
 

@@ -4,7 +4,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.graph.graph import ComputationGraph, Node, Parameter
+from ghnqat_sdk.graph.graph import ComputationGraph, Node, ParameterSpec
 from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.hypernetwork import encoders
 from ghnqat_sdk.hypernetwork.decoder import DecoderConfig
@@ -32,7 +32,7 @@ def network(request):
 
 
 def one_weight(shape: tuple[int, ...]) -> ComputationGraph:
-    node = Node("conv", "layer", (Parameter("p", shape, "weight"),), kernel=tuple(shape[2:4]))
+    node = Node("conv", "layer", (ParameterSpec("p", shape, "weight"),), kernel=tuple(shape[2:4]))
     return ComputationGraph((Node("input"), node, Node("output")), ((0, 1), (1, 2)))
 
 
@@ -93,9 +93,9 @@ def test_virtual_edges_carry_information(network):
 
     def graph(kernel: int) -> ComputationGraph:
         first = Node(
-            "conv", "f", (Parameter("f", (4, 3, kernel, kernel), "weight"),), (kernel,) * 2
+            "conv", "f", (ParameterSpec("f", (4, 3, kernel, kernel), "weight"),), (kernel,) * 2
         )
-        last = Node("conv", "l", (Parameter("l", (4, 4, 3, 3), "weight"),), kernel=(3, 3))
+        last = Node("conv", "l", (ParameterSpec("l", (4, 4, 3, 3), "weight"),), kernel=(3, 3))
         nodes = (Node("input"), first, Node("relu"), Node("max_pool"), last, Node("output"))
         return ComputationGraph(nodes, tuple((i, i + 1) for i in range(5)))
 
@@ -150,9 +150,9 @@ def test_attention_in_strips_is_attention_over_the_whole_graph(monkeypatch):
 
 
 def test_gradients_reach_every_weight_of_the_hypernetwork(network, diamond):
-    parameters = (Parameter("g", (12,), "scale"), Parameter("s", (12,), "shift"))
+    parameters = (ParameterSpec("g", (12,), "scale"), ParameterSpec("s", (12,), "shift"))
     norm = Node("batch_norm", "n", parameters)
-    weight = Parameter("d", (12, 1, 3, 3), "weight")
+    weight = ParameterSpec("d", (12, 1, 3, 3), "weight")
     depthwise = Node("depthwise_conv", "d", (weight,), kernel=(3, 3))
     nodes = (*diamond.nodes[:6], norm, depthwise, Node("output"))
     graph = ComputationGraph(nodes, (*diamond.edges[:-1], (5, 6), (6, 7), (7, 8)))

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
-from ghnqat_sdk.graph.graph import ComputationGraph, Node, Parameter
+from ghnqat_sdk.graph.graph import ComputationGraph, Node, ParameterSpec
 from ghnqat_sdk.hypernetwork import pretrained
 from ghnqat_sdk.hypernetwork.decoder import DecoderConfig
 from ghnqat_sdk.hypernetwork.encoders import TransformerConfig
@@ -37,10 +37,13 @@ GRAPH = ComputationGraph(
         Node(
             "conv",
             "0",
-            (Parameter("0.weight", (12, 3, 3, 3), "weight"), Parameter("0.bias", (12,), "bias")),
+            (
+                ParameterSpec("0.weight", (12, 3, 3, 3), "weight"),
+                ParameterSpec("0.bias", (12,), "bias"),
+            ),
             (3, 3),
         ),
-        Node("classifier", "1", (Parameter("1.weight", (10, 12), "weight"),)),
+        Node("classifier", "1", (ParameterSpec("1.weight", (10, 12), "weight"),)),
         Node("output"),
     ),
     ((0, 1), (1, 2), (2, 3)),

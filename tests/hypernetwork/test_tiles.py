@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ghnqat_sdk.graph.graph import Node, Parameter
+from ghnqat_sdk.graph.graph import Node, ParameterSpec
 from ghnqat_sdk.hypernetwork.tiles import (
     Assemble,
     Corners,
@@ -20,7 +20,7 @@ from ghnqat_sdk.hypernetwork.tiles import (
 
 
 def piece(shape: tuple[int, ...], op: str = "conv", role: str = "weight", groups: int = 1) -> Cut:
-    return cut(Node(op, groups=groups), Parameter("p", shape, role), tile=8, num_classes=10)
+    return cut(Node(op, groups=groups), ParameterSpec("p", shape, role), tile=8, num_classes=10)
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:

@@ -6,7 +6,7 @@ from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.convert import to_fake_quantized
 from ghnqat_sdk.quantization.functional import fake_quantize
-from ghnqat_sdk.quantization.quantizers import ClippedRanges, MinMaxRanges
+from ghnqat_sdk.quantization.ranges import ClippedRanges, MinMaxRanges
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from ghnqat_sdk.quantization.functional import fake_quantize
-from ghnqat_sdk.quantization.quantizers import ClippedRanges, FakeQuantizer, MinMaxRanges, Ranges
+from ghnqat_sdk.quantization.quantizers import FakeQuantizer
+from ghnqat_sdk.quantization.ranges import ClippedRanges, MinMaxRanges, Ranges
 
 
 def test_min_max_ranges_ignore_kind_and_bits():

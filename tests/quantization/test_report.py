@@ -9,7 +9,7 @@ from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.convert import to_fake_quantized
 from ghnqat_sdk.quantization.functional import fake_quantize
-from ghnqat_sdk.quantization.quantizers import ClippedRanges
+from ghnqat_sdk.quantization.ranges import ClippedRanges
 from ghnqat_sdk.quantization.report import quantization_report
 
 

@@ -6,8 +6,9 @@ from torch import nn
 
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.quantization.calibrate import calibrate
-from ghnqat_sdk.quantization.convert import fake_quantized_layers, to_fake_quantized
-from ghnqat_sdk.quantization.quantizers import ClippedRanges
+from ghnqat_sdk.quantization.convert import to_fake_quantized
+from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.ranges import ClippedRanges
 from ghnqat_sdk.quantization.store import load_quantized, save_quantized
 
 IMAGES = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))

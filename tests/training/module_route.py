@@ -8,10 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ghnqat_sdk.parameters import apply_functionally
-from ghnqat_sdk.quantization.bits import Bits
+from ghnqat_sdk.bits import Bits
 from ghnqat_sdk.quantization.convert import to_fake_quantized
-from ghnqat_sdk.quantization.quantizers import ClippedRanges
+from ghnqat_sdk.quantization.ranges import ClippedRanges
 from ghnqat_sdk.training.networks import ComputeConfig, Plan, Setting
 
 EXACT = ComputeConfig(dense="float32")
@@ -54,7 +53,7 @@ def module_scores(
     seen: list[Tensor] = []
     for block in model.block_ends():
         block.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
-    return apply_functionally(model.eval(), parameters, x), seen
+    return torch.func.functional_call(model.eval(), parameters, x), seen
 
 
 def relative(ours: Tensor, theirs: Tensor, least: float = 1e-9) -> float:

@@ -80,7 +80,7 @@ def test_a_missing_config_names_the_recipes(tmp_path):
 
 
 def test_the_remedy_of_a_broken_config_is_a_command_that_exists(tmp_path, capsys):
-    from ghnqat_sdk.training.cli import main
+    from ghnqat_sdk.cli.train import main
 
     (tmp_path / "run.json").write_text("{}}")
     with pytest.raises(ArgumentError) as refused:

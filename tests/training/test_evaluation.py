@@ -5,8 +5,7 @@ from toys import Toy, Toys
 
 from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.parameters import apply_functionally
-from ghnqat_sdk.quantization.convert import fake_quantized_layers
+from ghnqat_sdk.quantization.layers import fake_quantized_layers
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
 from ghnqat_sdk.training.evaluation import (
     Statistic,
@@ -100,7 +99,7 @@ def test_training_evaluation_and_functional_use_give_the_same_scores(small, arch
     network = evaluated_network(architecture, (32, 32), small.config.ranges, 10)
     images = drawn_images(8)
     (predicted,) = small([network.graph])
-    functional = apply_functionally(network.model, predicted, images)
+    functional = torch.func.functional_call(network.model, predicted, images)
     copied = _predicted_model(small, network, (32, 32), "cpu").eval()(images)
     how = Setting((32, 32), small.config.ranges, compute=ComputeConfig(dense="float32"))
     planned, _ = prepare_network(architecture, 10).plan.run(predicted, images, how)

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from ghnqat_sdk import data as data_module
+from ghnqat_sdk.cli.train import main as ghnqat_train
 from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, DataError
 from ghnqat_sdk.training.checkpoint import CHECKPOINT_FILE
-from ghnqat_sdk.training.cli import main as ghnqat_train
 from ghnqat_sdk.training.config import BitsConfig, BitsShare, ValidationConfig
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.run import Run, branch, open_features

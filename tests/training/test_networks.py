@@ -14,7 +14,7 @@ from toys import Toy
 
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.trace import trace
-from ghnqat_sdk.quantization.quantizers import ClippedRanges, MinMaxRanges
+from ghnqat_sdk.quantization.ranges import ClippedRanges, MinMaxRanges
 from ghnqat_sdk.training import networks
 from ghnqat_sdk.training.networks import ComputeConfig, Plan, prepare_network
 from ghnqat_sdk.training.spaces.deepnets import DeepNets

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ghnqat_sdk.cli.train import main
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
 from ghnqat_sdk.training.checkpoint import load_training_state
-from ghnqat_sdk.training.cli import main
 from ghnqat_sdk.training.config import RunConfig, load_config, recipe_names
 from ghnqat_sdk.training.teacher import load_teacher
 

@@ -11,7 +11,7 @@ from torch import nn
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.quantization.convert import to_fake_quantized
-from ghnqat_sdk.quantization.quantizers import ClippedRanges
+from ghnqat_sdk.quantization.ranges import ClippedRanges
 from ghnqat_sdk.training.spaces.families import Families, FamilyNet
 from ghnqat_sdk.training.spaces.family_recipes import FAMILIES
 

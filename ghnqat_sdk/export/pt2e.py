@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.graph.graph import FLOAT_BITS
-from ghnqat_sdk.quantization.convert import fixed_input_range, require_calibrated_layers
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
+from ghnqat_sdk.quantization.layers import fixed_input_range, require_calibrated_layers
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = {

@@ -2,15 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from ghnqat_sdk.bits import parse_bits, parse_bits_text, resolve_bits
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.graph.annotate import annotate_bits, first_last_layers
 from ghnqat_sdk.graph.trace import trace
-from ghnqat_sdk.quantization.bits import (
-    end_layers,
-    parse_bits,
-    parse_bits_text,
-    resolve_bits,
-    tell_bits,
-)
 
 
 @pytest.mark.parametrize("bits", [(2, 2), (4, 8), (32, 32), (8, 32), [3, 5]])
@@ -58,7 +53,7 @@ def test_mappings_that_leave_doubt_are_refused(bits, message):
 
 
 def test_nodes_are_told_the_bits_of_the_layer_that_they_follow(diamond):
-    told = tell_bits(diamond, {"a": (8, 8), "b": (2, 2), "c": (3, 3)}, elsewhere=(5, 5))
+    told = annotate_bits(diamond, {"a": (8, 8), "b": (2, 2), "c": (3, 3)}, elsewhere=(5, 5))
     assert [node.bits for node in told.nodes] == [
         (5, 5),
         (8, 8),
@@ -72,12 +67,12 @@ def test_nodes_are_told_the_bits_of_the_layer_that_they_follow(diamond):
 
 def test_first_and_last_layers_of_every_path(diamond):
     layers = {"a": (4, 4), "b": (4, 4), "c": (4, 4)}
-    assert end_layers(diamond, layers) == ["a", "c"]
+    assert first_last_layers(diamond, layers) == ["a", "c"]
     graph = trace(
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(3600, 5)),
         torch.empty(1, 3, 32, 32),
     )
-    assert end_layers(graph, {"0": (4, 4), "2": (4, 4)}) == ["0", "2"]
+    assert first_last_layers(graph, {"0": (4, 4), "2": (4, 4)}) == ["0", "2"]
 
 
 def test_text_of_a_command_line_is_read():

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ghnqat_sdk.console import add_json_flag, progress_bar, run_command
+from ghnqat_sdk.cli.console import add_json_flag, run_command
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.version import __version__
 
 if TYPE_CHECKING:
     from ghnqat_sdk.graph.graph import ComputationGraph
     from ghnqat_sdk.graph.trace import Call
-    from ghnqat_sdk.parameters import PredictionReport
+    from ghnqat_sdk.predict import PredictionReport
     from ghnqat_sdk.quantization.report import QuantizationReport
     from ghnqat_sdk.training.spaces.protocol import Space
 
@@ -61,7 +62,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_hypernetwork(parser: argparse.ArgumentParser, bits: str | None = "4,4") -> None:
     parser.add_argument(
-        "--checkpoint",
+        "--hypernetwork",
         default="default",
         help="hypernetwork: 'default', a folder or a Hub repo id (default: default)",
     )
@@ -76,7 +77,7 @@ def _add_hypernetwork(parser: argparse.ArgumentParser, bits: str | None = "4,4")
 
 def _add_ends(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--ends",
+        "--first-last-bits",
         type=int,
         metavar="BITS",
         help="bits of the first and the last layers (default: --bits)",
@@ -153,8 +154,8 @@ def _add_inspect(commands: Any) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from ghnqat_sdk.api import prediction_report
-    from ghnqat_sdk.quantization.bits import parse_bits_text
+    from ghnqat_sdk.bits import parse_bits_text
+    from ghnqat_sdk.predict import prediction_report
 
     qmodel = _predicted(options, _model(options), head=options.head)
     report = prediction_report(qmodel)
@@ -170,17 +171,17 @@ def _predict(options: argparse.Namespace) -> None:
 
 def _predicted(options: argparse.Namespace, model: Any, head: Any = "auto") -> Any:
     """The model itself, with predicted parameters."""
-    from ghnqat_sdk.api import predict_quantized_params
-    from ghnqat_sdk.quantization.bits import parse_bits_text
+    from ghnqat_sdk.bits import parse_bits_text
+    from ghnqat_sdk.predict import predict_quantized_params
 
     return predict_quantized_params(
         model,
         parse_bits_text(options.bits),
-        hypernetwork=options.checkpoint,
+        hypernetwork=options.hypernetwork,
         revision=options.revision,
         example_inputs=_example(options),
         head=head,
-        ends=options.ends,
+        first_last_bits=options.first_last_bits,
         inplace=True,
     )
 
@@ -199,9 +200,9 @@ def _save_state(qmodel: Any, path: Path) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from ghnqat_sdk.bits import parse_bits_text
     from ghnqat_sdk.data import load_images
     from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
-    from ghnqat_sdk.quantization.bits import parse_bits_text
     from ghnqat_sdk.training.evaluation import calibration_batches, evaluate_graphs
 
     bits = parse_bits_text(options.bits)
@@ -212,7 +213,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             raise ArgumentError(
                 f"--{name} {getattr(options, name)} is out of range; write a number from 1 to {limit}."
             )
-    hypernetwork = load_pretrained(options.checkpoint, revision=options.revision)
+    hypernetwork = load_pretrained(options.hypernetwork, revision=options.revision)
     images = load_images(options.data, "val" if split == "val" else "test").sample(
         options.images, options.seed
     )
@@ -235,7 +236,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     facts = {
         name: getattr(options, name)
-        for name in ("checkpoint", "space", "graphs", "protocol", "seed")
+        for name in ("hypernetwork", "space", "graphs", "protocol", "seed")
     }
     facts |= {"split": split, "images": len(images), "bits": bits}
     text = json.dumps({**facts, **result.as_dict()}, indent=2)
@@ -283,10 +284,16 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _check_inspect(options: argparse.Namespace) -> None:
     """Options that say something about a prediction need one."""
-    asked = {"ends": None, "revision": None, "data": None, "plot": None, "checkpoint": "default"}
+    asked = {
+        "first_last_bits": None,
+        "revision": None,
+        "data": None,
+        "plot": None,
+        "hypernetwork": "default",
+    }
     given = [name for name, default in asked.items() if getattr(options, name) != default]
     if options.bits is None and given:
-        raise ArgumentError(f"--{given[0]} needs a prediction. Add --bits 4,4")
+        raise ArgumentError(f"--{given[0].replace('_', '-')} needs a prediction. Add --bits 4,4")
 
 
 @dataclass(frozen=True)
@@ -310,11 +317,11 @@ def _measure(
     options: argparse.Namespace, model: Any, graph: ComputationGraph, call: Call
 ) -> tuple[ComputationGraph, _Measured]:
     """The graph with the bits of each layer, and what they cost; `model` becomes the predicted one."""
-    from ghnqat_sdk.api import prediction_report
-    from ghnqat_sdk.graph.graph import FLOAT_BITS
+    from ghnqat_sdk.bits import FLOAT_BITS
+    from ghnqat_sdk.graph.annotate import annotate_bits
     from ghnqat_sdk.graph.trace import random_like
-    from ghnqat_sdk.quantization.bits import tell_bits
-    from ghnqat_sdk.quantization.convert import fake_quantized_layers
+    from ghnqat_sdk.predict import prediction_report
+    from ghnqat_sdk.quantization.layers import fake_quantized_layers
     from ghnqat_sdk.quantization.report import quantization_report
 
     qmodel = _predicted(options, model)
@@ -331,7 +338,7 @@ def _measure(
         shapes = ", ".join("×".join(map(str, x.shape)) for x in args if hasattr(x, "shape"))
         words = f"random numbers {shapes} (seed 0), not calibrated; --data measures on images"
     measured = _Measured(prediction_report(qmodel), quantization_report(qmodel, batch), words)
-    return tell_bits(graph, bits, (FLOAT_BITS, FLOAT_BITS)), measured
+    return annotate_bits(graph, bits, (FLOAT_BITS, FLOAT_BITS)), measured
 
 
 def _calibrated_on(options: argparse.Namespace, qmodel: Any, call: Call) -> tuple[Any, str]:

@@ -5,28 +5,51 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ghnqat_sdk.bits import FLOAT_BITS, Bits, parse_bits, resolve_bits
+from ghnqat_sdk.copying import copy_into, copy_with
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.graph.graph import FLOAT_BITS, ComputationGraph
+from ghnqat_sdk.graph.annotate import annotate_bits, first_last_layers
+from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
-from ghnqat_sdk.parameters import PredictionReport, copy_into, copy_with
-from ghnqat_sdk.quantization.bits import Bits, end_layers, parse_bits, resolve_bits, tell_bits
 from ghnqat_sdk.quantization.calibrate import calibrate
-from ghnqat_sdk.quantization.convert import (
-    fake_quantized_layers,
-    quantizable_layers,
-    to_fake_quantized,
-)
+from ghnqat_sdk.quantization.convert import quantizable_layers, to_fake_quantized
+from ghnqat_sdk.quantization.layers import fake_quantized_layers
 
 Head = Literal["auto", "predict", "keep"]
 _FLOAT: Bits = (FLOAT_BITS, FLOAT_BITS)
+
+
+@dataclass(frozen=True)
+class PredictionReport:
+    """Which parameters of a model were predicted; `predicted` and `kept` together are all of them.
+
+    Attributes:
+        predicted: Names, in the model's order.
+        kept: Name to the reason why the user's value stayed.
+        unquantized: Layers left in float, name to reason.
+    """
+
+    predicted: tuple[str, ...]
+    kept: dict[str, str] = field(default_factory=dict)
+    unquantized: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.predicted)} parameters predicted, {len(self.kept)} kept"]
+        lines += [f"  kept {name}: {reason}" for name, reason in self.kept.items()]
+        lines += [
+            f"  not quantized {name or 'model'}: {reason}"
+            for name, reason in self.unquantized.items()
+        ]
+        return "\n".join(lines)
 
 
 @contextmanager
@@ -47,7 +70,7 @@ def predict_quantized_params(
     model: nn.Module,
     bits: Bits | Mapping[str, Bits] = (4, 4),
     *,
-    ends: int | None = None,
+    first_last_bits: int | None = None,
     hypernetwork: str | Path | GraphHypernetwork = DEFAULT,
     revision: str | None = None,
     example_inputs: Any = None,
@@ -65,7 +88,7 @@ def predict_quantized_params(
         bits: (weight, activation), each 2 to 8, or 32 for float. Or a mapping from patterns of layer names to such
             pairs, of which the first that matches holds: {"stem*": (8, 8), "*": (4, 4)}. The hypernetwork is told
             the bits of each layer.
-        ends: Bits of the weights and activations of the first and the last layers; as `bits` says if omitted.
+        first_last_bits: Of the weights and activations of the first and last layers; else as `bits` says.
         hypernetwork: "default" for the weights that ship with the package, a Hub repo id, a local folder, or an
             object.
         revision: Branch, tag or commit of a Hub repo.
@@ -98,20 +121,22 @@ def predict_quantized_params(
     if not isinstance(network, GraphHypernetwork):
         network = load_pretrained(network, revision=revision)
     graph = trace(model, example_inputs)
-    if ends is not None:
-        by_layer |= dict.fromkeys(end_layers(graph, by_layer), parse_bits((ends, ends)))
+    if first_last_bits is not None:
+        by_layer |= dict.fromkeys(
+            first_last_layers(graph, by_layer), parse_bits((first_last_bits, first_last_bits))
+        )
     elsewhere = (
         next(iter(by_layer.values()), _FLOAT) if isinstance(bits, Mapping) else parse_bits(bits)
     )
-    graph = tell_bits(graph, by_layer, elsewhere)
+    graph = annotate_bits(graph, by_layer, elsewhere)
     predicted, kept = _predict(network, graph, head)
     result = model if inplace else copy_with(model, predicted)
     kept |= {
         n: "not floating-point" for n, p in result.named_parameters() if not p.is_floating_point()
     }
-    report = copy_into(result, predicted, kept)
+    names, kept = copy_into(result, predicted, kept)
     state = to_fake_quantized(result, by_layer, network.config.ranges)
-    result.ghnqat_report = PredictionReport(report.predicted, report.kept, state.unquantized)  # type: ignore[assignment]
+    result.ghnqat_report = PredictionReport(names, kept, state.unquantized)  # type: ignore[assignment]
     if calibration is not None:
         calibrate(result, calibration)
     return result

@@ -10,7 +10,7 @@ from torch import nn
 
 import ghnqat_sdk as gq
 from ghnqat_sdk.data import load_images
-from ghnqat_sdk.quantization.convert import fake_quantized_layers
+from ghnqat_sdk.quantization.layers import fake_quantized_layers
 
 
 def cnn(classes: int = 10) -> nn.Module:
@@ -145,14 +145,14 @@ def test_layers_have_bits_of_their_own_and_are_predicted_for_them(small):
 
 
 def test_first_and_last_layers_at_eight_bits(small):
-    qmodel = gq.predict_quantized_params(cnn(), (2, 2), ends=8, hypernetwork=small)
+    qmodel = gq.predict_quantized_params(cnn(), (2, 2), first_last_bits=8, hypernetwork=small)
     assert {n: x.weight_quantizer.bits for n, x in fake_quantized_layers(qmodel).items()} == {
         "0": 8,
         "3": 2,
         "6": 8,
     }
     with pytest.raises(gq.ArgumentError, match=r"bits=\(9, 9\)"):
-        gq.predict_quantized_params(cnn(), ends=9, hypernetwork=small)
+        gq.predict_quantized_params(cnn(), first_last_bits=9, hypernetwork=small)
 
 
 def test_parametrized_layers_have_the_bits_of_their_name(small):

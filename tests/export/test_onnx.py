@@ -6,12 +6,13 @@ import torch
 from torch import nn
 
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, ExportError
-from ghnqat_sdk.quantization import export
+from ghnqat_sdk.export import onnx as export
+from ghnqat_sdk.export.onnx import export_onnx
+from ghnqat_sdk.qat import learn_steps
 from ghnqat_sdk.quantization.calibrate import calibrate
-from ghnqat_sdk.quantization.convert import fake_quantized_layers, to_fake_quantized
-from ghnqat_sdk.quantization.export import export_onnx
-from ghnqat_sdk.quantization.qat import learn_steps
-from ghnqat_sdk.quantization.quantizers import ClippedRanges
+from ghnqat_sdk.quantization.convert import to_fake_quantized
+from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.ranges import ClippedRanges
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

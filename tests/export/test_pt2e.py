@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.export.pt2e import pt2e_quantizer
+from ghnqat_sdk.qat import learn_steps
 from ghnqat_sdk.quantization.calibrate import calibrate
-from ghnqat_sdk.quantization.convert import fake_quantized_layers, to_fake_quantized, to_float
-from ghnqat_sdk.quantization.pt2e import pt2e_quantizer
-from ghnqat_sdk.quantization.qat import learn_steps
-from ghnqat_sdk.quantization.quantizers import ClippedRanges
+from ghnqat_sdk.quantization.convert import to_fake_quantized, to_float
+from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.ranges import ClippedRanges
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torchao's, about itself

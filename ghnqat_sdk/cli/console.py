@@ -1,15 +1,12 @@
-"""What the two console scripts share: errors without tracebacks, exit statuses, progress bars."""
+"""What the two console scripts share: errors without tracebacks, exit statuses."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 from ghnqat_sdk.errors import GhnqatError
-
-T = TypeVar("T")
 
 
 def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
@@ -29,10 +26,3 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
 def add_json_flag(parser: argparse.ArgumentParser) -> None:
     """`--json`: print what a machine would read."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-
-
-def progress_bar(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-    """A tqdm bar on stderr, only where stderr is a terminal."""
-    from tqdm import tqdm
-
-    return tqdm(items, desc=description, total=total, disable=None, leave=False)

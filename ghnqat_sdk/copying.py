@@ -1,49 +1,16 @@
-"""Predicted tensors on their way into a model: scaling by role, functional use in training, checked copy in the SDK."""
+"""A copy of a model for predicted tensors, and the checked copy of these tensors into it."""
 
 from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.errors import GhnqatError
-
-
-def apply_functionally(
-    model: nn.Module, parameters: Mapping[str, Tensor], inputs: Sequence[Tensor] | Tensor
-) -> Tensor:
-    """Run `model` with `parameters` in place of its own; gradients reach whatever computed them."""
-    inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    return torch.func.functional_call(model, dict(parameters), inputs)
-
-
-@dataclass(frozen=True)
-class PredictionReport:
-    """Which parameters of a model were predicted; `predicted` and `kept` together are all of them.
-
-    Attributes:
-        predicted: Names, in the model's order.
-        kept: Name to the reason why the user's value stayed.
-        unquantized: Layers left in float, name to reason.
-    """
-
-    predicted: tuple[str, ...]
-    kept: dict[str, str] = field(default_factory=dict)
-    unquantized: dict[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.predicted)} parameters predicted, {len(self.kept)} kept"]
-        lines += [f"  kept {name}: {reason}" for name, reason in self.kept.items()]
-        lines += [
-            f"  not quantized {name or 'model'}: {reason}"
-            for name, reason in self.unquantized.items()
-        ]
-        return "\n".join(lines)
 
 
 def copy_with(model: nn.Module, predicted: Mapping[str, Tensor]) -> nn.Module:
@@ -87,7 +54,7 @@ def _alike(value: Tensor, parameter: Tensor) -> bool:
 
 def copy_into(
     model: nn.Module, predicted: Mapping[str, Tensor], kept: Mapping[str, str]
-) -> PredictionReport:
+) -> tuple[tuple[str, ...], dict[str, str]]:
     """Copy predicted tensors into the parameters of `model`, in place, and account for every parameter.
 
     Args:
@@ -105,7 +72,7 @@ def copy_into(
         for name, value in predicted.items():
             if parameters[name].data_ptr() != value.data_ptr():
                 parameters[name].copy_(value)
-    return PredictionReport(
+    return (
         tuple(name for name in parameters if name in predicted),
         {name: kept[name] for name in parameters if name not in predicted},
     )

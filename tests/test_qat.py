@@ -5,15 +5,11 @@ import torch
 from torch import nn
 
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.qat import freeze_batch_norm, learn_steps, oscillation_loss
 from ghnqat_sdk.quantization.calibrate import calibrate
-from ghnqat_sdk.quantization.convert import (
-    FakeQuantizedConv2d,
-    from_float,
-    to_fake_quantized,
-    to_float,
-)
-from ghnqat_sdk.quantization.qat import dampening, freeze_batch_norm, learn_steps
-from ghnqat_sdk.quantization.quantizers import ClippedRanges, MinMaxRanges
+from ghnqat_sdk.quantization.convert import from_float, to_fake_quantized, to_float
+from ghnqat_sdk.quantization.layers import FakeQuantizedConv2d
+from ghnqat_sdk.quantization.ranges import ClippedRanges, MinMaxRanges
 
 IMAGES = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -72,7 +68,7 @@ def test_dampening_is_the_distance_of_the_weights_from_their_levels():
         levels = layer.weight_quantizer(layer.weight).detach()
         inside = (layer.weight > levels.min()) & (layer.weight < levels.max())
         expected += (layer.weight - levels)[inside].square().sum().item()
-    total = dampening(qmodel)
+    total = oscillation_loss(qmodel)
     assert total.item() == pytest.approx(expected, rel=1e-5)
     total.backward()
     layer = qmodel[0]
@@ -86,19 +82,19 @@ def test_dampening_is_the_distance_of_the_weights_from_their_levels():
 def test_dampening_draws_weights_to_their_levels():
     qmodel = calibrated((2, 2))
     learn_steps(qmodel)  # with fixed steps, so that the levels stay where they are
-    before = dampening(qmodel).item()
+    before = oscillation_loss(qmodel).item()
     optimizer = torch.optim.SGD([layer.weight for layer in (qmodel[0], qmodel[4])], lr=0.1)
     for _ in range(20):
         optimizer.zero_grad()
-        dampening(qmodel).backward()
+        oscillation_loss(qmodel).backward()
         optimizer.step()
-    assert dampening(qmodel).item() < 0.01 * before
+    assert oscillation_loss(qmodel).item() < 0.01 * before
 
 
 def test_dampening_of_float_weights_is_zero():
-    assert dampening(calibrated((32, 4))) == 0
+    assert oscillation_loss(calibrated((32, 4))) == 0
     with pytest.raises(ArgumentError, match="predict_quantized_params"):
-        dampening(cnn())
+        oscillation_loss(cnn())
 
 
 def test_from_float_and_back():

@@ -1,10 +1,10 @@
 import torch
 from torch import nn
 
+from ghnqat_sdk.qat import learn_steps
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.convert import to_fake_quantized
-from ghnqat_sdk.quantization.qat import learn_steps
-from ghnqat_sdk.quantization.quantizers import ClippedRanges
+from ghnqat_sdk.quantization.ranges import ClippedRanges
 
 IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -6,15 +6,17 @@ import torch
 from torch import nn
 
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.qat import fix_steps, learn_steps
 from ghnqat_sdk.quantization.calibrate import calibrate
-from ghnqat_sdk.quantization.convert import fake_quantized_layers, to_fake_quantized
+from ghnqat_sdk.quantization.convert import to_fake_quantized
 from ghnqat_sdk.quantization.functional import (
     fake_quantize,
     learned_step_quantize,
     scale_and_zero_point,
 )
-from ghnqat_sdk.quantization.qat import fix_steps, learn_steps
-from ghnqat_sdk.quantization.quantizers import ClippedRanges, FakeQuantizer, LearnedStepQuantizer
+from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.quantizers import FakeQuantizer, LearnedStepQuantizer
+from ghnqat_sdk.quantization.ranges import ClippedRanges
 from ghnqat_sdk.quantization.report import quantization_report
 from ghnqat_sdk.quantization.store import load_quantized, save_quantized
 

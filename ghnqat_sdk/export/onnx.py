@@ -12,26 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, ExportError
-from ghnqat_sdk.files import write_atomically
-from ghnqat_sdk.graph.graph import FLOAT_BITS
-from ghnqat_sdk.quantization.convert import (
-    NORMS,
-    evaluating,
-    fake_quantized_layers,
-    fixed_input_range,
-    require_calibrated_layers,
-    to_float,
-)
-from ghnqat_sdk.quantization.functional import scale_and_zero_point
-from ghnqat_sdk.quantization.onnx_graph import (
+from ghnqat_sdk.export.onnx_graph import (
     drop_unused,
     fold_batch_norms,
     pack,
     separate_constants,
     set_biases_apart,
 )
-from ghnqat_sdk.quantization.qat import fix_steps
+from ghnqat_sdk.files import write_atomically
+from ghnqat_sdk.qat import fix_steps
+from ghnqat_sdk.quantization.convert import to_float
+from ghnqat_sdk.quantization.functional import scale_and_zero_point
+from ghnqat_sdk.quantization.layers import (
+    NORMS,
+    evaluating,
+    fake_quantized_layers,
+    fixed_input_range,
+    require_calibrated_layers,
+)
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
 from ghnqat_sdk.quantization.report import outputs_on
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.graph.graph import FLOAT_BITS
-from ghnqat_sdk.quantization.convert import (
+from ghnqat_sdk.quantization.layers import (
     fake_quantized_layers,
     require_calibrated_layers,
     require_fake_quantized_layers,
@@ -88,7 +88,7 @@ def freeze_batch_norm(qmodel: nn.Module, frozen: bool = True) -> nn.Module:
     return qmodel
 
 
-def dampening(qmodel: nn.Module) -> Tensor:
+def oscillation_loss(qmodel: nn.Module) -> Tensor:
     """Sum of squared distances of all weights from their levels, to be added to the loss (Nagel et al. 2022).
 
     A weight between two levels can oscillate from step to step; this draws it to its level, with gradients for the
@@ -101,7 +101,7 @@ def dampening(qmodel: nn.Module) -> Tensor:
         ArgumentError: the model is not fake-quantized.
     """
     total: Tensor | None = None
-    for layer in require_fake_quantized_layers(qmodel, "dampening").values():
+    for layer in require_fake_quantized_layers(qmodel, "oscillation_loss").values():
         if layer.weight_quantizer.bits == FLOAT_BITS:
             continue
         weight = layer.weight

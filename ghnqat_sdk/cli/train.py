@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ghnqat_sdk.console import add_json_flag, run_command
+from ghnqat_sdk.cli.console import add_json_flag, run_command
 from ghnqat_sdk.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _add_run(commands: Any) -> None:
         "run",
         help="train, or continue a run",
         description="Train until --steps are done, or continue a run to more of them. With torchrun, every process "
-        "trains on architectures of its own: torchrun --nproc-per-node 2 -m ghnqat_sdk.training.cli run ...",
+        "trains on architectures of its own: torchrun --nproc-per-node 2 -m ghnqat_sdk.cli.train run ...",
     )
     run.add_argument(
         "--data", required=True, help="image folder (train/<class>/*.jpg) or torchvision's CIFAR-10"

@@ -4,12 +4,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ghnqat_sdk.api import predict_quantized_params
-from ghnqat_sdk.cli import main
+from ghnqat_sdk.cli.main import main
 from ghnqat_sdk.data import load_images
 from ghnqat_sdk.graph.draw import draw_graph
 from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.hypernetwork.pretrained import save_pretrained
+from ghnqat_sdk.predict import predict_quantized_params
 from ghnqat_sdk.quantization.report import quantization_report
 from ghnqat_sdk.training.spaces.deepnets import DeepNets
 from ghnqat_sdk.training.spaces.families import Families
@@ -75,16 +75,16 @@ def test_inspect_measures_bits_on_random_numbers(capsys, tmp_path, checkpoint, s
         "deepnets/id/20",
         "--bits",
         "2,4",
-        "--ends",
+        "--first-last-bits",
         "8",
-        "--checkpoint",
+        "--hypernetwork",
         checkpoint,
     ]
     common += ["--input", "2,3,32,32"]
     assert main([*common, "--picture", files[0], "--plot", files[1], "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     model = DeepNets("id")[20].build(10)
-    qmodel = predict_quantized_params(model, (2, 4), ends=8, hypernetwork=small)
+    qmodel = predict_quantized_params(model, (2, 4), first_last_bits=8, hypernetwork=small)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert facts["quantization"] == json.loads(quantization_report(qmodel, images).to_json())
     assert sorted(facts["prediction"]["predicted"]) == sorted(
@@ -100,7 +100,7 @@ def test_inspect_measures_bits_on_random_numbers(capsys, tmp_path, checkpoint, s
 def test_inspect_measures_bits_on_images_after_calibration(capsys, checkpoint, small, data):
     name, options = (
         "families/val/52",
-        ["--bits", "4,4", "--checkpoint", checkpoint, "--data", str(data)],
+        ["--bits", "4,4", "--hypernetwork", checkpoint, "--data", str(data)],
     )
     assert main(["inspect", name, *options]) == 0
     printed = capsys.readouterr().out
@@ -119,7 +119,7 @@ def test_inspect_measures_bits_on_images_after_calibration(capsys, checkpoint, s
 
 def test_predict_reports_and_saves(capsys, tmp_path, checkpoint):
     output = tmp_path / "model.safetensors"
-    options = ["--checkpoint", checkpoint, "--bits", "2,4", "--output", str(output), "--json"]
+    options = ["--hypernetwork", checkpoint, "--bits", "2,4", "--output", str(output), "--json"]
     assert main(["predict", "deepnets/id/20", *options]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["bits"] == [2, 4]
@@ -132,7 +132,7 @@ def test_predict_takes_a_callable_of_the_users(capsys, tmp_path, checkpoint, mon
         "from torch import nn\ndef make():\n    return nn.Sequential(nn.Conv2d(3, 4, 3))\n"
     )
     monkeypatch.chdir(tmp_path)
-    assert main(["predict", "mine:make", "--checkpoint", checkpoint]) == 0
+    assert main(["predict", "mine:make", "--hypernetwork", checkpoint]) == 0
     assert "2 parameters predicted" in capsys.readouterr().out
 
 
@@ -149,7 +149,7 @@ def test_evaluate_writes_means_errors_and_maxima(
 ):
     result = tmp_path / "result.json"
     common = [
-        "--checkpoint",
+        "--hypernetwork",
         checkpoint,
         "--data",
         str(data),
@@ -187,14 +187,14 @@ def test_evaluate_writes_means_errors_and_maxima(
         ["predict", "other/id/3"],
         ["predict", "id/3"],
         ["predict", "resnet18", "--bits", "4"],
-        ["predict", "resnet18", "--checkpoint", "/no/such/folder"],
+        ["predict", "resnet18", "--hypernetwork", "/no/such/folder"],
         ["inspect", "resnet18", "--input", "a,b"],
         ["inspect", "deepnets/id/20", "--picture", "graph.gif"],
         ["inspect", "deepnets/id/20", "--bits", "4"],
         ["inspect", "deepnets/id/20", "--plot", "report.png"],
         ["inspect", "deepnets/id/20", "--data", "/no/such/folder"],
-        ["inspect", "deepnets/id/20", "--ends", "8"],
-        ["inspect", "deepnets/id/20", "--checkpoint", "/no/such/folder"],
+        ["inspect", "deepnets/id/20", "--first-last-bits", "8"],
+        ["inspect", "deepnets/id/20", "--hypernetwork", "/no/such/folder"],
         ["inspect", "deepnets/id/20", "--bits", "4,4", "--data", "/no/such/folder"],
         ["inspect", "deepnets/id/20", "--bits", "4,4", "--input", "1,3,1,1"],
         ["evaluate", "--data", "/no/such/folder"],

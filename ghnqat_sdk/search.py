@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ghnqat_sdk.api import predict_quantized_params
+from ghnqat_sdk.bits import FLOAT_BITS, Bits, parse_bits
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.graph.graph import FLOAT_BITS
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT
-from ghnqat_sdk.quantization.bits import Bits, parse_bits
-from ghnqat_sdk.quantization.convert import evaluating, fake_quantized_layers
+from ghnqat_sdk.predict import predict_quantized_params
+from ghnqat_sdk.quantization.layers import evaluating, fake_quantized_layers
 from ghnqat_sdk.quantization.report import all_in_float, layer_at, output_difference, run_on
 
 

@@ -1,0 +1,6 @@
+"""Calibrated models for other runtimes: ONNX and torchao PT2E."""
+
+from ghnqat_sdk.export.onnx import OnnxReport, export_onnx
+from ghnqat_sdk.export.pt2e import pt2e_quantizer
+
+__all__ = ["OnnxReport", "export_onnx", "pt2e_quantizer"]

@@ -1,0 +1,65 @@
+"""Bits of each layer written into the nodes of a graph, and which layers are its first and last."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from ghnqat_sdk.bits import Bits
+from ghnqat_sdk.graph.graph import ComputationGraph, Node
+
+
+def annotate_bits(
+    graph: ComputationGraph, by_layer: Mapping[str, Bits], elsewhere: Bits
+) -> ComputationGraph:
+    """The graph with the bits of each layer in its node; the other nodes have those of the layer that they follow.
+
+    Args:
+        graph: The model's graph.
+        by_layer: Pairs by module name.
+        elsewhere: For nodes that follow no layer.
+    """
+    before = {target: source for source, target in sorted(graph.edges)}  # the last of its sources
+    told: list[Bits] = []
+    for index, node in enumerate(graph.nodes):
+        follows = told[before[index]] if index in before else elsewhere
+        told.append(by_layer.get(_layer(node, by_layer), follows) if node.quantized else follows)
+    pairs = {id(node): pair for node, pair in zip(graph.nodes, told, strict=True)}
+    return graph.with_bits(lambda node: pairs[id(node)])
+
+
+def first_last_layers(graph: ComputationGraph, by_layer: Mapping[str, Bits]) -> list[str]:
+    """The first and the last layers on every path from an input to the output."""
+    backwards = [(target, source) for source, target in graph.edges]
+    found = _reached(graph, graph.edges, "input") | _reached(graph, backwards, "output")
+    return [
+        name
+        for index in sorted(found)
+        if (name := _layer(graph.nodes[index], by_layer)) in by_layer
+    ]
+
+
+def _reached(graph: ComputationGraph, steps: Collection[tuple[int, int]], start: str) -> set[int]:
+    """Quantized nodes that are reached from those of type `start` before any other one."""
+    following: dict[int, list[int]] = {}
+    for source, target in steps:
+        following.setdefault(source, []).append(target)
+    waiting, seen = [i for i, node in enumerate(graph.nodes) if node.op == start], set()
+    found: set[int] = set()
+    while waiting:
+        for index in following.get(waiting.pop(), ()):
+            if index in seen:
+                continue
+            seen.add(index)
+            if graph.nodes[index].quantized:
+                found.add(index)
+            else:
+                waiting.append(index)
+    return found
+
+
+def _layer(node: Node, layers: Collection[str]) -> str:
+    """The layer that a node runs in: its module, or one above it, as for parametrized weights."""
+    name = node.module
+    while name and name not in layers:
+        name = name.rpartition(".")[0]
+    return name
