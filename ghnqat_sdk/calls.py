@@ -1,0 +1,187 @@
+"""`Call`: the one meaning of "a batch" and of "example inputs", wherever a model is run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ghnqat_sdk.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Which entries of a batch are a model's inputs; what follows them are labels.
+
+    Attributes:
+        positional: How many entries of a tuple or list, from the first.
+        keywords: Which entries of a mapping; None for all of them.
+    """
+
+    positional: int = 1
+    keywords: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one run of a model.
+
+    Attributes:
+        args: Positional arguments: tensors, or nested tuples, lists, dicts and dataclasses of them.
+        kwargs: Keyword arguments.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, inputs: Any) -> Call:
+        """What example inputs mean: a tensor, a tuple or list of arguments, or a dict of keywords.
+
+        Examples:
+            >>> len(Call.of((torch.empty(2, 3), torch.empty(2))).args)
+            2
+        """
+        if isinstance(inputs, Call):
+            return inputs
+        if isinstance(inputs, Mapping):
+            return cls(kwargs=dict(inputs))
+        return cls(tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,))
+
+    @classmethod
+    def of_batch(cls, batch: Any, signature: Signature) -> Call:
+        """What an entry of a DataLoader means: the first entries are inputs, what follows labels.
+
+        Examples:
+            >>> images, labels = torch.empty(8, 3, 32, 32), torch.zeros(8)
+            >>> [tuple(x.shape) for x in Call.of_batch((images, labels), Signature()).tensors()]
+            [(8, 3, 32, 32)]
+        """
+        whole = cls.of(batch)
+        if whole.kwargs:
+            wanted = signature.keywords or tuple(whole.kwargs)
+            return cls(kwargs={name: x for name, x in whole.kwargs.items() if name in wanted})
+        return cls(whole.args[: signature.positional])
+
+    @property
+    def signature(self) -> Signature:
+        """Which entries of a batch fill the arguments of this call."""
+        return Signature(max(1, len(self.args)), tuple(self.kwargs) or None)
+
+    def run(self, model: Callable[..., Any]) -> Any:
+        """What the model returns."""
+        return model(*self.args, **self.kwargs)
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor in it, positional arguments first."""
+        return list(tensors_in((self.args, self.kwargs)))
+
+    def map(self, function: Callable[[Tensor], Any]) -> Call:
+        """The same call with `function` of each tensor in its place."""
+        args, kwargs = map_tensors((self.args, dict(self.kwargs)), function)
+        return Call(args, kwargs)
+
+    def to(self, device: torch.device | str) -> Call:
+        """On another device."""
+        return self.map(lambda tensor: tensor.to(device))
+
+    def on_meta(self) -> Call:
+        """The same shapes and types, without values."""
+        return self.map(meta_like)
+
+    def with_numbers(self) -> Call:
+        """The same shapes and types on the CPU: normal floating-point numbers (seed 0), others 0."""
+        return self.map(_numbers_like)
+
+    @property
+    def rows(self) -> int:
+        """N, the first size that all its tensors share.
+
+        Raises:
+            ArgumentError: there is no tensor with rows, or the tensors differ in N.
+        """
+        lengths = {len(tensor) for tensor in self.tensors() if tensor.ndim}
+        if len(lengths) != 1:
+            raise ArgumentError(
+                f"A batch has tensors of shapes {self.shapes()}; expected (N, ...) with one N in "
+                f"all of them. Write, for example, [images] for one batch of images (N, C, H, W)."
+            )
+        return lengths.pop()
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of its tensors."""
+        return [tuple(tensor.shape) for tensor in self.tensors()]
+
+    def kind(self) -> list[tuple[object, ...]]:
+        """The shape of one row and the type of each tensor: what may be put into one batch."""
+        return [(*tensor.shape[1:], tensor.dtype) for tensor in self.tensors()]
+
+    def cut(self, start: int, stop: int) -> Call:
+        """Rows `start` to `stop`; what has no rows stays."""
+        return self.map(lambda tensor: tensor[start:stop] if tensor.ndim else tensor)
+
+    @staticmethod
+    def joined(calls: Sequence[Call]) -> Call:
+        """The rows of all `calls`, one after the other; what has no rows is that of the first."""
+        columns = zip(*(call.tensors() for call in calls), strict=True)
+        joined = iter([torch.cat(column) if column[0].ndim else column[0] for column in columns])
+        return calls[0].map(lambda _: next(joined))
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor inside nested tuples, lists, dicts and dataclasses."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for each in dataclasses.fields(value):
+            yield from tensors_in(getattr(value, each.name))
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """`value` with `function` of each tensor inside nested containers; what holds none stays."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        items = {key: map_tensors(item, function) for key, item in value.items()}
+        return items if type(value) is dict else _rebuilt(value, items)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(item, function) for item in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(map_tensors(item, function) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [each.name for each in dataclasses.fields(value) if each.init]
+        changed = {name: map_tensors(getattr(value, name), function) for name in names}
+        return dataclasses.replace(value, **changed)
+    return value
+
+
+def _rebuilt(mapping: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    """A mapping of the same class where that takes items (OrderedDict), else a dict."""
+    try:
+        return type(mapping)(items)  # type: ignore[call-arg]
+    except TypeError:
+        return items
+
+
+def meta_like(tensor: Tensor) -> Tensor:
+    """`torch.empty_like` on the meta device, which takes several times as long as this."""
+    if tensor.layout is torch.strided and tensor.is_contiguous():
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return torch.empty_like(tensor, device="meta")
+
+
+def _numbers_like(tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return torch.zeros_like(tensor, device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(tensor.dtype)
