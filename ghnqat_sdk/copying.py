@@ -10,7 +10,73 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ghnqat_sdk.errors import GhnqatError
+from ghnqat_sdk.errors import ArgumentError, GhnqatError
+
+_ATOMS = frozenset(
+    (bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size)
+)
+"""Types whose values are never changed, and so need no copy."""
+
+
+def copy_module(
+    model: nn.Module, ready: Mapping[int, Any] | None = None, *, share: bool = False
+) -> nn.Module:
+    """A deep copy of `model`, several times as fast as `copy.deepcopy`, values of hooks included.
+
+    Args:
+        model: Stays as it is.
+        ready: What stands for an object of the model in the copy, by the object's id.
+        share: Whether what cannot be copied (a lock, an open file) is shared, instead of refused.
+
+    Raises:
+        ArgumentError: something cannot be copied; the message names the attribute.
+    """
+    memo: dict[int, Any] = dict(ready or {})
+    memo[id(memo)] = [model]  # deepcopy keeps alive what it has copied; ids stay unique
+    return _copied_module(model, memo, share)
+
+
+def _copied_module(module: nn.Module, memo: dict[int, Any], share: bool) -> nn.Module:
+    if id(module) in memo:
+        return memo[id(module)]
+    kind = type(module)
+    if hasattr(kind, "__deepcopy__") or kind.__reduce_ex__ is not object.__reduce_ex__:
+        return copy.deepcopy(module, memo)
+    twin = kind.__new__(kind)
+    memo[id(module)] = twin
+    for name, value in vars(module).items():
+        vars(twin)[name] = _copied(value, memo, share, f"{kind.__name__}.{name}")
+    return twin
+
+
+def _copied(value: Any, memo: dict[int, Any], share: bool, name: str) -> Any:
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, nn.Module):
+        return _copied_module(value, memo, share)
+    if kind is dict or kind is OrderedDict:
+        twin = kind()
+        memo[id(value)] = twin
+        twin.update(
+            (key, _copied(item, memo, share, f"{name}[{key!r}]")) for key, item in value.items()
+        )
+        return twin
+    if kind is tuple and all(type(item) in _ATOMS for item in value):
+        return value
+    if isinstance(value, Tensor) and not value.is_leaf:
+        return memo.setdefault(id(value), value.detach().clone())
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception as error:  # whatever the user's class raises
+        if share:
+            return value
+        raise ArgumentError(
+            f"{name} cannot be copied: {type(error).__name__}: {error}. Take it out of the model "
+            f"before, or write inplace=True where the model itself may change."
+        ) from error
 
 
 def copy_with(model: nn.Module, predicted: Mapping[str, Tensor]) -> nn.Module:
@@ -20,24 +86,13 @@ def copy_with(model: nn.Module, predicted: Mapping[str, Tensor]) -> nn.Module:
     empty.
     """
     ready: dict[int, Any] = {}
-    for module in (
-        model.modules()
-    ):  # a dozen empty dictionaries of hooks each, which deepcopy takes its time over
-        ready.update(
-            (id(v), type(v)())
-            for v in vars(module).values()
-            if type(v) in (OrderedDict, dict, set) and not v
-        )
     for name, parameter in model.named_parameters():
         if name in predicted and type(parameter) is nn.Parameter:
             value = predicted[name]
-            tensor = (
-                value
-                if _alike(value, parameter)
-                else torch.empty_like(parameter, requires_grad=False)
-            )
-            ready[id(parameter)] = nn.Parameter(tensor, parameter.requires_grad)
-    return copy.deepcopy(model, ready)
+            if not _alike(value, parameter):
+                value = torch.empty_like(parameter, requires_grad=False)
+            ready[id(parameter)] = nn.Parameter(value, parameter.requires_grad)
+    return copy_module(model, ready)
 
 
 def _alike(value: Tensor, parameter: Tensor) -> bool:

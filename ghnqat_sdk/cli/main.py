@@ -17,8 +17,8 @@ from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.version import __version__
 
 if TYPE_CHECKING:
+    from ghnqat_sdk.calls import Call
     from ghnqat_sdk.graph.graph import ComputationGraph
-    from ghnqat_sdk.graph.trace import Call
     from ghnqat_sdk.predict import PredictionReport
     from ghnqat_sdk.quantization.report import QuantizationReport
     from ghnqat_sdk.training.spaces.protocol import Space
@@ -319,7 +319,6 @@ def _measure(
     """The graph with the bits of each layer, and what they cost; `model` becomes the predicted one."""
     from ghnqat_sdk.bits import FLOAT_BITS
     from ghnqat_sdk.graph.annotate import annotate_bits
-    from ghnqat_sdk.graph.trace import random_like
     from ghnqat_sdk.predict import prediction_report
     from ghnqat_sdk.quantization.layers import fake_quantized_layers
     from ghnqat_sdk.quantization.report import quantization_report
@@ -333,9 +332,8 @@ def _measure(
     if options.data is not None:
         batch, words = _calibrated_on(options, qmodel, call)
     else:
-        args, kwargs = random_like(call)
-        batch = kwargs or args
-        shapes = ", ".join("×".join(map(str, x.shape)) for x in args if hasattr(x, "shape"))
+        batch = call.with_numbers()
+        shapes = ", ".join("×".join(map(str, x.shape)) for x in batch.tensors())
         words = f"random numbers {shapes} (seed 0), not calibrated; --data measures on images"
     measured = _Measured(prediction_report(qmodel), quantization_report(qmodel, batch), words)
     return annotate_bits(graph, bits, (FLOAT_BITS, FLOAT_BITS)), measured
@@ -346,7 +344,7 @@ def _calibrated_on(options: argparse.Namespace, qmodel: Any, call: Call) -> tupl
     from ghnqat_sdk.data import load_images
     from ghnqat_sdk.quantization.calibrate import calibrate
 
-    size = 32 if options.input is None else call[0][0].shape[-1]
+    size = 32 if options.input is None else call.tensors()[0].shape[-1]
     train, validation = (load_images(options.data, split, size) for split in ("train", "val"))
     calibration = train.sample(512, seed=0)
     calibrate(qmodel, calibration.batches(64))

@@ -64,11 +64,13 @@ class ComputationGraph:
         nodes: N operations, in a topological order.
         edges: Pairs (source, target) of node indices, source < target.
         unreached: Parameters that no node claims, name to reason.
+        outside: Modules whose weight is used by an operation that no layer runs, name to reason.
     """
 
     nodes: tuple[Node, ...]
     edges: tuple[tuple[int, int], ...]
     unreached: Mapping[str, str] = field(default_factory=dict)
+    outside: Mapping[str, str] = field(default_factory=dict, compare=False)
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """What was worked out from the structure alone; shared with the same graph at other bit-widths."""
 

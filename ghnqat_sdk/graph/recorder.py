@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,47 +10,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ghnqat_sdk.calls import meta_like, tensors_in
 from ghnqat_sdk.errors import TraceError
 from ghnqat_sdk.graph.graph import ComputationGraph, Node, ParameterSpec
-from ghnqat_sdk.graph.ops import BY_FUNCTION, Op, Role
-
-_NORMS = ("batch_norm", "group_norm", "layer_norm", "instance_norm")
-_ACTIVATIONS = ("relu", "relu6", "hardswish", "silu", "gelu", "leaky_relu", "sigmoid", "tanh")
-_SHAPE_PRESERVING = frozenset((*_NORMS, *_ACTIVATIONS))
-"""Node types whose output has its input's shape: torch's meta kernels for them take up to a millisecond each."""
-
-_NEEDS_TWO = frozenset(("sum", "product", "concat"))
-"""Node types that mean nothing with a single source of data and no parameter."""
-
-_EXTRA_ROLE: dict[str, Role] = {
-    "sum": "shift",
-    "product": "scale",
-    "matmul": "weight",
-    "multi_head_attention": "weight",
-}
-"""Role of a parameter that enters a node outside its slots; a table elsewhere."""
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor inside nested tuples, lists, dicts and dataclasses."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from tensors_in(getattr(value, field.name))
-
-
-def meta_like(tensor: Tensor) -> Tensor:
-    """`torch.empty_like` on the meta device, which takes several times as long for the usual tensor."""
-    if tensor.layout is torch.strided and tensor.is_contiguous():
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-    return torch.empty_like(tensor, device="meta")
+from ghnqat_sdk.graph.ops import BY_FUNCTION, BY_NAME, Op, Role
 
 
 class Recorder(TorchFunctionMode):
@@ -59,22 +21,30 @@ class Recorder(TorchFunctionMode):
 
     Args:
         parameters: The tensors that stand for the model's parameters in this run, by name.
+        layers: Names of the modules that can be fake-quantized.
         shapes_only: Whether the run is on meta tensors, where shapes are all that matters.
+
+    Attributes:
+        outside: Modules whose weight is used by operations that no layer runs, name to reason.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], shapes_only: bool) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Tensor], layers: Collection[str], shapes_only: bool
+    ) -> None:
         super().__init__()
+        self.layers = layers
+        self.outside: dict[str, str] = {}
         self.nodes: list[Node] = []
         self.edges: set[tuple[int, int]] = set()
         self.shapes_only = shapes_only
         self.parameters = parameters
         self._data: dict[int, tuple[int, ...]] = {}  # tensor id → nodes whose output it holds
         self._origin: dict[int, tuple[str, ...]] = {}  # tensor id → parameters it is made of
+        self._filled: dict[int, tuple[int, ...]] = {}  # memory of written views → nodes, too
         self._claimed: set[str] = set()
         self._used: set[str] = set()
-        self._alive: list[Any] = list(
-            parameters.values()
-        )  # ids stay unique while their tensors live
+        # ids stay unique while their tensors live
+        self._alive: list[Any] = list(parameters.values())
         self._modules: list[str] = [""]
         for name, tensor in parameters.items():
             if tensor.is_floating_point():
@@ -82,9 +52,9 @@ class Recorder(TorchFunctionMode):
 
     # What the tracer calls
 
-    def enter(self, module: str | None) -> None:
-        """A module starts to run; None for one outside the model."""
-        self._modules.append(self._modules[-1] if module is None else module)
+    def enter(self, module: str) -> None:
+        """A module starts to run."""
+        self._modules.append(module)
 
     def leave(self) -> None:
         """The innermost module is done."""
@@ -109,7 +79,8 @@ class Recorder(TorchFunctionMode):
             for name, tensor in self.parameters.items()
             if tensor.is_floating_point() and name not in self._claimed
         }
-        return ComputationGraph(tuple(self.nodes), tuple(sorted(self.edges)), unreached)
+        edges = tuple(sorted(self.edges))
+        return ComputationGraph(tuple(self.nodes), edges, unreached, self.outside)
 
     # Recording
 
@@ -122,17 +93,19 @@ class Recorder(TorchFunctionMode):
         if (
             op is not None
             and self.shapes_only
-            and op.name in _SHAPE_PRESERVING
+            and op.keeps_shape
             and args
             and isinstance(args[0], Tensor)
         ):
             output = args[0] if _in_place(function, kwargs) else meta_like(args[0])
         else:
             output = function(*args, **kwargs)
-        if isinstance(output, (Tensor, tuple, list)):
-            produced = list(tensors_in(output))
-            if produced:
-                self._note(function, op, args, kwargs, produced)
+        written = _written(function, args, kwargs)
+        produced = list(tensors_in(output)) or ([] if written is None else [written])
+        if produced:
+            self._note(function, op, args, kwargs, produced)
+        if written is not None:
+            self._spread(written)
         return output
 
     def _note(
@@ -143,10 +116,10 @@ class Recorder(TorchFunctionMode):
         if sources:
             data = {id(t) for t in received if id(t) in self._data}
             name = _refine(op, function, args, kwargs, produced[0])
-            if name in _NEEDS_TWO and len(data) < 2:
+            if name is not None and BY_NAME[name].joins and len(data) < 2:
                 name = None
             if name is not None or origin:
-                node = self._build(name or _by_mixing(op), op, args, kwargs, received)
+                node = self._build(name or _by_mixing(op), function, args, kwargs, received)
                 sources = (self._with_bias(node, sources),)
         for tensor in produced:
             self._alive.append(tensor)
@@ -156,14 +129,23 @@ class Recorder(TorchFunctionMode):
             elif origin:
                 self._origin[id(tensor)] = origin
 
+    def _spread(self, written: Tensor) -> None:
+        """What was written into a view is in all tensors that share its memory."""
+        memory = written.untyped_storage()._cdata
+        if written._is_view():
+            held = (*self._filled.get(memory, ()), *self._sources([written]))
+            self._filled[memory] = tuple(dict.fromkeys(held))
+        else:
+            self._filled.pop(memory, None)
+
     def _build(
-        self, name: str, op: Op | None, args: Any, kwargs: Any, received: Sequence[Tensor]
+        self, name: str, function: Any, args: Any, kwargs: Any, received: Sequence[Tensor]
     ) -> Node:
         """The node of one call, with every parameter that enters it."""
         claims: list[ParameterSpec] = []
         seen: set[int] = set()
-        for slot in op.slots if op else ():
-            tensor = args[slot.position] if len(args) > slot.position else kwargs.get(slot.keyword)
+        for slot in BY_FUNCTION[function].slots if function in BY_FUNCTION else ():
+            tensor = _argument(args, kwargs, slot.position, slot.keyword)
             if isinstance(tensor, Tensor) and id(tensor) in self._origin:
                 seen.add(id(tensor))
                 claims += self._claim(tensor, slot.role)
@@ -172,7 +154,19 @@ class Recorder(TorchFunctionMode):
                 seen.add(id(tensor))
                 claims += self._claim(tensor, _extra_role(name, tensor))
         module = claims[0].name.rpartition(".")[0] if claims else self._modules[-1]
+        self._check_layer(name, function, module, claims)
         return replace(_geometry(name, args, kwargs), module=module, parameters=tuple(claims))
+
+    def _check_layer(
+        self, name: str, function: Any, module: str, claims: Sequence[ParameterSpec]
+    ) -> None:
+        """Take down what computes with a weight, and not within the layer that could be quantized."""
+        op = BY_NAME[name]
+        weighs = op.entering == "weight" and any(claim.role != "bias" for claim in claims)
+        foreign = name == "other" and any(len(claim.shape) > 1 for claim in claims)
+        if (op.quantized or weighs or foreign) and self._modules[-1] not in self.layers:
+            what = getattr(function, "__name__", str(function))
+            self.outside[module] = f"{what} computes with its weight outside of any layer"
 
     def _claim(self, tensor: Tensor, role: Role) -> list[ParameterSpec]:
         """The parameters behind `tensor` that no node has yet: those of its size, or all where none has."""
@@ -199,7 +193,11 @@ class Recorder(TorchFunctionMode):
         return index
 
     def _sources(self, tensors: Sequence[Tensor]) -> tuple[int, ...]:
-        return tuple(dict.fromkeys(s for t in tensors for s in self._data.get(id(t), ())))
+        found = [s for t in tensors for s in self._data.get(id(t), ())]
+        if self._filled:
+            memories = [t.untyped_storage()._cdata for t in tensors if t.layout is torch.strided]
+            found += [s for memory in memories for s in self._filled.get(memory, ())]
+        return tuple(dict.fromkeys(found))
 
     def _origins(self, tensors: Sequence[Tensor]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(n for t in tensors for n in self._origin.get(id(t), ())))
@@ -224,7 +222,8 @@ class Recorder(TorchFunctionMode):
 
 def _refine(op: Op | None, function: Any, args: Any, kwargs: Any, output: Tensor) -> str | None:
     """The node type of a call on data, None for a transparent one."""
-    first = args[0] if args and isinstance(args[0], Tensor) else None
+    given = _argument(args, kwargs, 0, "input")
+    first = given if isinstance(given, Tensor) else None
     if op is None:
         if first is None or first.ndim != 4 or function not in (torch.mean, Tensor.mean):
             return None
@@ -268,11 +267,21 @@ def _extra_role(name: str, tensor: Tensor) -> Role:
         return "bias"
     if name == "sum" and not flat:
         return "table"
-    return _EXTRA_ROLE.get(name, "table")
+    return BY_NAME[name].entering
 
 
 def _in_place(function: Any, kwargs: Any) -> bool:
-    return bool(kwargs.get("inplace")) or getattr(function, "__name__", "").endswith("_")
+    name = getattr(function, "__name__", "")
+    plain = name.endswith("_") and not name.endswith("__")
+    return bool(kwargs.get("inplace")) or plain or name == "__setitem__"
+
+
+def _written(function: Any, args: Any, kwargs: Any) -> Tensor | None:
+    """The tensor that a call writes into in place, if it does."""
+    target = kwargs.get("out")
+    if target is None and _in_place(function, kwargs):
+        target = args[0] if args else kwargs.get("input")
+    return target if isinstance(target, Tensor) else None
 
 
 def _argument(args: Any, kwargs: Any, position: int, keyword: str, default: Any = None) -> Any:

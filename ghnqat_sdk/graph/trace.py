@@ -1,42 +1,46 @@
-"""`nn.Module` to `ComputationGraph`: one run on meta tensors, without side effects."""
+"""`nn.Module` to `ComputationGraph`: one run of a copy on meta tensors, without side effects."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from collections.abc import Iterator
+import random
+import sys
+import types
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from ghnqat_sdk.calls import Call, meta_like, tensors_in
+from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.errors import ArgumentError, TraceError
 from ghnqat_sdk.graph.graph import ComputationGraph
-from ghnqat_sdk.graph.recorder import Recorder, meta_like, tensors_in
+from ghnqat_sdk.graph.ops import quantizable_layers
+from ghnqat_sdk.graph.recorder import Recorder
 
 _SIZES = (224, 32, 28, 299, 64, 96, 128, 160, 192, 240, 256, 288, 320, 384, 448, 512, 16, 8)
 """Image sizes that are tried where no example inputs are given."""
 
 _COLOURS = 3
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments of a model."""
-
 _SPATIAL_DIMS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 def trace(model: nn.Module, example_inputs: Any = None) -> ComputationGraph:
-    """The computation graph of `model`, recorded in one run on meta tensors.
+    """The computation graph of `model`, recorded in one run of a copy on meta tensors.
 
-    Nothing is computed and nothing changes: parameters, buffers, modes, gradients and the RNG state stay as they are.
-    The run is in training mode, so that auxiliary heads are seen. A model whose control flow reads values is run once
-    more on a copy with random numbers.
+    Nothing is computed, and nothing of the model, its hooks and the random number generators
+    changes. The run is in training mode, so that auxiliary heads are seen; a model that does not
+    run in it runs in the modes in which its modules are, or in evaluation mode. Where control flow
+    reads values, the copy runs on random numbers.
 
     Args:
         model: Any CNN.
-        example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments; only shapes and types are
-            used. By default an image of a usual size with the channels of the first convolution.
+        example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments; only shapes
+            and types are used. By default an image of a usual size with the channels of the first
+            convolution.
 
     Raises:
         ArgumentError: `model` is no nn.Module.
@@ -51,28 +55,32 @@ def trace(model: nn.Module, example_inputs: Any = None) -> ComputationGraph:
 
 
 def trace_with_call(model: nn.Module, example_inputs: Any = None) -> tuple[ComputationGraph, Call]:
-    """As `trace`, with the arguments of the run that was recorded: tensors on the meta device, or random numbers."""
+    """As `trace`, with the arguments of the run that was recorded: meta tensors, or numbers."""
     _refuse(model)
-    candidates = [_as_call(example_inputs)] if example_inputs is not None else list(_guesses(model))
-    stand_ins = _stand_ins(model)
+    given = example_inputs is not None
+    candidates = [Call.of(example_inputs)] if given else list(_guesses(model))
     failures: list[Exception] = []
-    for training in (True, False):  # in evaluation mode only what cannot run in training mode
+    for mode in (True, None, False):
         for index, call in enumerate(candidates):
             try:
-                on_meta = _map_tensors(call, meta_like)
-                return _run(model, *on_meta, stand_ins=stand_ins, training=training), on_meta
+                on_meta = call.on_meta()
+                return _run(_twin(model, shapes_only=True), on_meta, mode, True), on_meta
             except Exception as error:  # whatever the user's forward raises
                 failures.append(error)
-                if _reads_values(error):
-                    return _trace_on_numbers(model, example_inputs, candidates[index:])
-    raise _explain(model, example_inputs, failures[0]) from failures[0]
+                if not _reads_values(error):
+                    continue
+            found = _trace_on_numbers(model, candidates[index:], mode, failures)
+            if found is not None:
+                return found
+            break
+    raise _explain(model, given, failures[0]) from failures[0]
 
 
 def _refuse(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise ArgumentError(
-            f"model is a {type(model).__name__}; expected an nn.Module. Write, for example, trace(torchvision.models."
-            f"resnet18())."
+            f"model is a {type(model).__name__}; expected an nn.Module. Write, for example, "
+            f"trace(torchvision.models.resnet18())."
         )
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(
@@ -82,152 +90,144 @@ def _refuse(model: Any) -> None:
         raise TraceError(
             "This is a compiled module. Pass the module that was compiled: model._orig_mod"
         )
+    if isinstance(model, nn.DataParallel):
+        raise TraceError("DataParallel runs copies of its module. Pass that: model.module")
     lazy = [
         n for n, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)
     ]
     if lazy:
         raise TraceError(
-            f"{lazy[0]!r} of a lazy module has no shape yet. Run the model once on a batch before: model(images)"
+            f"{lazy[0]!r} of a lazy module has no shape yet. Run the model once on a batch before: "
+            f"model(images)"
         )
 
 
-def _as_call(example_inputs: Any) -> Call:
-    if isinstance(example_inputs, dict):
-        return (), example_inputs
-    return (
-        tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
-    ), {}
-
-
 def _guesses(model: nn.Module) -> Iterator[Call]:
-    """Calls with one image, or one feature vector where the first layer is linear; batches of two for batch norm."""
+    """Calls with two images, or feature vectors where the first layer is linear; two for norms."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     first = next((m for m in model.modules() if isinstance(m, (*_SPATIAL_DIMS, nn.Linear))), None)
     if isinstance(first, nn.Linear):
-        yield (torch.empty(2, first.in_features, dtype=dtype, device="meta"),), {}
+        yield Call((torch.empty(2, first.in_features, dtype=dtype, device="meta"),))
     dims = next((d for kind, d in _SPATIAL_DIMS.items() if isinstance(first, kind)), 2)
     # Where the model rearranges the image before its first convolution, its channels are not the image's.
     for channels in dict.fromkeys((getattr(first, "in_channels", _COLOURS), _COLOURS)):
         for size in _SIZES:
-            yield (torch.empty(2, channels, *(size,) * dims, dtype=dtype, device="meta"),), {}
+            yield Call((torch.empty(2, channels, *(size,) * dims, dtype=dtype, device="meta"),))
 
 
 def _trace_on_numbers(
-    model: nn.Module, example_inputs: Any, candidates: list[Call]
-) -> tuple[ComputationGraph, Call]:
-    """The graph of the first of `candidates` that a copy of the model can be run on, with random numbers."""
-    twin, failures = copy.deepcopy(model).cpu(), []
-    for call in candidates:
+    model: nn.Module, calls: Sequence[Call], mode: bool | None, failures: list[Exception]
+) -> tuple[ComputationGraph, Call] | None:
+    """The graph of the first of `calls` that a copy of the model can be run on with numbers."""
+    for call in calls:
+        numbers = call.with_numbers()
         try:
-            numbers = random_like(call)
-            return _run(twin, *numbers, stand_ins={}, training=True), numbers
+            return _run(_twin(model, shapes_only=False), numbers, mode, False), numbers
         except Exception as error:  # as above
             failures.append(error)
-    raise _explain(model, example_inputs, failures[0]) from failures[0]
+    return None
 
 
 def _reads_values(error: Exception) -> bool:
     """Whether a run may have failed for asking a meta tensor for its values.
 
-    Open on purpose: torch words this error differently from call to call. Where it is taken for one wrongly, the model
-    runs on a copy with numbers, and the graph of a run that succeeds is right either way.
+    Open on purpose: torch words this error differently from call to call. Where it is taken for
+    one wrongly, the copy runs on numbers, and the graph of a run that succeeds is right either way.
     """
-    return (
-        isinstance(error, NotImplementedError)
-        or "meta" in str(error).lower()
-        or "item()" in str(error)
-    )
+    text = str(error)
+    return isinstance(error, NotImplementedError) or "meta" in text.lower() or "item()" in text
 
 
-def _run(
-    model: nn.Module, args: Any, kwargs: Any, *, stand_ins: dict[str, Tensor], training: bool
-) -> ComputationGraph:
-    """Record one run with `stand_ins`, on the meta device, or with the model's own parameters where there are none."""
-    named = {n: stand_ins.get(n, p) for n, p in model.named_parameters()}
-    recorder = Recorder(named, shapes_only=bool(stand_ins))
-    with _unchanged(model, training, recorder), torch.no_grad():
-        for tensor in tensors_in((args, kwargs)):
+class _OnMeta(TorchFunctionMode):
+    """Tensors that are copied become meta tensors, those in lists and caches of the user too."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is Tensor.__deepcopy__:
+            return meta_like(args[0])
+        return function(*args, **kwargs or {})
+
+
+def _twin(model: nn.Module, shapes_only: bool) -> nn.Module:
+    """A copy to run and throw away, on the meta device or the CPU, without the user's hooks.
+
+    Hooks that are objects of their own (weight norm, pruning) are copied with the model, and make
+    its weights. Functions are left out: what they change is not the copy's.
+    """
+    if shapes_only:
+        tensors = (*model.parameters(), *model.buffers())
+        ready = {id(tensor): _stand_in(tensor) for tensor in tensors}
+        with _OnMeta():
+            twin = copy_module(model, ready, share=True)
+    else:
+        twin = copy_module(model, share=True).cpu()
+    for module in twin.modules():
+        for hooks in _HOOKS:
+            kept = getattr(module, hooks)
+            for key in [key for key, hook in kept.items() if isinstance(hook, types.FunctionType)]:
+                del kept[key]
+    return twin
+
+
+def _stand_in(tensor: Tensor) -> Tensor:
+    meta = meta_like(tensor)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(meta, tensor.requires_grad)
+    return meta
+
+
+def _run(twin: nn.Module, call: Call, mode: bool | None, shapes_only: bool) -> ComputationGraph:
+    """Record one run; `mode` is training, evaluation, or None for each module's own."""
+    if mode is not None:
+        twin.train(mode)
+    layers = quantizable_layers(twin)
+    recorder = Recorder(dict(twin.named_parameters()), layers, shapes_only)
+    for name, module in twin.named_modules():
+        _announce(module, name, recorder)
+    with _random_numbers_stay(), torch.no_grad():
+        for tensor in call.tensors():
             recorder.add_input(tensor)
         with recorder:
-            outputs = torch.func.functional_call(model, stand_ins, args, kwargs, tie_weights=False)
+            outputs = call.run(twin)
         return recorder.finish(list(tensors_in(outputs)))
 
 
-def _stand_ins(model: nn.Module) -> dict[str, Tensor]:
-    """A meta tensor for every parameter and buffer, by one name for each module that holds it.
+def _announce(module: nn.Module, name: str, recorder: Recorder) -> None:
+    """Let the recorder know when a module of the copy runs, by a call or by its forward alone."""
+    forward = module.forward
 
-    Tensors that several modules share have one stand-in. Modules with several names are listed once: functional_call
-    would put back their own tensors under the first name, and stand-ins under the second.
-    """
-    made: dict[int, Tensor] = {}
-    named: dict[str, Tensor] = {}
-    for path, module in model.named_modules():
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None:
-                named[f"{path}.{name}" if path else name] = made.setdefault(
-                    id(tensor), meta_like(tensor)
-                )
-    return named
+    def announced(*args: Any, **kwargs: Any) -> Any:
+        recorder.enter(name)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            recorder.leave()
+
+    vars(module)["forward"] = announced
 
 
 @contextmanager
-def _unchanged(model: nn.Module, training: bool, recorder: Recorder) -> Iterator[None]:
-    """Modes and RNG state as before afterwards; the recorder hears which module runs."""
-    modes = [(module, module.training) for module in model.modules()]
-    names = {id(module): name for name, module in model.named_modules()}
-    before = nn.modules.module.register_module_forward_pre_hook(
-        lambda m, _: recorder.enter(names.get(id(m)))
-    )
-    after = nn.modules.module.register_module_forward_hook(
-        lambda m, _, __: recorder.leave(), always_call=True
-    )
+def _random_numbers_stay() -> Iterator[None]:
+    """The generators of torch, Python and, where it is in use, NumPy go on as if nothing had run."""
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    drawn = numpy.random.get_state() if numpy is not None else None
     try:
         with torch.random.fork_rng(devices=[]):
-            model.train(training)
             yield
     finally:
-        before.remove()
-        after.remove()
-        for module, mode in modes:
-            module.training = mode
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(drawn)
 
 
-def random_like(call: Call) -> Call:
-    """Arguments of the same shapes and types: floating-point tensors are normal, the same in every call, others 0."""
-    return _map_tensors(call, _to_numbers)
-
-
-def _to_numbers(tensor: Tensor) -> Tensor:
-    if not tensor.is_floating_point():
-        return torch.zeros_like(tensor, device="cpu")
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
-
-
-def _map_tensors(value: Any, function: Any) -> Any:
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, dict):
-        return {key: _map_tensors(item, function) for key, item in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(_map_tensors(item, function) for item in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(
-            value,
-            **{
-                f.name: _map_tensors(getattr(value, f.name), function)
-                for f in dataclasses.fields(value)
-            },
-        )
-    return value
-
-
-def _explain(model: nn.Module, example_inputs: Any, failure: Exception) -> TraceError:
+def _explain(model: nn.Module, given: bool, failure: Exception) -> TraceError:
     name, text = type(model).__name__, str(failure).partition("\n")[0]
     reason = f"{type(failure).__name__}: {text}"
-    if example_inputs is not None:
+    if given:
         return TraceError(f"{name} could not be run on the example inputs given: {reason}")
     return TraceError(
-        f"{name} could not be run on one image of any of the sizes {_SIZES} ({reason}). Pass inputs that it takes: "
-        f"example_inputs=torch.empty(2, 3, 32, 32), a tuple of arguments, or a dict of keyword arguments."
+        f"{name} could not be run on one image of any of the sizes {_SIZES} ({reason}). Pass inputs "
+        f"that it takes: example_inputs=torch.empty(2, 3, 32, 32), a tuple of arguments, or a dict "
+        f"of keyword arguments."
     )

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS
+from ghnqat_sdk.calls import tensors_in
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.graph.recorder import tensors_in
 from ghnqat_sdk.quantization.functional import fake_quantize, scale_and_zero_point
 from ghnqat_sdk.quantization.layers import evaluating, require_fake_quantized_layers
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer

@@ -4,7 +4,7 @@ from homemade import IMAGES, MODELS, conv
 from torch import Tensor, nn
 
 import ghnqat_sdk as gq
-from ghnqat_sdk.graph.recorder import tensors_in
+from ghnqat_sdk.calls import tensors_in
 
 KEPT = {
     "weight_norm": {
