@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from numbers import Integral
+from typing import Any, NamedTuple
 
 from ghnqat_sdk.errors import ArgumentError
 
 FLOAT_BITS = 32
 """The bit-width that stands for "not quantized"."""
 
-Bits = tuple[int, int]
-"""(weight, activation) bit-widths; 32 is float."""
+Pair = tuple[int, int]
+"""What may be written for `Bits`."""
+
+
+class Bits(NamedTuple):
+    """Bit-widths of a layer's weight and of its input; 32 is float."""
+
+    weight: int
+    activation: int
+
 
 SUPPORTED_BITS = (*range(2, 9), FLOAT_BITS)
 
@@ -25,15 +34,20 @@ def parse_bits(bits: Any) -> Bits:
 
     Examples:
         >>> parse_bits((4, 8))
-        (4, 8)
+        Bits(weight=4, activation=8)
     """
     valid = isinstance(bits, (tuple, list)) and len(bits) == 2
-    if not valid or any(type(b) is not int or b not in SUPPORTED_BITS for b in bits):
+    if not valid or not all(_is_width(width) for width in bits):
         raise ArgumentError(
             f"bits={bits!r} is not a (weight, activation) pair of bit-widths. Each is a whole number from 2 to 8, or "
             f"32 for float. Write, for example, bits=(4, 4) or bits=(2, 32)."
         )
-    return bits[0], bits[1]
+    return Bits(int(bits[0]), int(bits[1]))
+
+
+def _is_width(width: Any) -> bool:
+    whole = isinstance(width, Integral) and not isinstance(width, bool)
+    return whole and width in SUPPORTED_BITS
 
 
 def parse_bits_text(text: str) -> Bits:
@@ -56,11 +70,12 @@ def resolve_bits(bits: Any, layers: Collection[str]) -> dict[str, Bits]:
         layers: Names of the convolutions and linear layers.
 
     Raises:
-        ArgumentError: a pair that is none, a pattern that no layer has, or a layer that no pattern matches.
+        ArgumentError: a pair that is none, a pattern that no layer has or that others leave none, or a
+            layer that no pattern matches.
 
     Examples:
-        >>> resolve_bits({"stem": (8, 8), "*": (2, 2)}, ["stem", "body.0", "body.1"])
-        {'stem': (8, 8), 'body.0': (2, 2), 'body.1': (2, 2)}
+        >>> resolve_bits({"stem": (8, 8), "*": (2, 2)}, ["stem", "body.0"])["body.0"]
+        Bits(weight=2, activation=2)
     """
     if not isinstance(bits, Mapping):
         return dict.fromkeys(layers, parse_bits(bits))
@@ -72,7 +87,14 @@ def resolve_bits(bits: Any, layers: Collection[str]) -> dict[str, Bits]:
                 f"bits has an entry for {pattern!r}, and no layer has such a name. The layers are: "
                 f"{', '.join(layers) or 'none'}. Write, for example, bits={{'stem*': (8, 8), '*': (4, 4)}}."
             )
-        resolved |= {n: pair for n in layers if fnmatchcase(n, pattern) and n not in resolved}
+        matched = [name for name in layers if fnmatchcase(name, pattern)]
+        new = [name for name in matched if name not in resolved]
+        if not new and len(matched) < len(layers):
+            raise ArgumentError(
+                f"bits has an entry for {pattern!r}, and entries before it match all its layers "
+                f"({', '.join(matched)}). Put it before them, or leave it out."
+            )
+        resolved |= dict.fromkeys(new, pair)
     if missing := [name for name in layers if name not in resolved]:
         raise ArgumentError(
             f"bits has no entry for {', '.join(missing)}. Add one for all others, as the last: '*': (4, 4)."

@@ -58,7 +58,7 @@ def _copied(value: Any, memo: dict[int, Any], share: bool, name: str) -> Any:
     if isinstance(value, nn.Module):
         return _copied_module(value, memo, share)
     if kind is dict or kind is OrderedDict:
-        twin = kind()
+        twin: Any = kind()
         memo[id(value)] = twin
         twin.update(
             (key, _copied(item, memo, share, f"{name}[{key!r}]")) for key, item in value.items()

@@ -29,3 +29,7 @@ class DataError(GhnqatError, RuntimeError):
 
 class UncalibratedWarning(UserWarning):
     """An evaluation that depends on its batch, because `calibrate` has not been called."""
+
+
+class ReplacedWeightsWarning(UserWarning):
+    """A prediction replaces the weights of a model that has been trained."""

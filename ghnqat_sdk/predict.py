@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,20 +11,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ghnqat_sdk.bits import FLOAT_BITS, Bits, parse_bits, resolve_bits
+from ghnqat_sdk.bits import FLOAT_BITS, Bits, Pair, parse_bits, resolve_bits
 from ghnqat_sdk.copying import copy_into, copy_with
-from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.errors import ArgumentError, ReplacedWeightsWarning
 from ghnqat_sdk.graph.annotate import annotate_bits, first_last_layers
 from ghnqat_sdk.graph.graph import ComputationGraph
-from ghnqat_sdk.graph.trace import trace
+from ghnqat_sdk.graph.ops import quantizable_layers
+from ghnqat_sdk.graph.trace import trace_with_call
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
 from ghnqat_sdk.quantization.calibrate import calibrate
-from ghnqat_sdk.quantization.convert import quantizable_layers, to_fake_quantized
+from ghnqat_sdk.quantization.convert import to_fake_quantized, to_float
 from ghnqat_sdk.quantization.layers import fake_quantized_layers
 
 Head = Literal["auto", "predict", "keep"]
-_FLOAT: Bits = (FLOAT_BITS, FLOAT_BITS)
+_FLOAT = Bits(FLOAT_BITS, FLOAT_BITS)
 
 
 @dataclass(frozen=True)
@@ -52,23 +52,10 @@ class PredictionReport:
         return "\n".join(lines)
 
 
-@contextmanager
-def _garbage_stays() -> Iterator[None]:
-    """No garbage collection meanwhile: for large models it goes through all that was made again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@_garbage_stays()
 @torch.inference_mode(False)  # whose tensors could never be trained
 def predict_quantized_params(
     model: nn.Module,
-    bits: Bits | Mapping[str, Bits] = (4, 4),
+    bits: Pair | Mapping[str, Pair] = (4, 4),
     *,
     first_last_bits: int | None = None,
     hypernetwork: str | Path | GraphHypernetwork = DEFAULT,
@@ -120,41 +107,99 @@ def predict_quantized_params(
     network = hypernetwork
     if not isinstance(network, GraphHypernetwork):
         network = load_pretrained(network, revision=revision)
-    graph = trace(model, example_inputs)
+    graph, call = trace_with_call(model, example_inputs)
     if first_last_bits is not None:
-        by_layer |= dict.fromkeys(
-            first_last_layers(graph, by_layer), parse_bits((first_last_bits, first_last_bits))
-        )
-    elsewhere = (
-        next(iter(by_layer.values()), _FLOAT) if isinstance(bits, Mapping) else parse_bits(bits)
-    )
-    graph = annotate_bits(graph, by_layer, elsewhere)
+        pair = parse_bits((first_last_bits, first_last_bits))
+        by_layer |= dict.fromkeys(first_last_layers(graph, by_layer), pair)
+    elsewhere = next(iter(by_layer.values()), _FLOAT) if isinstance(bits, Mapping) else bits
+    graph = annotate_bits(graph, by_layer, parse_bits(elsewhere))
+    _warn_of_trained_weights(model)
     predicted, kept = _predict(network, graph, head)
     result = model if inplace else copy_with(model, predicted)
-    kept |= {
-        n: "not floating-point" for n, p in result.named_parameters() if not p.is_floating_point()
-    }
-    names, kept = copy_into(result, predicted, kept)
+    before = _values(model) if inplace and calibration is not None else {}
+    names, kept = copy_into(result, predicted, kept | _not_floating(result))
     state = to_fake_quantized(result, by_layer, network.config.ranges)
-    result.ghnqat_report = PredictionReport(names, kept, state.unquantized)  # type: ignore[assignment]
+    state.signature = call.signature
+    state.unquantized |= {n: why for n, why in graph.outside.items() if n not in state.unquantized}
+    report = PredictionReport(names, kept, state.unquantized)
+    result.ghnqat_report = report  # type: ignore[assignment]
     if calibration is not None:
-        calibrate(result, calibration)
+        try:
+            calibrate(result, calibration)
+        except BaseException:
+            if inplace:
+                _restore(model, before)
+            raise
     return result
 
 
+def _values(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+@torch.no_grad()
+def _restore(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """The float model that was passed, with its values."""
+    to_float(model, inplace=True)
+    del model.ghnqat_report
+    for name, parameter in model.named_parameters():
+        parameter.copy_(values[name])
+
+
+def _not_floating(model: nn.Module) -> dict[str, str]:
+    parameters = model.named_parameters()
+    return {n: "not floating-point" for n, p in parameters if not p.is_floating_point()}
+
+
+def _warn_of_trained_weights(model: nn.Module) -> None:
+    """Say that weights are replaced, where running statistics tell that the model was trained."""
+    statistics = (getattr(module, "running_mean", None) for module in model.modules())
+    if any(isinstance(mean, Tensor) and not mean.is_meta and mean.any() for mean in statistics):
+        warnings.warn(
+            f"This {type(model).__name__} has been trained, and the prediction replaces its "
+            f"weights. To quantize the weights that it has, write "
+            f"ghnqat_sdk.from_float(model, bits=(4, 4)).",
+            ReplacedWeightsWarning,
+            stacklevel=3,
+        )
+
+
 def prediction_report(qmodel: nn.Module) -> PredictionReport:
-    """Which parameters of `qmodel` were predicted, and why others were kept; together they are all of them.
+    """Which parameters of `qmodel` were predicted, and why others were kept; together they are all.
+
+    Of a model that is put together of predicted ones, the names are those in the whole.
 
     Raises:
         ArgumentError: the model does not come from `predict_quantized_params`.
     """
-    report = getattr(qmodel, "ghnqat_report", None)
-    if not isinstance(report, PredictionReport):
+    parts = _reports(qmodel) if isinstance(qmodel, nn.Module) else {}
+    if not parts:
         raise ArgumentError(
             f"This {type(qmodel).__name__} was not made by predict_quantized_params. Write "
             f"qmodel = predict_quantized_params(model); prediction_report(qmodel)."
         )
-    return report
+    if list(parts) == [""]:
+        return parts[""]
+    names = [name for name, _ in qmodel.named_parameters()]
+    predicted = {f"{part}.{n}" for part, report in parts.items() for n in report.predicted}
+    kept = {f"{part}.{n}": why for part, report in parts.items() for n, why in report.kept.items()}
+    floats = {
+        f"{part}.{n}".rstrip("."): why
+        for part, report in parts.items()
+        for n, why in report.unquantized.items()
+    }
+    elsewhere = "not part of a predicted model"
+    return PredictionReport(
+        tuple(name for name in names if name in predicted),
+        {name: kept.get(name, elsewhere) for name in names if name not in predicted},
+        floats,
+    )
+
+
+def _reports(qmodel: nn.Module) -> dict[str, PredictionReport]:
+    """The reports of the predicted models inside, by the name of each."""
+    found = ((name, vars(module).get("ghnqat_report")) for name, module in qmodel.named_modules())
+    return {name: report for name, report in found if isinstance(report, PredictionReport)}
 
 
 def _check_arguments(model: Any, head: Any) -> None:
@@ -175,6 +220,8 @@ def _check_arguments(model: Any, head: Any) -> None:
 
 
 @torch.no_grad()
+@torch.autocast("cpu", enabled=False)
+@torch.autocast("cuda", enabled=False)
 def _predict(
     network: GraphHypernetwork, graph: ComputationGraph, head: Head
 ) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -6,21 +6,22 @@ import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS
-from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.copying import copy_module
+from ghnqat_sdk.quantization.convert import fix_learned_steps
 from ghnqat_sdk.quantization.layers import (
-    fake_quantized_layers,
     require_calibrated_layers,
     require_fake_quantized_layers,
-    require_module,
 )
-from ghnqat_sdk.quantization.quantizers import FakeQuantizer, LearnedStepQuantizer
+from ghnqat_sdk.quantization.quantizers import LearnedStepQuantizer
+from ghnqat_sdk.quantization.state import require_module, states_of
 
 
 def learn_steps(qmodel: nn.Module) -> list[nn.Parameter]:
     """Make the quantization steps of a calibrated model trainable, in place (LSQ, Esser et al. 2020).
 
-    Activations start from their calibrated ranges, weights from those of their values. The `state_dict` gains a
-    `log_scale` for each quantizer; `fix_steps` takes them away again.
+    Activations start from their calibrated ranges, weights from those of their values. The
+    `state_dict` gains a `log_scale` and a `zero_point` for each quantizer; `fix_steps` takes them
+    away again.
 
     Returns:
         The new parameters, for an optimizer.
@@ -28,12 +29,7 @@ def learn_steps(qmodel: nn.Module) -> list[nn.Parameter]:
     Raises:
         ArgumentError: the model is not fake-quantized, or not calibrated.
     """
-    layers = fake_quantized_layers(qmodel) if isinstance(qmodel, nn.Module) else {}
-    if not layers or not next(iter(layers.values())).quantization.calibrated:
-        raise ArgumentError(
-            f"learn_steps needs a calibrated model; this {type(qmodel).__name__} is not. Write "
-            f"qmodel = predict_quantized_params(model, calibration=batches) first."
-        )
+    layers = require_calibrated_layers(qmodel, "learn_steps")
     steps: list[nn.Parameter] = []
     for layer in layers.values():
         for name, tensor in (("weight_quantizer", layer.weight), ("input_quantizer", None)):
@@ -52,28 +48,27 @@ def learn_steps(qmodel: nn.Module) -> list[nn.Parameter]:
     return steps
 
 
-def fix_steps(qmodel: nn.Module) -> nn.Module:
-    """Undo `learn_steps` in place: every learned step becomes a fixed range, and the `state_dict` the float model's.
+def fix_steps(qmodel: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """A copy without learned steps: each becomes a fixed range, and the `state_dict` the float model's.
+
+    Args:
+        qmodel: After `learn_steps` and training.
+        inplace: Change `qmodel` itself and return it.
 
     Raises:
         ArgumentError: `qmodel` is no nn.Module.
     """
     require_module(qmodel, "fix_steps(qmodel)")
-    for layer in fake_quantized_layers(qmodel).values():
-        for name in ("weight_quantizer", "input_quantizer"):
-            learned = getattr(layer, name)
-            if isinstance(learned, LearnedStepQuantizer):
-                fixed = FakeQuantizer(learned.bits, learned.kind, learned.ranges)
-                fixed.freeze(*learned.range_of(layer.weight))
-                setattr(layer, name, fixed)
-    return qmodel
+    result = qmodel if inplace else copy_module(qmodel)
+    fix_learned_steps(result)
+    return result
 
 
-def freeze_batch_norm(qmodel: nn.Module, frozen: bool = True) -> nn.Module:
-    """Make batch norm use its calibrated statistics in training as well, in place, and leave them as they are.
+def freeze_batch_norm(qmodel: nn.Module, frozen: bool = True) -> None:
+    """Make norms use their calibrated statistics in training as well, and leave them as they are.
 
-    Late in QAT at few bits, weights that jump between levels make the running statistics unreliable (Nagel et al.
-    2022). γ and β still train. `calibrate` afterwards re-estimates the statistics.
+    Late in QAT at few bits, weights that jump between levels make the running statistics unreliable
+    (Nagel et al. 2022). γ and β still train. `calibrate` afterwards re-estimates the statistics.
 
     Args:
         qmodel: From `predict_quantized_params`, calibrated.
@@ -83,9 +78,9 @@ def freeze_batch_norm(qmodel: nn.Module, frozen: bool = True) -> nn.Module:
         ArgumentError: the model is not fake-quantized, or not calibrated.
     """
     require = require_calibrated_layers if frozen else require_fake_quantized_layers
-    layers = require(qmodel, "freeze_batch_norm")
-    next(iter(layers.values())).quantization.frozen_norms = bool(frozen)
-    return qmodel
+    require(qmodel, "freeze_batch_norm")
+    for state in states_of(qmodel):
+        state.frozen_norms = bool(frozen)
 
 
 def oscillation_loss(qmodel: nn.Module) -> Tensor:

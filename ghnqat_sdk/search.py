@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ghnqat_sdk.bits import FLOAT_BITS, Bits, parse_bits
+from ghnqat_sdk.bits import FLOAT_BITS, Pair, parse_bits
+from ghnqat_sdk.calls import Call
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT
 from ghnqat_sdk.predict import predict_quantized_params
-from ghnqat_sdk.quantization.layers import evaluating, fake_quantized_layers
+from ghnqat_sdk.quantization.layers import fake_quantized_layers
 from ghnqat_sdk.quantization.report import all_in_float, layer_at, output_difference, run_on
+from ghnqat_sdk.quantization.state import evaluating
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,11 @@ class LayerCost:
     weights: int
     macs: int
 
-    def weight_bytes(self, bits: Bits) -> float:
+    def weight_bytes(self, bits: Pair) -> float:
         """Of its weight at these bits."""
         return self.weights * bits[0] / 8
 
-    def bit_operations(self, bits: Bits) -> float:
+    def bit_operations(self, bits: Pair) -> float:
         """Multiply-accumulates times both bit-widths."""
         return float(self.macs * bits[0] * bits[1])
 
@@ -54,10 +56,10 @@ class BitsSuggestion:
         layers: Layer name to its size.
     """
 
-    bits: dict[str, Bits]
+    bits: dict[str, Pair]
     cost: float
     budget: float
-    sensitivity: dict[str, dict[Bits, float]]
+    sensitivity: dict[str, dict[Pair, float]]
     layers: dict[str, LayerCost]
 
     def __str__(self) -> str:
@@ -76,7 +78,7 @@ def suggest_bits(
     *,
     weight_bytes: float | None = None,
     bit_operations: float | None = None,
-    candidates: Sequence[Bits] = ((2, 2), (3, 3), (4, 4), (6, 6), (8, 8)),
+    candidates: Sequence[Pair] = ((2, 2), (3, 3), (4, 4), (6, 6), (8, 8)),
     hypernetwork: str | Path | GraphHypernetwork = DEFAULT,
 ) -> BitsSuggestion:
     """Choose bits for each layer of `model` so that the predicted network keeps its output best within a budget.
@@ -100,17 +102,17 @@ def suggest_bits(
     """
     budget = _check_budget(weight_bytes, bit_operations)
     pairs = _check_candidates(candidates)
-    example = batch if isinstance(batch, (torch.Tensor, tuple, dict)) else None
+    call = Call.of(batch)
     qmodel = predict_quantized_params(
-        model, pairs[-1], hypernetwork=hypernetwork, example_inputs=example
+        model, pairs[-1], hypernetwork=hypernetwork, example_inputs=call
     )
-    sensitivity, layers = _measure(qmodel, batch, pairs)
+    sensitivity, layers = _measure(qmodel, call, pairs)
     if not layers:
         raise ArgumentError(
             f"This {type(model).__name__} has no layer that could be quantized and that the batch reaches."
         )
 
-    def cost(name: str, bits: Bits) -> float:
+    def cost(name: str, bits: Pair) -> float:
         size = layers[name]
         return size.weight_bytes(bits) if weight_bytes is not None else size.bit_operations(bits)
 
@@ -129,12 +131,12 @@ def suggest_bits(
 
 
 def _best_step(
-    chosen: Mapping[str, Bits],
-    sensitivity: Mapping[str, Mapping[Bits, float]],
-    pairs: Sequence[Bits],
+    chosen: Mapping[str, Pair],
+    sensitivity: Mapping[str, Mapping[Pair, float]],
+    pairs: Sequence[Pair],
     cost: Any,
     left: float,
-) -> tuple[str, Bits] | None:
+) -> tuple[str, Pair] | None:
     """The layer and the candidate with the largest fall of sensitivity for each unit of cost, within what is left."""
     best, rate = None, 0.0
     for name, now in chosen.items():
@@ -148,34 +150,43 @@ def _best_step(
 
 @torch.no_grad()
 def _measure(
-    qmodel: nn.Module, batch: Any, pairs: Iterable[Bits]
-) -> tuple[dict[str, dict[Bits, float]], dict[str, LayerCost]]:
+    qmodel: nn.Module, call: Call, pairs: Iterable[Pair]
+) -> tuple[dict[str, dict[Pair, float]], dict[str, LayerCost]]:
     """Sensitivity and size of every layer that the batch reaches."""
-    layers, sizes = fake_quantized_layers(qmodel), dict[str, LayerCost]()
-
-    def keep(name: str) -> Any:
-        def hook(layer: Any, args: Any, output: torch.Tensor) -> None:
-            macs = output[0].numel() * layer.weight[0].numel()
-            sizes[name] = LayerCost(
-                layer.weight.numel(), sizes[name].macs + macs if name in sizes else macs
-            )
-
-        return hook
-
-    sensitivity: dict[str, dict[Bits, float]] = {}
+    layers = fake_quantized_layers(qmodel)
+    sensitivity: dict[str, dict[Pair, float]] = {}
     if not layers:
-        return sensitivity, sizes
-    with evaluating(qmodel, next(iter(layers.values())).quantization), all_in_float(layers):
-        with ExitStack() as hooks:
-            for name, layer in layers.items():
-                hooks.callback(layer.register_forward_hook(keep(name)).remove)
-            exact = run_on(qmodel, batch)
-        for name in sizes:
+        return sensitivity, {}
+    with evaluating(qmodel), all_in_float(layers):
+        macs: dict[str, int] = {}
+        with _counting(layers, macs):
+            exact = run_on(qmodel, call)
+        for name in macs:
             sensitivity[name] = {}
             for bits in pairs:
                 with layer_at(layers[name], *bits):
-                    sensitivity[name][bits] = output_difference(run_on(qmodel, batch), exact)
-    return sensitivity, sizes
+                    sensitivity[name][bits] = output_difference(run_on(qmodel, call), exact)
+    rows = call.rows
+    costs = {n: LayerCost(layers[n].weight.numel(), count // rows) for n, count in macs.items()}
+    return sensitivity, costs
+
+
+@contextmanager
+def _counting(layers: Mapping[str, Any], macs: dict[str, int]) -> Iterator[None]:
+    """Multiply-accumulates of all calls of each layer, by name."""
+
+    def count(name: str) -> Any:
+        def hook(layer: Any, args: Any, kwargs: Any, output: torch.Tensor) -> None:
+            x = args[0] if args else kwargs["input"]
+            macs[name] = macs.get(name, 0) + layer.macs(x, output)
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            handle = layer.register_forward_hook(count(name), with_kwargs=True)
+            hooks.callback(handle.remove)
+        yield
 
 
 def _check_budget(weight_bytes: Any, bit_operations: Any) -> float:
@@ -193,7 +204,7 @@ def _check_budget(weight_bytes: Any, bit_operations: Any) -> float:
     return float(given[0])
 
 
-def _check_candidates(candidates: Any) -> list[Bits]:
+def _check_candidates(candidates: Any) -> list[Pair]:
     pairs = (
         [parse_bits(pair) for pair in candidates] if isinstance(candidates, (tuple, list)) else []
     )

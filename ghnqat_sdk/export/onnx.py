@@ -26,14 +26,14 @@ from ghnqat_sdk.qat import fix_steps
 from ghnqat_sdk.quantization.convert import to_float
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
 from ghnqat_sdk.quantization.layers import (
-    NORMS,
-    evaluating,
+    calibrated_norms,
     fake_quantized_layers,
     fixed_input_range,
     require_calibrated_layers,
 )
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
 from ghnqat_sdk.quantization.report import outputs_on
+from ghnqat_sdk.quantization.state import evaluating
 
 _OPSET = 21  # the first with 4-bit integers
 _OPSET_2_BITS = 25
@@ -113,10 +113,10 @@ def export_onnx(
     on_device = {name: x.to(device) for name, x in kwargs.items()} or tuple(
         x.to(device) for x in args
     )
-    with evaluating(qmodel, first.quantization), torch.no_grad():
+    with evaluating(qmodel), torch.no_grad():
         expected = [tensor.cpu().float() for tensor in outputs_on(qmodel, on_device)]
 
-    bare = fix_steps(copy.deepcopy(qmodel)).cpu().eval()
+    bare = fix_steps(qmodel).cpu().eval()
     opset = (
         _OPSET_2_BITS
         if packed and any(x.weight_quantizer.bits == 2 for x in layers.values())
@@ -132,7 +132,7 @@ def export_onnx(
     drop_unused(model)
     onnx.checker.check_model(model)
     content = model.SerializeToString()
-    float_model = _to_onnx(to_float(bare), args, kwargs, opset)
+    float_model = _to_onnx(to_float(bare, inplace=True), args, kwargs, opset)
 
     got = _run_onnx(content, args, kwargs)
     report = OnnxReport(
@@ -148,7 +148,7 @@ def export_onnx(
         .mean()
         .item(),
         images=len(expected[0]),
-        folded=max(0, sum(type(module) in NORMS.values() for module in qmodel.modules()) - kept),
+        folded=max(0, len(calibrated_norms(qmodel)) - kept),
         kept=kept,
         opset=opset,
         dynamic_batch=bool(model.graph.input[0].type.tensor_type.shape.dim[0].dim_param),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from ghnqat_sdk.bits import Bits
+from ghnqat_sdk.bits import Pair
 from ghnqat_sdk.graph.graph import ComputationGraph, Node
 
 
 def annotate_bits(
-    graph: ComputationGraph, by_layer: Mapping[str, Bits], elsewhere: Bits
+    graph: ComputationGraph, by_layer: Mapping[str, Pair], elsewhere: Pair
 ) -> ComputationGraph:
     """The graph with the bits of each layer in its node; the other nodes have those of the layer that they follow.
 
@@ -19,7 +19,7 @@ def annotate_bits(
         elsewhere: For nodes that follow no layer.
     """
     before = {target: source for source, target in sorted(graph.edges)}  # the last of its sources
-    told: list[Bits] = []
+    told: list[Pair] = []
     for index, node in enumerate(graph.nodes):
         follows = told[before[index]] if index in before else elsewhere
         told.append(by_layer.get(_layer(node, by_layer), follows) if node.quantized else follows)
@@ -27,7 +27,7 @@ def annotate_bits(
     return graph.with_bits(lambda node: pairs[id(node)])
 
 
-def first_last_layers(graph: ComputationGraph, by_layer: Mapping[str, Bits]) -> list[str]:
+def first_last_layers(graph: ComputationGraph, by_layer: Mapping[str, Pair]) -> list[str]:
     """The first and the last layers on every path from an input to the output."""
     backwards = [(target, source) for source, target in graph.edges]
     found = _reached(graph, graph.edges, "input") | _reached(graph, backwards, "output")

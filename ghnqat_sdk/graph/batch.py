@@ -70,9 +70,9 @@ def batch_graphs(
     """Pad and stack graphs; `vocabulary` gives each node type's index, "other" standing in for unknown ones."""
     size = max(len(graph) for graph in graphs)
     ops = torch.zeros(len(graphs), size, dtype=torch.int64)
-    features = torch.zeros(len(graphs), size, FEATURES)
+    features = torch.zeros(len(graphs), size, FEATURES, dtype=torch.float32)
     weight_bits, activation_bits = (
-        torch.zeros(len(graphs), size, len(BIT_ANCHORS)) for _ in range(2)
+        torch.zeros(len(graphs), size, len(BIT_ANCHORS), dtype=torch.float32) for _ in range(2)
     )
     mask = torch.zeros(len(graphs), size, dtype=torch.bool)
     for row, graph in enumerate(graphs):

@@ -298,7 +298,7 @@ class Banks(nn.Module):
             sizes: Tensors in each group.
             features: (tiles, 16) of places.
         """
-        centres = torch.linspace(0, 1, self.count, device=nodes.device)
+        centres = torch.linspace(0, 1, self.count, dtype=nodes.dtype, device=nodes.device)
         near = -(((depths.unsqueeze(1) - centres) * ((self.count - 1) / self.spread)) ** 2)
         parts = torch.softmax(near + self.gate(nodes), dim=1).split(list(sizes))
         outwards, inwards = self.place_out(features), self.place_in(features)

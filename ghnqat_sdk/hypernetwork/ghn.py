@@ -108,7 +108,7 @@ class GraphHypernetwork(nn.Module):
         )  # (B, N, d)
         requests: list[Request] = []
         owners: list[tuple[int, str]] = []
-        depths = torch.zeros(hidden.shape[:2])
+        depths = torch.zeros(hidden.shape[:2], dtype=hidden.dtype)
         for row, graph in enumerate(graphs):
             depths[row, : len(graph)] = torch.arange(len(graph)) / len(graph)
             for column, name, piece in self._cuts(graph):

@@ -205,7 +205,7 @@ def mixture(tiles: tuple[int, int], decoded: tuple[int, int]) -> Tensor:
 @functools.cache
 def place_features(tiles: int) -> Tensor:
     """(tiles, 16): sines and cosines of a tile's index, all different below 256 tiles, zeros for the first."""
-    periods = 2.0 ** torch.arange(1, _PLACE_FEATURES // 2 + 1)
+    periods = 2.0 ** torch.arange(1, _PLACE_FEATURES // 2 + 1, dtype=torch.float32)
     angles = torch.arange(tiles).unsqueeze(1) * (2 * math.pi / periods)
     return torch.cat([angles.sin(), angles.cos() - 1], dim=1)
 

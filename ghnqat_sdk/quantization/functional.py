@@ -103,36 +103,50 @@ def scale_and_zero_point(
 
 
 def fake_quantize(x: Tensor, low: Tensor | float, high: Tensor | float, bits: int) -> Tensor:
-    """Round x (...) to the 2^bits levels of [low, high], with a straight-through gradient inside the range.
+    """Round x (...) to the 2^bits levels of [low, high], with a straight-through gradient inside.
 
     scale · (clamp(round(x / scale) + zero point, 0, 2^bits - 1) - zero point); equal to
-    `torch.fake_quantize_per_tensor_affine` with the scale and zero point of `scale_and_zero_point`, its gradient
-    included. Where `low` or `high` require a gradient they receive that of the values clipped to them (PACT, Choi et
-    al. 2018). This is SimQuant of the GHN-QAT paper.
+    `torch.fake_quantize_per_tensor_affine` with the scale and zero point of
+    `scale_and_zero_point`, its gradient included. Where `low` or `high` require a gradient they
+    receive that of the values clipped to them (PACT, Choi et al. 2018). This is SimQuant of the
+    GHN-QAT paper.
 
     Returns:
         A tensor like x: same shape, dtype and memory layout.
     """
     step, zero = scale_and_zero_point(_detach(low), _detach(high), bits)
+    if torch.jit.is_tracing():
+        return _torchs_own(x, step, zero, bits)
     return _FakeQuantize.apply(x, low, high, *_numbers(x, 1.0 / step, step, zero), 2**bits - 1)
 
 
-def learned_step_quantize(x: Tensor, scale: Tensor, zero_point: int, bits: int) -> Tensor:
-    """Round x (...) to the 2^bits levels of a learned step, with a gradient for the step (LSQ, Esser et al. 2020).
+def learned_step_quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, bits: int) -> Tensor:
+    """Round x (...) to the 2^bits levels of a learned step, with a gradient for it (LSQ, Esser et al. 2020).
 
-    The gradient of x passes straight through inside the range. That of the scale is the level less x / scale inside,
-    the level outside, times 1 / sqrt(values · (2^bits - 1)). The values are those of `fake_quantize` with the range of
-    these levels, up to the last bit.
+    The gradient of x passes straight through inside the range. That of the scale is the level less
+    x / scale inside, the level outside, times 1 / sqrt(values · (2^bits - 1)). The values are those
+    of `fake_quantize` with the range of these levels, up to the last bit.
 
     Args:
         x: Any shape.
         scale: 0-d, positive.
-        zero_point: Level of 0, fixed.
+        zero_point: Level of 0, fixed; 0-d where it is a tensor.
         bits: Of the levels.
     """
-    lowest, highest = -zero_point, 2**bits - 1 - zero_point
-    step, _ = scale_and_zero_point(scale.detach() * lowest, scale.detach() * highest, bits)
-    return _LearnedStep.apply(x, scale, *_numbers(x, 1.0 / step, step), lowest, highest)
+    levels = 2**bits - 1
+    zero = torch.as_tensor(zero_point, dtype=torch.float32, device=scale.device)
+    ends = -zero * scale.detach(), (levels - zero) * scale.detach()
+    step, _ = scale_and_zero_point(*ends, bits)
+    if torch.jit.is_tracing():
+        return _torchs_own(x, step, zero, bits)
+    return _LearnedStep.apply(x, scale, *_numbers(x, 1.0 / step, step, zero), levels)
+
+
+def _torchs_own(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """The same values by torch's op, which a traced program can hold and save."""
+    wide, zero = x.float(), zero_point.int()
+    scale, zero = scale.float().to(x.device), zero.to(x.device)
+    return torch.fake_quantize_per_tensor_affine(wide, scale, zero, 0, 2**bits - 1).to(x.dtype)
 
 
 def uniform_noise(
@@ -168,24 +182,27 @@ def _rounded(x: Tensor, inverse: Any, scale: Any, lowest: Any, highest: Any) -> 
 
 
 class _LearnedStep(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, inverse: Any, number: Any, lowest: int, highest: int
+        x: Tensor, scale: Tensor, inverse: Any, number: Any, zero_point: Any, levels: int
     ) -> Tensor:
-        quantized = _rounded(x, inverse, number, lowest, highest)
-        ctx.save_for_backward(x, quantized, scale)
-        ctx.inside, ctx.levels = (
-            ((lowest - 0.5) * number, (highest + 0.5) * number),
-            highest - lowest,
-        )
-        return quantized
+        return _rounded(x, inverse, number, -zero_point, levels - zero_point)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, scale, _, number, zero_point, levels = inputs
+        ctx.save_for_backward(x, output, scale)
+        ctx.inside = (-zero_point - 0.5) * number, (levels - zero_point + 0.5) * number
+        ctx.levels = levels
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, quantized, scale = ctx.saved_tensors
         grad_x = _inside(grad, x, *ctx.inside)
-        # The scale's gradient: level - x / scale inside, the level outside. The level is quantized / scale everywhere,
-        # and grad_x is 0 outside.
+        # The scale's gradient: level - x / scale inside, the level outside. The level is
+        # quantized / scale everywhere, and grad_x is 0 outside.
         total = _dot(grad, quantized) - _dot(grad_x, x)
         weight = (x.numel() * ctx.levels) ** -0.5
         return grad_x, (total.to(scale.dtype) / scale * weight), None, None, None, None
@@ -214,9 +231,10 @@ def _detach(value: Tensor | float) -> Tensor | float:
 class _FakeQuantize(torch.autograd.Function):
     """One pass forward and one masked pass backward; saves x alone."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any,
         x: Tensor,
         low: Tensor | float,
         high: Tensor | float,
@@ -225,10 +243,15 @@ class _FakeQuantize(torch.autograd.Function):
         zero_point: Any,
         levels: int,
     ) -> Tensor:
-        ctx.save_for_backward(x)
-        # Values that round into 0 … levels are inside, so the limits lie half a step beyond the outermost levels.
-        ctx.inside = ((-zero_point - 0.5) * scale, (levels - zero_point + 0.5) * scale)
         return _rounded(x, inverse, scale, -zero_point, levels - zero_point)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, _, _, _, scale, zero_point, levels = inputs
+        ctx.save_for_backward(x)
+        # Values that round into 0 … levels are inside, so the limits lie half a step beyond the
+        # outermost levels.
+        ctx.inside = ((-zero_point - 0.5) * scale, (levels - zero_point + 0.5) * scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -32,9 +34,14 @@ class FakeQuantizer(nn.Module):
         self, bits: int, kind: Kind, ranges: MinMaxRanges | ClippedRanges, noise: bool = False
     ) -> None:
         super().__init__()
-        self.bits, self.kind, self.ranges, self.noise = bits, kind, ranges, noise
+        self.bits = bits
+        self.kind: Kind = kind
+        self.ranges = ranges
+        self.noise = noise
         # Plain floats: a frozen range is a constant of the model, and constants compile and export.
         self.frozen_range: tuple[float, float] | None = None
+        # Sees every tensor on its way in, however the layer is called.
+        self.observe: Callable[[Tensor], None] | None = None
 
     def freeze(self, low: float, high: float) -> None:
         """Use [low, high] for every tensor from now on."""
@@ -46,6 +53,8 @@ class FakeQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (...) on the levels of its range: same shape and dtype."""
+        if self.observe is not None:
+            self.observe(x)
         if self.bits == FLOAT_BITS or x.numel() == 0 or not torch.is_floating_point(x):
             return x
         low, high = self.range_of(x)
@@ -64,8 +73,8 @@ class FakeQuantizer(nn.Module):
 class LearnedStepQuantizer(FakeQuantizer):
     """Fake-quantizes one tensor with a step that is trained (LSQ, Esser et al. 2020).
 
-    The parameter is the logarithm of the scale, so that the scale stays positive. The zero point stays that of the
-    range it starts from.
+    The parameter is the logarithm of the scale, so that the scale stays positive. The zero point, a
+    buffer beside it, stays that of the range it starts from.
 
     Args:
         like: Where bits, kind and rules come from.
@@ -76,15 +85,19 @@ class LearnedStepQuantizer(FakeQuantizer):
         super().__init__(like.bits, like.kind, like.ranges)
         scale, zero_point = scale_and_zero_point(low, high, like.bits)
         self.log_scale = nn.Parameter(scale.log())
-        self.zero_point = int(zero_point)
+        self.zero_point: Tensor
+        self.register_buffer("zero_point", zero_point)
 
     def range_of(self, x: Tensor) -> tuple[float, float]:
         """(low, high) of the levels as they stand, whatever x is."""
         scale = self.log_scale.detach().exp().item()
-        return -self.zero_point * scale, (2**self.bits - 1 - self.zero_point) * scale
+        zero_point = self.zero_point.item()
+        return -zero_point * scale, (2**self.bits - 1 - zero_point) * scale
 
     def forward(self, x: Tensor) -> Tensor:
         """x (...) on the levels of its learned step: same shape and dtype."""
+        if self.observe is not None:
+            self.observe(x)
         if self.bits == FLOAT_BITS or x.numel() == 0 or not torch.is_floating_point(x):
             return x
         return learned_step_quantize(x, self.log_scale.exp(), self.zero_point, self.bits)

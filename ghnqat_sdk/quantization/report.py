@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS
-from ghnqat_sdk.calls import tensors_in
-from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.calls import Call, tensors_in
+from ghnqat_sdk.errors import ArgumentError, GhnqatError
 from ghnqat_sdk.quantization.functional import fake_quantize, scale_and_zero_point
-from ghnqat_sdk.quantization.layers import evaluating, require_fake_quantized_layers
+from ghnqat_sdk.quantization.layers import require_fake_quantized_layers
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
+from ghnqat_sdk.quantization.state import evaluating
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,8 @@ def _cells(tensor: TensorReport | None) -> str:
 def quantization_report(qmodel: nn.Module, batch: Any) -> QuantizationReport:
     """Measure what quantization costs, layer by layer, in evaluation mode; the model stays as it is.
 
-    The model runs once for each layer and twice more.
+    The model runs once for each layer and twice more. A layer that is called several times is
+    measured over all of its calls.
 
     Args:
         qmodel: From `predict_quantized_params`; calibrated or not.
@@ -154,53 +156,70 @@ def quantization_report(qmodel: nn.Module, batch: Any) -> QuantizationReport:
         ArgumentError: the model has no fake-quantized layer, or cannot be run on the batch.
     """
     layers = require_fake_quantized_layers(qmodel, "quantization_report")
-    inputs: dict[str, Tensor] = {}
-    with evaluating(qmodel, next(iter(layers.values())).quantization):
-        hooks = [
-            layer.register_forward_pre_hook(_keep(inputs, name)) for name, layer in layers.items()
-        ]
-        try:
-            quantized = run_on(qmodel, batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
+    call = Call.of(batch)
+    inputs: dict[str, list[Tensor]] = {}
+    with evaluating(qmodel):
+        with _seeing_inputs(layers, inputs):
+            quantized = run_on(qmodel, call)
         tensors = {
             name: (
-                _measure(layer.weight_quantizer, layer.weight),
+                _measure(layer.weight_quantizer, [layer.weight]),
                 _measure(layer.input_quantizer, inputs[name]),
             )
             for name, layer in layers.items()
             if name in inputs
         }
         with all_in_float(layers):
-            exact = run_on(qmodel, batch)
+            exact = run_on(qmodel, call)
             errors = {}
             for name in tensors:
                 with layer_at(layers[name], *(t.bits if t else FLOAT_BITS for t in tensors[name])):
-                    errors[name] = output_difference(run_on(qmodel, batch), exact)
+                    errors[name] = output_difference(run_on(qmodel, call), exact)
     reports = (LayerReport(name, *tensors[name], errors[name]) for name in tensors)
     return QuantizationReport(tuple(reports), output_difference(quantized, exact))
 
 
-def _keep(inputs: dict[str, Tensor], name: str) -> Any:
-    return lambda _, args: inputs.setdefault(name, args[0])
+@contextmanager
+def _seeing_inputs(layers: dict[str, Any], inputs: dict[str, list[Tensor]]) -> Iterator[None]:
+    """Every input of every call of the layers, by name."""
+    for name, layer in layers.items():
+        layer.input_quantizer.observe = lambda x, n=name: inputs.setdefault(n, []).append(x)
+    try:
+        yield
+    finally:
+        for layer in layers.values():
+            layer.input_quantizer.observe = None
 
 
-def _measure(quantizer: FakeQuantizer, x: Tensor) -> TensorReport | None:
+def _measure(quantizer: FakeQuantizer, calls: list[Tensor]) -> TensorReport | None:
+    """What happens to the tensors of all calls; range, scale and zero point of the widest."""
     if quantizer.bits == FLOAT_BITS:
         return None
-    low, high = (float(end) for end in quantizer.range_of(x))
-    scale, zero_point = (
-        number.item() for number in scale_and_zero_point(low, high, quantizer.bits)
-    )
-    levels = 2**quantizer.bits - 1
-    outside = (x < (-zero_point - 0.5) * scale) | (x > (levels - zero_point + 0.5) * scale)
-    noise = (fake_quantize(x, low, high, quantizer.bits) - x).double().square().sum().item()
-    signal = x.double().square().sum().item()
-    sqnr = 10 * math.log10(signal / noise) if noise and signal else math.inf
+    ends = [[float(end) for end in quantizer.range_of(x)] for x in calls]
+    outside = signal = noise = 0.0
+    for x, (low, high) in zip(calls, ends, strict=True):
+        scale, zero_point = _numbers(low, high, quantizer.bits)
+        top = 2**quantizer.bits - 1 - zero_point
+        outside += ((x < (-zero_point - 0.5) * scale) | (x > (top + 0.5) * scale)).sum().item()
+        rounded = fake_quantize(x, low, high, quantizer.bits)
+        noise += (rounded - x).double().square().sum().item()
+        signal += x.double().square().sum().item()
+    low, high = max(ends, key=lambda pair: pair[1] - pair[0])
+    scale, zero_point = _numbers(low, high, quantizer.bits)
     return TensorReport(
-        quantizer.bits, low, high, scale, round(zero_point), outside.double().mean().item(), sqnr
-    )  # fmt: skip
+        bits=quantizer.bits,
+        low=low,
+        high=high,
+        scale=scale,
+        zero_point=round(zero_point),
+        clipped=outside / sum(x.numel() for x in calls),
+        sqnr=10 * math.log10(signal / noise) if noise and signal else math.inf,
+    )
+
+
+def _numbers(low: float, high: float, bits: int) -> tuple[float, float]:
+    scale, zero_point = scale_and_zero_point(low, high, bits)
+    return scale.item(), zero_point.item()
 
 
 def run_on(qmodel: nn.Module, batch: Any) -> Tensor:
@@ -209,16 +228,17 @@ def run_on(qmodel: nn.Module, batch: Any) -> Tensor:
 
 
 def outputs_on(qmodel: nn.Module, batch: Any) -> list[Tensor]:
-    """All output tensors of one run on a tensor, a tuple of arguments, or a dict of keyword arguments."""
+    """All output tensors of one run on what `Call.of` takes."""
+    call = Call.of(batch)
     try:
-        if isinstance(batch, dict):
-            output = qmodel(**batch)
-        else:
-            output = qmodel(*batch) if isinstance(batch, (tuple, list)) else qmodel(batch)
+        output = call.run(qmodel)
+    except GhnqatError:
+        raise
     except Exception as error:  # whatever the user's forward raises
         raise ArgumentError(
-            f"The model could not be run on this batch: {type(error).__name__}: {error}. Pass a tensor, a tuple of "
-            f"arguments, or a dict of keyword arguments."
+            f"The model could not be run on this batch of shapes {call.shapes()}: "
+            f"{type(error).__name__}: {error}. Pass a tensor, a tuple of arguments, or a dict of "
+            f"keyword arguments."
         ) from error
     return list(tensors_in(output))
 

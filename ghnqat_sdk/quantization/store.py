@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +12,15 @@ from safetensors.torch import load_file, load_model, save_model
 from torch import nn
 
 from ghnqat_sdk.bits import SUPPORTED_BITS
+from ghnqat_sdk.calls import Signature
+from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.files import digest, write_atomically
-from ghnqat_sdk.qat import fix_steps
-from ghnqat_sdk.quantization.convert import quantizable_layers, to_fake_quantized
+from ghnqat_sdk.graph.ops import quantizable_layers
+from ghnqat_sdk.quantization.convert import fix_learned_steps, to_fake_quantized
 from ghnqat_sdk.quantization.layers import fake_quantized_layers, require_fake_quantized_layers
 from ghnqat_sdk.quantization.ranges import Ranges
+from ghnqat_sdk.quantization.state import signature_of, states_of
 
 SETTINGS_FILE = "quantization.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -43,6 +45,10 @@ class QuantizationSettings(BaseModel):
     ranges: Ranges
     noise: bool
     calibrated: bool
+    inputs: int = 1
+    """How many entries of a batch are the model's inputs."""
+    keywords: tuple[str, ...] | None = None
+    """Which entries of a batch with names are."""
     layers: dict[str, LayerSettings] = Field(min_length=1)
     sha256: str
     """Over the tensors of model.safetensors."""
@@ -63,17 +69,21 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
             f"folder={folder!r} is not a folder. Write save_quantized(qmodel, 'my-model')."
         )
     folder, first = Path(folder), next(iter(layers.values()))
+    signature = signature_of(qmodel)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f".{WEIGHTS_FILE}.{os.getpid()}.tmp"
         try:
-            qmodel = fix_steps(copy.deepcopy(qmodel))
+            qmodel = copy_module(qmodel)
+            fix_learned_steps(qmodel)
             layers = fake_quantized_layers(qmodel)
             save_model(qmodel, str(temporary))
             settings = QuantizationSettings(
                 ranges=first.weight_quantizer.ranges,
                 noise=first.weight_quantizer.noise,
-                calibrated=first.quantization.calibrated,
+                calibrated=all(state.calibrated for state in states_of(qmodel)),
+                inputs=signature.positional,
+                keywords=signature.keywords,
                 layers={name: _settings_of(layer) for name, layer in layers.items()},
                 sha256=digest(load_file(temporary)),
             )
@@ -115,7 +125,7 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
             raise ValueError(f"{WEIGHTS_FILE} does not belong to {SETTINGS_FILE}, or is damaged")
         if missing := sorted({*settings.layers} ^ {*quantizable_layers(model)}):
             raise ValueError(f"the layers differ: {', '.join(missing)}")
-        qmodel = copy.deepcopy(model)
+        qmodel = copy_module(model)
         bits = {
             name: (layer.weight_bits, layer.activation_bits)
             for name, layer in settings.layers.items()
@@ -129,6 +139,7 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
             f"of that architecture."
         ) from error
     state.calibrated = settings.calibrated
+    state.signature = Signature(settings.inputs, settings.keywords)
     for name, layer in fake_quantized_layers(qmodel).items():
         layer.weight_quantizer.frozen_range = settings.layers[name].weight_range
         layer.input_quantizer.frozen_range = settings.layers[name].activation_range

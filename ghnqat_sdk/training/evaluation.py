@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ghnqat_sdk.bits import FLOAT_BITS, Bits
+from ghnqat_sdk.bits import FLOAT_BITS, Pair
 from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.graph import ComputationGraph
@@ -43,7 +43,7 @@ class EvaluatedNetwork:
     model: nn.Module
     graph: ComputationGraph
 
-    def at(self, bits: Bits) -> EvaluatedNetwork:
+    def at(self, bits: Pair) -> EvaluatedNetwork:
         """The same network, its module included, at other bit-widths; what was made before runs at these as well."""
         for layer in fake_quantized_layers(self.model).values():
             layer.weight_quantizer.bits, layer.input_quantizer.bits = bits
@@ -51,7 +51,7 @@ class EvaluatedNetwork:
 
 
 def evaluated_network(
-    architecture: Architecture, bits: Bits, ranges: Ranges, num_classes: int, noise: bool = False
+    architecture: Architecture, bits: Pair, ranges: Ranges, num_classes: int, noise: bool = False
 ) -> EvaluatedNetwork:
     """Build, trace and fake-quantize `architecture` without allocating its parameters."""
     with torch.device("meta"):
@@ -105,7 +105,7 @@ def evaluate_graphs(
     hypernetwork: GraphHypernetwork,
     architectures: Iterable[Architecture],
     images: ImageSet,
-    bits: Bits,
+    bits: Pair,
     *,
     protocol: Protocol = "paper",
     calibration: Sequence[Tensor] | None = None,
@@ -151,9 +151,9 @@ def evaluate_architecture(
     hypernetwork: GraphHypernetwork,
     architecture: Architecture,
     images: ImageSet,
-    settings: Sequence[Bits],
+    settings: Sequence[Pair],
     *,
-    told: Bits | None = None,
+    told: Pair | None = None,
     protocol: Protocol = "paper",
     calibration: Sequence[Tensor] | None = None,
     device: torch.device | str = "cpu",
@@ -199,7 +199,7 @@ def evaluate_architecture(
 def _predicted_model(
     hypernetwork: GraphHypernetwork,
     network: EvaluatedNetwork,
-    told: Bits,
+    told: Pair,
     device: torch.device | str,
 ) -> nn.Module:
     """A copy of the network's model with parameters of its own, predicted for `told`, its weights on their levels."""

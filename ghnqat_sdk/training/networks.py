@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, fx, nn
 
-from ghnqat_sdk.bits import FLOAT_BITS, Bits
+from ghnqat_sdk.bits import FLOAT_BITS, Pair
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.trace import trace
@@ -82,7 +82,7 @@ class Setting(NamedTuple):
         compute: Types of products.
     """
 
-    bits: Bits
+    bits: Pair
     ranges: Ranges
     noise: bool = False
     compute: ComputeConfig = ComputeConfig()

@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ImportString
 from torch import Tensor
 
-from ghnqat_sdk.bits import Bits
+from ghnqat_sdk.bits import Pair
 from ghnqat_sdk.data import ImageSet, Moves, draw_moves, move_images
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.training.spaces.deepnets import DeepNets
@@ -115,7 +115,7 @@ class Draw(NamedTuple):
     """One network of a step."""
 
     architecture: Architecture
-    bits: Bits
+    bits: Pair
     images: int
 
 
@@ -138,7 +138,7 @@ class Sampler:
         seed: int,
         shares: Sequence[DeepNetsShare | FamiliesShare | CustomShare],
         sampling: SamplingConfig,
-        bits: Sequence[tuple[Bits, float]],
+        bits: Sequence[tuple[Pair, float]],
         float_until: int,
     ) -> None:
         self.seed, self.sampling, self.float_until = seed, sampling, float_until

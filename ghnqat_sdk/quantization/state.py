@@ -1,0 +1,93 @@
+"""What the layers of a fake-quantized model know in common, and questions about the whole model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ghnqat_sdk.bits import Bits
+from ghnqat_sdk.calls import Signature
+from ghnqat_sdk.errors import ArgumentError, UncalibratedWarning
+
+
+@dataclass
+class QuantizationState:
+    """What the layers of one fake-quantized model know in common.
+
+    Attributes:
+        bits: Resolved (weight, activation) bits by module name.
+        unquantized: Layers with a weight that are left in float, name to reason.
+        signature: Which entries of a batch are the model's inputs.
+        calibrated: Whether evaluation uses stored statistics and ranges, not those of the batch.
+        frozen_norms: Whether training uses the stored statistics as well.
+        warn: Whether an uncalibrated evaluation still has to be pointed out.
+    """
+
+    bits: dict[str, Bits] = field(default_factory=dict)
+    unquantized: dict[str, str] = field(default_factory=dict)
+    signature: Signature = field(default_factory=Signature)
+    calibrated: bool = False
+    frozen_norms: bool = False
+    warn: bool = True
+
+    def check_calibrated(self) -> bool:
+        """Whether to use stored statistics; says once that they are missing."""
+        if not self.calibrated and self.warn and not torch.compiler.is_compiling():
+            self.warn = False
+            warnings.warn(
+                "This fake-quantized model is evaluated before calibration: batch norm uses the "
+                "statistics of each batch, and activation ranges follow each batch, so a result "
+                "depends on what is batched together. Call ghnqat_sdk.calibrate(model, batches) to "
+                "make it deployable.",
+                UncalibratedWarning,
+                stacklevel=3,
+            )
+        return self.calibrated
+
+
+def states_of(model: nn.Module) -> list[QuantizationState]:
+    """The states of a fake-quantized model: one, or more where it is put together of several."""
+    found: dict[int, QuantizationState] = {}
+    for module in model.modules():
+        state = vars(module).get("quantization")
+        if isinstance(state, QuantizationState):
+            found[id(state)] = state
+    return list(found.values())
+
+
+def signature_of(model: nn.Module) -> Signature:
+    """Which entries of a batch are the model's inputs: as at its trace, one where it has parts."""
+    states = states_of(model)
+    return states[0].signature if len(states) == 1 else Signature()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without the warning before calibration; afterwards all is as before."""
+    states = states_of(model)
+    modes = {module: module.training for module in model.modules()}
+    warned = [state.warn for state in states]
+    try:
+        for state in states:
+            state.warn = False
+        model.eval()
+        yield
+    finally:
+        for state, warn in zip(states, warned, strict=True):
+            state.warn = warn
+        for module, training in modes.items():
+            module.training = training
+
+
+def require_module(model: Any, call: str) -> None:
+    """Raises an ArgumentError that says to write `call`, unless `model` is an nn.Module."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            f"model is a {type(model).__name__}; expected an nn.Module. Write {call}."
+        )
