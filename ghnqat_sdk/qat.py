@@ -64,7 +64,7 @@ def fix_steps(qmodel: nn.Module, *, inplace: bool = False) -> nn.Module:
     return result
 
 
-def freeze_batch_norm(qmodel: nn.Module, frozen: bool = True) -> None:
+def freeze_batch_norm(qmodel: nn.Module, frozen: bool = True) -> nn.Module:
     """Make norms use their calibrated statistics in training as well, and leave them as they are.
 
     Late in QAT at few bits, weights that jump between levels make the running statistics unreliable
@@ -74,6 +74,9 @@ def freeze_batch_norm(qmodel: nn.Module, frozen: bool = True) -> None:
         qmodel: From `predict_quantized_params`, calibrated.
         frozen: False undoes it.
 
+    Returns:
+        `qmodel` itself, as `qmodel.train()` does.
+
     Raises:
         ArgumentError: the model is not fake-quantized, or not calibrated.
     """
@@ -81,6 +84,7 @@ def freeze_batch_norm(qmodel: nn.Module, frozen: bool = True) -> None:
     require(qmodel, "freeze_batch_norm")
     for state in states_of(qmodel):
         state.frozen_norms = bool(frozen)
+    return qmodel
 
 
 def oscillation_loss(qmodel: nn.Module) -> Tensor:

@@ -164,7 +164,8 @@ class Recorder(TorchFunctionMode):
         op = BY_NAME[name]
         weighs = op.entering == "weight" and any(claim.role != "bias" for claim in claims)
         foreign = name == "other" and any(len(claim.shape) > 1 for claim in claims)
-        if (op.quantized or weighs or foreign) and self._modules[-1] not in self.layers:
+        unseen = op.quantized and self._modules[-1] not in self.layers
+        if unseen or weighs or foreign:
             what = getattr(function, "__name__", str(function))
             self.outside[module] = f"{what} computes with its weight outside of any layer"
 

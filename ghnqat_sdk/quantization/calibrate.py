@@ -241,7 +241,7 @@ def _checked(call: Call, batch: Any) -> Call:
             f"tuples that start with the model's inputs, or dicts of keyword arguments. Write "
             f"calibrate(qmodel, [images]) for a single batch."
         )
-    if any(tensor.ndim < 2 for tensor in call.tensors()[:1]) or not call.rows:
+    if len({len(x) for x in call.tensors()}) > 1 or call.tensors()[0].ndim < 2:
         raise ArgumentError(
             f"calibrate got a batch with shapes {call.shapes()}; expected (N, ...) with one N. "
             f"Write calibrate(qmodel, [images]) for a single batch."

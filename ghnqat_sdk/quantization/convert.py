@@ -63,7 +63,7 @@ def to_fake_quantized(
     for name, module in model.named_modules():
         if is_norm(module):
             _change_class(module, state)
-        elif (reason := _float_reason(module)) is not None:
+        elif name not in layers and (reason := _float_reason(module)) is not None:
             state.unquantized[name] = reason
     return state
 
@@ -81,6 +81,8 @@ def _called(layer: nn.Module, args: Any) -> None:
 def _float_reason(module: nn.Module) -> str | None:
     """Why a module with weights of its own stays float, as far as its class tells."""
     op, kind = op_of(module), type(module).__qualname__
+    if op is not None and op.quantized:
+        return "the module around it reads its weight and does not call it"
     if op is not None and op.opaque:
         return f"{kind} computes with its weights in one call of its own"
     statistics = getattr(module, "running_mean", None)

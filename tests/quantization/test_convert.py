@@ -85,22 +85,29 @@ def test_to_float_restores_torchs_own_layers_and_values():
     x = torch.randn(2, 3, 5, 5)
     expected = model(x)
     to_fake_quantized(model, (4, 4), RANGES)
-    to_float(model)
+    to_float(model, inplace=True)
     assert [type(m) for m in model] == [nn.Conv2d, nn.BatchNorm2d, nn.Flatten, nn.Linear]
     assert fake_quantized_layers(model) == {}
     assert torch.equal(model(x), expected)
 
 
-def test_layers_that_compute_in_their_own_way_are_left_and_named():
+def test_what_a_layer_makes_of_its_weight_is_quantized():
     class Standardized(nn.Conv2d):
         def forward(self, x):
             return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
 
-    state = to_fake_quantized(
-        nn.Sequential(Standardized(3, 4, 3), nn.MultiheadAttention(4, 2)), (4, 4), RANGES
-    )
-    assert set(state.unquantized) == {"0", "1", "1.out_proj"}
-    assert "Standardized" in state.unquantized["0"]
+    layer = Standardized(3, 4, 3).train()
+    x, weight = torch.randn(2, 3, 6, 6), layer.weight.detach()
+    to_fake_quantized(layer, (4, 4), RANGES)
+    expected = F.conv2d(quantized(x, 4), quantized(weight - weight.mean(), 4), layer.bias)
+    torch.testing.assert_close(layer(x), expected)
+    assert isinstance(layer, Standardized)
+
+
+def test_attention_stays_float_and_is_named():
+    state = to_fake_quantized(nn.Sequential(nn.MultiheadAttention(4, 2)), (4, 4), RANGES)
+    assert set(state.unquantized) == {"0", "0.out_proj"}
+    assert "MultiheadAttention" in state.unquantized["0"]
 
 
 def test_evaluation_before_calibration_uses_batch_statistics_and_says_so_once():

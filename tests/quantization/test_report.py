@@ -83,7 +83,7 @@ def test_the_model_stays_as_it_is(images):
     assert [m.training for m in model] == [True, False, True, True, True]
     assert model[0].quantization.warn
     assert (model[0].weight_quantizer.bits, model[4].input_quantizer.bits) == (4, 4)
-    assert not model[0]._forward_pre_hooks
+    assert model[0].input_quantizer.observe is None
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
