@@ -11,7 +11,7 @@ from ghnqat_sdk.bits import parse_bits
 from ghnqat_sdk.data import DataConfig
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
-from ghnqat_sdk.training.networks import ComputeConfig
+from ghnqat_sdk.training.compute import ComputeConfig
 from ghnqat_sdk.training.objective import HintConfig
 from ghnqat_sdk.training.optimizers import (
     AdamWConfig,

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from ghnqat_sdk.training.networks import Network, Setting
+from ghnqat_sdk.training.compute import Setting
+from ghnqat_sdk.training.networks import Network
 
 _POSITIONS = 4096
 """Of the feature maps of a block that a hint looks at; fewer images where they have more."""

@@ -25,10 +25,11 @@ from ghnqat_sdk.training.checkpoint import (
     save_training_state,
     writing,
 )
+from ghnqat_sdk.training.compute import Setting
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.features import FeatureCache
-from ghnqat_sdk.training.networks import Network, Setting, prepare_network
+from ghnqat_sdk.training.networks import Network, prepare_network
 from ghnqat_sdk.training.optimizers import DecayConfig
 from ghnqat_sdk.training.spaces.protocol import Architecture
 from ghnqat_sdk.training.teacher import load_teacher

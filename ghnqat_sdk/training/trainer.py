@@ -21,10 +21,11 @@ from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
+from ghnqat_sdk.training.compute import Setting
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.distributed import FlatGradients, Processes
 from ghnqat_sdk.training.features import FeatureCache
-from ghnqat_sdk.training.networks import Network, Setting, prepare_network
+from ghnqat_sdk.training.networks import Network, prepare_network
 from ghnqat_sdk.training.objective import Hints, NetworkLoss, network_loss
 from ghnqat_sdk.training.sampler import Draw, Sampler, draw_batch
 
