@@ -37,3 +37,26 @@ def prepare_network(architecture: Architecture, num_classes: int) -> Network:
         model = architecture.build(num_classes)
         image = torch.empty(2, 3, 32, 32)
     return Network(architecture, trace(model, image), Plan(model))
+
+
+class PreparedNetworks:
+    """The networks prepared last, so that each is prepared once while it is in use.
+
+    Args:
+        num_classes: That they tell.
+        most: How many are kept.
+    """
+
+    def __init__(self, num_classes: int, most: int) -> None:
+        self.num_classes = num_classes
+        self.most = most
+        self.kept: dict[object, Network] = {}
+
+    def prepared(self, architecture: Architecture) -> Network:
+        """The network of an architecture."""
+        key = (architecture.key, architecture.macs)  # two shares may have it at other channels
+        if key not in self.kept:
+            if len(self.kept) >= self.most:
+                self.kept.pop(next(iter(self.kept)))
+            self.kept[key] = prepare_network(architecture, self.num_classes)
+        return self.kept[key]

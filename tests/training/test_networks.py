@@ -141,8 +141,8 @@ def test_products_are_in_the_type_of_the_config(monkeypatch):
 
 def test_a_processor_without_bfloat16_computes_in_float32(monkeypatch):
     monkeypatch.setattr(compute, "has_bfloat16", lambda: False)
-    compute = ComputeConfig(dense="bfloat16", decoder="bfloat16")
-    assert compute.dtype("dense") == compute.dtype("decoder") == torch.float32
+    config = ComputeConfig(dense="bfloat16", decoder="bfloat16")
+    assert config.dtype("dense") == config.dtype("decoder") == torch.float32
 
 
 @pytest.mark.parametrize("index", range(3))
