@@ -95,7 +95,7 @@ class Custom(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     factory: Factory
-    """Where its class is imported from, as "package.module.Class"; the class itself does as well."""
+    """Where its class is imported from, as "package.module.Class"; or the class itself."""
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     """Keyword arguments of its own."""
 

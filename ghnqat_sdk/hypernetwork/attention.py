@@ -43,8 +43,9 @@ class Strip(NamedTuple):
 def bucket_strips(paths: Tensor, s_max: int) -> Iterator[tuple[slice, Tensor | None, Tensor]]:
     """(rows, (K,) tokens that they hear, (rows, K) buckets of their distances) of a graph's tokens.
 
-    Token 0 is the summary token, token i + 1 is node i. Buckets: 0 itself, 1 … s_max ahead, s_max + 1
-    … 2 s_max behind, then to and from the summary token; the last is for those too far apart.
+    Token 0 is the summary token, token i + 1 is node i. Buckets: 0 itself, 1 … s_max ahead,
+    s_max + 1 … 2 s_max behind, then to and from the summary token; the last is for those too far
+    apart.
 
     Args:
         paths: (N, N) shortest paths, 0 for none.
@@ -82,7 +83,7 @@ def _buckets(ahead: Tensor, behind: Tensor, s_max: int) -> Tensor:
 
 
 class TakeColumns(torch.autograd.Function):
-    """table (R, n) at columns (M,): (R, M); its gradient is one product, not M additions in a row."""
+    """table (R, n) at columns (M,): (R, M); its gradient is one product, not M additions."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, columns: Tensor) -> Tensor:

@@ -151,7 +151,7 @@ class TransformerConfig(BaseModel):
 
 
 class TransformerEncoder(Encoder):
-    """Pre-norm transformer over the nodes and one summary token, which all hear and which hears all.
+    """Pre-norm transformer over the nodes and one summary token, which hears all and is heard.
 
     The tokens of all graphs are rows of one matrix; attention runs graph by graph.
     """

@@ -1,4 +1,4 @@
-"""The graph hypernetwork: computation graphs in, one dictionary of parameters for each graph out."""
+"""The graph hypernetwork: graphs in, one dictionary of parameters for each graph out."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TrainingImages(BaseModel):
 
 
 class HypernetworkConfig(BaseModel):
-    """Everything that rebuilds a hypernetwork around its weights; saved as config.json beside them."""
+    """What rebuilds a hypernetwork around its weights; saved as config.json beside them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     format: Literal[2] = 2

@@ -21,13 +21,13 @@ from ghnqat_sdk.hypernetwork.scaling import VECTOR_ROLES, weight_factor
 Table = Literal["dense", "grouped", "depthwise", "classes", "vectors"]
 
 BASIS = 4
-"""Tiles along outputs and along inputs of a large weight that are decoded; the others are mixed from them."""
+"""Tiles along each side of a large weight that are decoded; the others are mixed from them."""
 
 _CORNERS = (4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""Sizes that channels of a tile are rounded up to, so that tensors of nearly one size are decoded together."""
+"""Sizes that a tile's channels are rounded up to, so that similar tensors are decoded together."""
 
 _MIXED = 0.3
-"""Size of what is mixed into a tile beyond the basis, relative to the tile that is repeated there."""
+"""Size of what is mixed into a tile beyond the basis, relative to the tile repeated there."""
 
 PLACE_FEATURES = 16
 """Numbers that tell a tile's place along one side."""

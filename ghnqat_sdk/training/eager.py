@@ -112,7 +112,7 @@ def inside(gradient: Tensor, x: Tensor, limits: Tensor) -> Tensor:
 
 
 def _scale(low: Tensor, high: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of a range, as `quantization.functional.scale_and_zero_point` has them."""
+    """Scale and zero point of a range, as `quantization.functional` has them."""
     low = low.clamp(max=0.0)
     high = high.clamp(min=0.0)
     scale = (high - low) / levels

@@ -1,9 +1,10 @@
 """Batch norm, activation, clip and round as one pass each way.
 
 They are what a fake-quantized network spends its time on. Each is here twice: in torch's operations
-(`eager.py`), which run anywhere, and as a call of kernels.cpp, which passes over its tensors once or
-twice instead of ten times. Where there is a C++ compiler and tensors are on the CPU, the second is
-used; both give the same numbers. Tensors are matrices (P, C) of P positions and C channels, or flat.
+(`eager.py`), which run anywhere, and as a call of kernels.cpp, which passes over its tensors once
+or twice instead of ten times. Where there is a C++ compiler and tensors are on the CPU, the second
+is used; both give the same numbers. Tensors are matrices (P, C) of P positions and C channels, or
+flat.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def normalise_clip_round(
     rounding: Rounding,
     compiled: bool,
 ) -> Tensor:
-    """Batch norm with batch statistics, a clipping activation and, where asked for, fake quantization.
+    """Batch norm with batch statistics, a clipping activation and, if asked for, fake quantization.
 
     Args:
         x: (N, C, H, W) or (N, C).

@@ -70,7 +70,7 @@ def _compiler() -> str | None:
 
 
 def _compiled(compiler: str) -> Path:
-    """The shared library for this source, compiler and processor; compiled where it is not there yet."""
+    """The shared library for this source, compiler and processor, compiled if it is not there."""
     source = _SOURCE.read_bytes()
     key = hashlib.sha256(source + repr((compiler, _FLAGS, _processor())).encode()).hexdigest()[:16]
     path = _folder() / f"kernels-{key}.so"

@@ -24,7 +24,7 @@ _POSITIONS = 4096
 
 
 class HintConfig(BaseModel):
-    """A teacher's features as hints after blocks (after FitNets, Romero et al. 2015, across networks)."""
+    """A teacher's features as hints after blocks (FitNets, Romero et al. 2015, across networks)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     teacher: str = "teacher.safetensors"
@@ -40,14 +40,19 @@ class HintConfig(BaseModel):
     blocks: int = Field(4, ge=1)
     """Blocks of one network, drawn anew for each batch, that get a hint."""
 
+    def weight_without(self, hint_weight: float) -> float:
+        """Of the cross-entropy of networks without hints, while those of others fade."""
+        fading = hint_weight / self.weight
+        return 1 + (self.without - 1) * fading
+
 
 class Hints(nn.Module):
     """One learned projection for each teacher stage, shared by all networks.
 
     It maps the first channels of a block's output to the teacher's; the loss is 1 less the
     correlation, channel by channel over images and positions, of what it shows and the teacher's
-    features: half the mean squared difference of both after standardization. What it buys: channel k
-    means the same in every network, so that gradients of different networks add up.
+    features: half the mean squared difference of both after standardization. What it buys: channel
+    k means the same in every network, so that gradients of different networks add up.
 
     Args:
         config: See there.
@@ -127,7 +132,7 @@ class _Targets:
 def correlation_loss(shown: Tensor, target: Tensor, projection: Tensor) -> Tensor:
     """1 less the mean correlation of projected channels and a teacher's.
 
-    The projected maps are never made: their variances and covariances follow from those of the channels.
+    The projected maps are never made: their variances and covariances follow from the channels'.
 
     Args:
         shown: (N, C, h, w) first channels of a block's output.
@@ -195,8 +200,8 @@ def network_loss(
 ) -> NetworkLoss:
     """Cross-entropy of the network with `predicted` parameters, and gradients with respect to them.
 
-    The gradients stop at the prediction: the trainer runs the hypernetwork backward once for a whole
-    meta-batch, so that only one network's activations are alive at a time.
+    The gradients stop at the prediction: the trainer runs the hypernetwork backward once for a
+    whole meta-batch, so that only one network's activations are alive at a time.
 
     Args:
         network: See `prepare_network`.
@@ -214,23 +219,18 @@ def network_loss(
     loss = entropy
     hint = None
     projections: list[Tensor] = []
-    if hints is not None and hint_weight > 0 and taps and network.architecture.norm != "none":
-        projections = [p.detach().requires_grad_() for p in hints.projections]
-        hint = hints.loss(taps, wanted, projections, draw or random.Random(0))
-        loss = entropy + hint_weight * hint
-    elif hints is not None and hint_weight > 0:
-        fading = hint_weight / hints.config.weight
-        loss = entropy * (1 + (hints.config.without - 1) * fading)
+    if hints is not None and hint_weight > 0:
+        if taps and network.architecture.norm != "none":
+            projections = [p.detach().requires_grad_() for p in hints.projections]
+            hint = hints.loss(taps, wanted, projections, draw or random.Random(0))
+            loss = entropy + hint_weight * hint
+        else:
+            loss = entropy * hints.config.weight_without(hint_weight)
     gradients = torch.autograd.grad(loss, [*leaves.values(), *projections], allow_unused=True)
-    named = {
-        name: gradient
-        for name, gradient in zip(leaves, gradients, strict=False)
-        if gradient is not None
-    }
     return NetworkLoss(
         loss=entropy.item(),
         hint=None if hint is None else hint.item(),
         accuracy=(scores.detach().argmax(1) == labels).float().mean().item(),
-        gradients=named,
+        gradients={n: g for n, g in zip(leaves, gradients, strict=False) if g is not None},
         of_projections=list(gradients[len(leaves) :]),
     )

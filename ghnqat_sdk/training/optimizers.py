@@ -158,7 +158,7 @@ ScheduleConfig = Annotated[
 
 
 class DecayConfig(BaseModel):
-    """The end of a run with a stable schedule: the rate falls to zero, and hints fade before it does."""
+    """The end of a run with a stable schedule: the rate falls to zero, and hints fade before."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     start: int = Field(ge=0)

@@ -1,8 +1,8 @@
 """A network's forward pass as a list of steps.
 
 A plan runs what the fake-quantized module of the same architecture runs, and is faster: batch norm,
-activation and rounding are one step, an input that several layers read is rounded once, and products
-may be in bfloat16.
+activation and rounding are one step, an input that several layers read is rounded once, and
+products may be in bfloat16.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Plan:
         return _CLIPS.get(node.target)
 
     def _rounded_already(self, node: fx.Node, end: fx.Node | None = None) -> bool:
-        """Whether only quantized layers read the output of a norm, which is then rounded with it."""
+        """Whether quantized layers alone read a norm's output, which is then rounded with it."""
         if not self._is_norm(node):
             return False
         if end is None:

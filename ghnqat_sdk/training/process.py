@@ -46,7 +46,7 @@ def keep_freed_memory() -> None:
 
 
 def flush_denormals() -> None:
-    """Let this thread take numbers below 1e-38 for zero: with them a processor is many times slower.
+    """Let this thread take numbers below 1e-38, with which processors are slow, for zero.
 
     The optimizer's moments of weights that seldom have a gradient decay to such numbers.
     """
@@ -54,7 +54,7 @@ def flush_denormals() -> None:
 
 
 def _return_free_memory() -> None:
-    """Give pages between tensors of many sizes back to the system, which glibc does not do by itself."""
+    """Give pages between tensors back to the system, which glibc does not do by itself."""
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 

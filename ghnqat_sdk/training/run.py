@@ -1,4 +1,4 @@
-"""A run in its folder: config, state, log, the weights that come out; resuming and branching off."""
+"""A run in its folder: config, state, log, the weights that come out; resuming, branching off."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def _write_config(config: RunConfig, folder: Path) -> None:
 
 
 def branch(folder: str | Path, output: str | Path, steps: int, hints: float = 0.5) -> RunConfig:
-    """Copy the state of a stable run to `output`, with a config whose rate falls to zero in `steps` steps.
+    """Copy the state of a stable run to `output`, with a rate that falls to zero in `steps` steps.
 
     The run in `folder` stays as it is and can go on.
 

@@ -1,9 +1,9 @@
 """What step t sees: networks, their bit-widths, and the images of each process.
 
-They follow from (seed, t, number of processes). The networks of a run are one endless sequence, each
-made from (seed, its number) alone, and dealt to processes like cards, by cost. A step draws from a
-window of the sequence that moves on slowly, so that every network is prepared once, by one process,
-and used several times while it is inside: its convolutions are compiled once.
+They follow from (seed, t, number of processes). The networks of a run are one endless sequence,
+each made from (seed, its number) alone, and dealt to processes like cards, by cost. A step draws
+from a window of the sequence that moves on slowly, so that every network is prepared once, by one
+process, and used several times while it is inside: its convolutions are compiled once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The training loop: sample, predict, loss, one step, average.
 
 Networks and bit-widths of step t follow from (seed, t, number of processes), everything else random
-in process r from (seed, t, r): a resumed run sees the same as an uninterrupted one, and goes on with
-any number of processes.
+in process r from (seed, t, r): a resumed run sees the same as an uninterrupted one, and goes on
+with any number of processes.
 """
 
 from __future__ import annotations
