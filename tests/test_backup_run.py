@@ -17,9 +17,9 @@ from ghnqat_sdk.data import load_images
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.decoder import DecoderConfig
 from ghnqat_sdk.hypernetwork.encoders import TransformerConfig
+from ghnqat_sdk.training.compute import ComputeConfig
 from ghnqat_sdk.training.config import RunConfig, ValidationConfig, load_config
 from ghnqat_sdk.training.distributed import Processes
-from ghnqat_sdk.training.networks import ComputeConfig
 from ghnqat_sdk.training.objective import HintConfig
 from ghnqat_sdk.training.run import Run, open_features
 from ghnqat_sdk.training.sampler import FamiliesShare, SamplingConfig

@@ -6,8 +6,8 @@ from torch import nn
 
 import ghnqat_sdk as gq
 from ghnqat_sdk.data import load_images
+from ghnqat_sdk.training.compute import ComputeConfig
 from ghnqat_sdk.training.config import RunConfig
-from ghnqat_sdk.training.networks import ComputeConfig
 from ghnqat_sdk.training.sampler import DeepNetsShare, SamplingConfig
 from ghnqat_sdk.training.trainer import Trainer
 

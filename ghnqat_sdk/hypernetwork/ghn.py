@@ -1,4 +1,4 @@
-"""The graph hypernetwork: computation graphs in, one dictionary of parameters for each graph out."""
+"""The graph hypernetwork: graphs in, one dictionary of parameters for each graph out."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.batch import batch_graphs
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.ops import VOCABULARY
-from ghnqat_sdk.hypernetwork.decoder import Decoder, DecoderConfig, Request
+from ghnqat_sdk.hypernetwork.decoder import AnyDecoderConfig, DecoderConfig
 from ghnqat_sdk.hypernetwork.encoders import EncoderConfig, TransformerConfig
-from ghnqat_sdk.hypernetwork.tiles import Cut, cut
+from ghnqat_sdk.hypernetwork.tiles import Cut, Request, cut
 from ghnqat_sdk.quantization.ranges import ClippedRanges, Ranges
 
 
@@ -31,13 +31,13 @@ class TrainingImages(BaseModel):
 
 
 class HypernetworkConfig(BaseModel):
-    """Everything that rebuilds a hypernetwork around its weights; saved as config.json beside them."""
+    """What rebuilds a hypernetwork around its weights; saved as config.json beside them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     format: Literal[2] = 2
     """Version of this file's layout."""
     encoder: EncoderConfig = TransformerConfig()
-    decoder: DecoderConfig = DecoderConfig()
+    decoder: AnyDecoderConfig = DecoderConfig()
     num_classes: int = Field(10, ge=2, le=100_000)
     """Classes of the data set it was trained on."""
     images: TrainingImages = TrainingImages()
@@ -50,7 +50,7 @@ class HypernetworkConfig(BaseModel):
 
 
 class GraphHypernetwork(nn.Module):
-    """Predicts all parameters of unseen CNNs from their graphs, in one pass (GHN-QAT, Yun & Wong 2023).
+    """Predicts all parameters of unseen CNNs in one pass over their graphs (Yun & Wong 2023).
 
     Conditioned on every node's bit-widths, so that one hypernetwork serves all of them.
 
@@ -72,7 +72,7 @@ class GraphHypernetwork(nn.Module):
             )
         self.config = config
         self.encoder = config.encoder.build(len(config.vocabulary), config.s_max)
-        self.decoder = Decoder(config.decoder, config.encoder.width, config.num_classes)
+        self.decoder = config.decoder.build(self.encoder.width, config.num_classes)
         self._index = {name: i for i, name in enumerate(config.vocabulary)}
 
     def forward(
@@ -88,27 +88,22 @@ class GraphHypernetwork(nn.Module):
 
         Args:
             graphs: With their bit-widths.
-            channels_last: Layout of the weights of convolutions: the one that runs fastest, or torch's default.
+            channels_last: Layout of the weights of convolutions: the one that runs fastest, or
+                torch's default.
             dtype: Of the decoder's products; tensors are float32 all the same.
 
         Raises:
             ArgumentError: anything else than computation graphs.
         """
-        if not isinstance(graphs, Sequence) or not all(
-            isinstance(g, ComputationGraph) and len(g) for g in graphs
-        ):
-            raise ArgumentError(
-                "A hypernetwork takes a list of computation graphs. Write hypernetwork([trace(model)])."
-            )
+        _check(graphs)
         if not graphs:
             return []
         device = next(self.parameters()).device
-        hidden = self.encoder(
-            batch_graphs(graphs, self._index, self.config.s_max).to(device)
-        )  # (B, N, d)
+        batch = batch_graphs(graphs, self._index, self.config.s_max)
+        hidden = self.encoder(batch.to(device))  # (B, N, d)
+        depths = torch.zeros(hidden.shape[:2], dtype=hidden.dtype)
         requests: list[Request] = []
         owners: list[tuple[int, str]] = []
-        depths = torch.zeros(hidden.shape[:2], dtype=hidden.dtype)
         for row, graph in enumerate(graphs):
             depths[row, : len(graph)] = torch.arange(len(graph)) / len(graph)
             for column, name, piece in self._cuts(graph):
@@ -136,3 +131,13 @@ class GraphHypernetwork(nn.Module):
                 for parameter in node.parameters
             ]
         return graph.cache[key]
+
+
+def _check(graphs: Sequence[ComputationGraph]) -> None:
+    whole = isinstance(graphs, Sequence) and all(
+        isinstance(graph, ComputationGraph) and len(graph) for graph in graphs
+    )
+    if not whole:
+        raise ArgumentError(
+            "A hypernetwork takes a list of computation graphs. Write hypernetwork([trace(model)])."
+        )

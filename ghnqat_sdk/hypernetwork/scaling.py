@@ -16,7 +16,8 @@ VECTOR_ROLES = ("bias", "scale", "shift", "slope")
 def weight_factor(node: Node, parameter: ParameterSpec) -> float:
     """What a decoded weight or table of about unit variance is multiplied by.
 
-    Weights: sqrt(β / fan_in), β = 2, or 1 for depthwise convolutions and classifiers. Tables (tokens, positions): 0.02.
+    Weights: sqrt(β / fan_in), β = 2, or 1 for depthwise convolutions and classifiers.
+    Tables (tokens, positions): 0.02.
     """
     if parameter.role == "table":
         return 0.02
@@ -28,7 +29,8 @@ def weight_factor(node: Node, parameter: ParameterSpec) -> float:
 def scale_vectors(raw: Tensor, role: str) -> Tensor:
     """Decoded vectors (...) of about unit variance to what their role takes.
 
-    Gains: 2 · sigmoid(raw / 2), around 1. Slopes of PReLU: around 0.25. Biases and shifts: tanh(0.2 · raw).
+    Gains: 2 · sigmoid(raw / 2), around 1. Slopes of PReLU: around 0.25.
+    Biases and shifts: tanh(0.2 · raw).
     """
     if role == "scale":
         return 2 * torch.sigmoid(raw / 2)

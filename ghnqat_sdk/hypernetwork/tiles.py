@@ -1,7 +1,7 @@
-"""How a parameter is cut into tiles of channels, and how decoded tiles become its tensor.
+"""How a parameter is cut into tiles of channels, and which places these have.
 
-Letters: R rows, one for each tile of each tensor, (A, B) tiles along outputs and inputs, k = Kh · Kw kernel positions,
-(o, i) channels of a tile's corner, (O, I) channels of a weight.
+Letters: M tensors, R tiles of them, (A, B) tiles along outputs and inputs, (o, i) channels of a
+tile's corner, (O, I) channels of a weight.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,15 +21,16 @@ from ghnqat_sdk.hypernetwork.scaling import VECTOR_ROLES, weight_factor
 Table = Literal["dense", "grouped", "depthwise", "classes", "vectors"]
 
 BASIS = 4
-"""Tiles along outputs and along inputs of a large weight that are decoded; the others are mixed from them."""
+"""Tiles along each side of a large weight that are decoded; the others are mixed from them."""
 
 _CORNERS = (4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""Sizes that channels of a tile are rounded up to, so that tensors of nearly one size are decoded together."""
+"""Sizes that a tile's channels are rounded up to, so that similar tensors are decoded together."""
 
 _MIXED = 0.3
-"""Size of what is mixed into a tile beyond the basis, relative to the tile that is repeated there."""
+"""Size of what is mixed into a tile beyond the basis, relative to the tile repeated there."""
 
-_PLACE_FEATURES = 16
+PLACE_FEATURES = 16
+"""Numbers that tell a tile's place along one side."""
 
 
 class Cut(NamedTuple):
@@ -72,19 +73,24 @@ class Cut(NamedTuple):
     @property
     def decoded(self) -> tuple[int, int]:
         """Tiles along outputs and inputs that are decoded."""
-        return (min(self.tiles[0], BASIS), min(self.tiles[1], BASIS)) if self.large else self.tiles
+        if not self.large:
+            return self.tiles
+        outwards, inwards = self.tiles
+        return min(outwards, BASIS), min(inwards, BASIS)
 
     @property
     def places(self) -> list[tuple[int, int]]:
         """(tile along outputs, tile along inputs) of each decoded tile."""
         if self.table == "grouped":
-            return list(grouped_places(self.matrix, self.groups, self.corner[0])[0])
-        return [(a, b) for a in range(self.decoded[0]) for b in range(self.decoded[1])]
+            places, *_ = grouped_places(self.matrix, self.groups, self.corner[0])
+            return list(places)
+        return _grid(self.decoded)
 
 
 def cut(node: Node, parameter: ParameterSpec, tile: int, num_classes: int) -> Cut:
     """How the parameter of a node is cut into tiles of `tile` × `tile` channels."""
-    shape, role = parameter.shape, parameter.role
+    shape = parameter.shape
+    role = parameter.role
     if role in VECTOR_ROLES:
         length = math.prod(shape)
         tiles = (_tiles(length, tile), 1)
@@ -95,20 +101,33 @@ def cut(node: Node, parameter: ParameterSpec, tile: int, num_classes: int) -> Cu
         corner = (num_classes, corner_size(columns, tile))
         tiles = (1, _tiles(columns, tile))
         return Cut("classes", (1, 1), corner, tiles, shape, (num_classes, columns), 1, factor, role)
-    rows, columns = shape[0], shape[1] if len(shape) > 1 else 1
+    return _cut_weight(node, parameter, tile, factor)
+
+
+def _cut_weight(node: Node, parameter: ParameterSpec, tile: int, factor: float) -> Cut:
+    """Of a weight that is no classifier's."""
+    shape = parameter.shape
+    role = parameter.role
     kernel = kernel_of(shape)
+    rows = shape[0]
+    columns = shape[1] if len(shape) > 1 else 1
     if node.op == "depthwise_conv":
-        corner, tiles = (corner_size(rows, tile), 1), (_tiles(rows, tile), 1)
+        corner = (corner_size(rows, tile), 1)
+        tiles = (_tiles(rows, tile), 1)
         return Cut("depthwise", kernel, corner, tiles, shape, (rows, 1), 1, factor, role)
+    matrix = (rows, columns)
     if node.op == "grouped_conv":
-        tiles = (_tiles(rows, tile), _tiles(columns * node.groups, tile))
         corner = (tile, tile)
-        return Cut(
-            "grouped", kernel, corner, tiles, shape, (rows, columns), node.groups, factor, role
-        )
+        tiles = (_tiles(rows, tile), _tiles(columns * node.groups, tile))
+        return Cut("grouped", kernel, corner, tiles, shape, matrix, node.groups, factor, role)
     corner = (corner_size(rows, tile), corner_size(columns, tile))
     tiles = (_tiles(rows, tile), _tiles(columns, tile))
-    return Cut("dense", kernel, corner, tiles, shape, (rows, columns), 1, factor, role)
+    return Cut("dense", kernel, corner, tiles, shape, matrix, 1, factor, role)
+
+
+def _grid(tiles: tuple[int, int]) -> list[tuple[int, int]]:
+    """The places of tiles, row by row."""
+    return [(a, b) for a in range(tiles[0]) for b in range(tiles[1])]
 
 
 def _tiles(count: int, tile: int) -> int:
@@ -122,9 +141,12 @@ def corner_size(count: int, tile: int) -> int:
 
 
 def kernel_of(shape: Sequence[int]) -> tuple[int, int]:
-    """Height and width of a kernel: (1, 1) for a matrix, (1, K) in one dimension, the last two in three."""
-    spatial = tuple(shape[2:])[-2:]
-    return ((1, 1), (1, *spatial), spatial)[len(spatial)]  # type: ignore[return-value]
+    """Height and width of a kernel.
+
+    (1, 1) for a matrix, (1, K) in one dimension, the last two in three.
+    """
+    sides = (1, 1, *shape[2:])
+    return sides[-2], sides[-1]
 
 
 def slices(piece: Cut) -> tuple[slice, ...]:
@@ -138,7 +160,8 @@ def centre(kernel: tuple[int, int], size: int) -> tuple[slice, slice]:
     """The positions of a table of `size` × `size` that a kernel needs."""
     starts = [max(0, (size - length) // 2) for length in kernel]
     rows, columns = (
-        slice(s, s + min(length, size)) for s, length in zip(starts, kernel, strict=True)
+        slice(start, start + min(length, size))
+        for start, length in zip(starts, kernel, strict=True)
     )
     return rows, columns
 
@@ -146,8 +169,8 @@ def centre(kernel: tuple[int, int], size: int) -> tuple[slice, slice]:
 def centred(table: Tensor, kernel: tuple[int, int], size: int) -> Tensor:
     """(s, s, ...) weights of kernel positions to the (Kh, Kw, ...) of a kernel.
 
-    A smaller kernel has the centre. Around a table smaller than `size` lie zeros, and a kernel larger than `size` has
-    the nearest position everywhere.
+    A smaller kernel has the centre. Around a table smaller than `size` lie zeros, and a kernel
+    larger than `size` has the nearest position everywhere.
     """
     for axis, length in enumerate(kernel):
         have = table.shape[axis]
@@ -168,7 +191,7 @@ def centred(table: Tensor, kernel: tuple[int, int], size: int) -> Tensor:
 def grouped_places(
     matrix: tuple[int, int], groups: int, tile: int
 ) -> tuple[tuple[tuple[int, int], ...], Tensor, Tensor, Tensor]:
-    """The tiles of the dense weight that a grouped one is cut from, and where its numbers lie in them.
+    """The tiles of the dense weight that a grouped one is cut from, and where it lies in them.
 
     A channel then means the same in both.
 
@@ -188,116 +211,70 @@ def grouped_places(
 
 @functools.cache
 def mixture(tiles: tuple[int, int], decoded: tuple[int, int]) -> Tensor:
-    """(A · B, a · b): how much of each decoded tile is in each tile of a weight; rows have unit norm.
+    """(A · B, a · b): how much of each decoded tile is in each tile of a weight, at unit norm.
 
-    Each is the tile that a repetition would put there, with a little of all of them in proportions of its own, so that
-    no filter is a copy of another.
+    Each is the tile that a repetition would put there, with a little of all of them in proportions
+    of its own, so that no filter is a copy of another.
     """
     across = torch.arange(math.prod(tiles))
-    repeated = across // tiles[1] % decoded[0] * decoded[1] + across % tiles[1] % decoded[1]
+    rows = across // tiles[1] % decoded[0]
+    columns = across % tiles[1] % decoded[1]
     count = math.prod(decoded)
+    repeated = F.one_hot(rows * decoded[1] + columns, count)
     # Quadratic phases: as good as random, and the same everywhere.
-    phases = torch.arange(1, len(across) * count + 1, dtype=torch.float64).view(-1, count)
-    little = F.normalize((phases**2 * ((1 + math.sqrt(5)) / 2)).frac() - 0.5, dim=1) * _MIXED
-    return F.normalize(F.one_hot(repeated, count) + little, dim=1).float()
+    numbers = torch.arange(1, len(across) * count + 1, dtype=torch.float64).view(-1, count)
+    phases = (numbers**2 * ((1 + math.sqrt(5)) / 2)).frac() - 0.5
+    little = F.normalize(phases, dim=1) * _MIXED
+    return F.normalize(repeated + little, dim=1).float()
 
 
 @functools.cache
 def place_features(tiles: int) -> Tensor:
-    """(tiles, 16): sines and cosines of a tile's index, all different below 256 tiles, zeros for the first."""
-    periods = 2.0 ** torch.arange(1, _PLACE_FEATURES // 2 + 1, dtype=torch.float32)
+    """(tiles, 16): sines and cosines of a tile's index, all different below 256 tiles.
+
+    The first has zeros.
+    """
+    periods = 2.0 ** torch.arange(1, PLACE_FEATURES // 2 + 1, dtype=torch.float32)
     angles = torch.arange(tiles).unsqueeze(1) * (2 * math.pi / periods)
     return torch.cat([angles.sin(), angles.cos() - 1], dim=1)
 
 
-PLACE_FEATURES = _PLACE_FEATURES
+class Request(NamedTuple):
+    """Decode one parameter of one node."""
+
+    row: int
+    """Of the node, among all embeddings."""
+    cut: Cut
 
 
-class Corners(torch.autograd.Function):
-    """Corners of one tensor; their gradients are added into one buffer instead of a table of zeros for each."""
+class TileIndex(NamedTuple):
+    """Index tensors of the R tiles of M tensors.
 
-    @staticmethod
-    def forward(
-        ctx: Any, table: Tensor, dtype: torch.dtype, *corners: tuple[slice, ...]
-    ) -> tuple[Tensor, ...]:
-        """`table` at each of `corners`, as tensors of their own of a dtype."""
-        ctx.corners = corners
-        ctx.shape = table.shape
-        return tuple(table[corner].to(dtype, copy=True).contiguous() for corner in corners)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """One gradient for the whole table."""
-        total = gradients[0].new_zeros(ctx.shape, dtype=torch.float32)
-        for corner, gradient in zip(ctx.corners, gradients, strict=True):
-            total[corner] += gradient
-        return (total, None, *(None for _ in ctx.corners))
-
-
-class Assemble(torch.autograd.Function):
-    """(R, k, o, i) decoded tiles to the float32 tensors that they belong to, one copy for each tensor.
-
-    Args (of `apply`):
-        values: (R, k, o, i).
-        cuts: One for each tensor, in the order of their rows.
-        channels_last: Whether the channels of inputs, not the kernel's positions, lie next to each other in memory.
+    Attributes:
+        member: (R,) tensor of each tile.
+        out, into: (R,) place of each tile.
+        single: Whether each tensor is one tile.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any, values: Tensor, cuts: tuple[Cut, ...], channels_last: bool
-    ) -> tuple[Tensor, ...]:
-        """Tensors (O, k, I) as channels_last, (O, I, k) otherwise."""
-        ctx.cuts, ctx.channels_last = cuts, channels_last
-        ctx.shape, ctx.dtype = values.shape, values.dtype
-        tensors, start = [], 0
-        for piece in cuts:
-            count = math.prod(piece.tiles)
-            tiles = _as_tensor(values[start : start + count], piece, channels_last)
-            outputs, inputs = piece.matrix
-            whole = tiles[:outputs, :, :inputs] if channels_last else tiles[:outputs, :inputs]
-            tensor = torch.mul(whole, piece.factor)
-            if tensor.dtype != torch.float32 or not tensor.is_contiguous():
-                tensor = tensor.to(
-                    torch.float32, memory_format=torch.contiguous_format
-                ).contiguous()
-            tensors.append(tensor)
-            start += count
-        return tuple(tensors)
+    member: Tensor
+    out: Tensor
+    into: Tensor
+    single: bool
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
-        """(R, k, o, i)"""
-        total = torch.zeros(ctx.shape, dtype=ctx.dtype, device=gradients[0].device)
-        _, positions, out, into = ctx.shape
-        start = 0
-        for piece, gradient in zip(ctx.cuts, gradients, strict=True):
-            count = math.prod(piece.tiles)
-            scaled = gradient if ctx.channels_last else gradient.transpose(1, 2)  # (O, k, I)
-            scaled = scaled * piece.factor
-            outputs, inputs = piece.matrix
-            a, b = piece.tiles
-            tiles = total[start : start + count].view(a, b, positions, out, into)
-            if count == 1:
-                tiles[0, 0, :, :outputs, :inputs] = scaled.transpose(0, 1)
-            else:
-                scaled = F.pad(scaled, (0, b * into - inputs, 0, 0, 0, a * out - outputs))
-                tiles.copy_(scaled.view(a, out, positions, b, into).permute(0, 3, 2, 1, 4))
-            start += count
-        return total, None, None
+    @classmethod
+    def of(cls, requests: Sequence[Request], device: torch.device) -> TileIndex:
+        """The tiles that are decoded."""
+        return cls._from([request.cut.places for request in requests], device)
 
+    @classmethod
+    def whole(cls, member: int, piece: Cut, device: torch.device) -> TileIndex:
+        """All tiles of one tensor."""
+        before: list[list[tuple[int, int]]] = [[]] * member
+        return cls._from([*before, _grid(piece.tiles)], device)
 
-def _as_tensor(rows: Tensor, piece: Cut, channels_last: bool) -> Tensor:
-    """(A · B, k, o, i) to (A · o, k, B · i), or to (A · o, B · i, k)."""
-    a, b = piece.tiles
-    tiles = rows.unflatten(0, (a, b))  # (A, B, k, o, i)
-    if channels_last:
-        return tiles.permute(0, 3, 2, 1, 4).flatten(3).flatten(0, 1)
-    return tiles.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-
-
-def spatial(weight: Tensor, shape: Sequence[int]) -> Tensor:
-    """(O, I, k) to `shape` without a copy; a kernel in three dimensions is repeated along its depth."""
-    if len(shape) == 5:
-        return (weight.unflatten(2, (1, *shape[3:])) / math.sqrt(shape[2])).expand(*shape)
-    return weight.unflatten(2, tuple(shape[2:])) if len(shape) > 2 else weight.reshape(*shape)
+    @classmethod
+    def _from(cls, places: Sequence[Sequence[tuple[int, int]]], device: torch.device) -> TileIndex:
+        triples = [(m, *place) for m, of_member in enumerate(places) for place in of_member]
+        member, out, into = torch.tensor(triples, device=device).unbind(1)
+        first_alone = all(triple[1:] == (0, 0) for triple in triples)
+        return cls(member, out, into, first_alone and len(triples) == len(places))

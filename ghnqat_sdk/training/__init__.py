@@ -1,1 +1,1 @@
-"""Training of hypernetworks: architecture space, data, loop, evaluation. Nothing in the core imports it."""
+"""Training of hypernetworks: spaces of networks, loop, evaluation. Only commands import it."""

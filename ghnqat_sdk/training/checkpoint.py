@@ -36,16 +36,14 @@ def save_training_state(
 def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """`value` as JSON takes it: its tensors go to `tensors`, named by their path from `name` on.
 
-    A tensor comes back with its dimensions in memory as they were: products of others round differently.
+    A tensor comes back with its dimensions in memory as they were: products of others round
+    differently.
     """
     if isinstance(value, Tensor):
         order = sorted(range(value.ndim), key=value.stride, reverse=True)
         tensors[name] = value.permute(order)
-        return (
-            {"tensor": name}
-            if order == list(range(value.ndim))
-            else {"tensor": name, "order": order}
-        )
+        in_order = order == list(range(value.ndim))
+        return {"tensor": name} if in_order else {"tensor": name, "order": order}
     if isinstance(value, Mapping):
         return {str(key): pack(inner, f"{name}.{key}", tensors) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -91,8 +89,8 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"The run in {str(folder)!r} cannot be written: {error}. Make room, or correct the folder, and continue "
-            f"with --resume from the last checkpoint."
+            f"The run in {str(folder)!r} cannot be written: {error}. Make room, or correct the "
+            f"folder, and continue with --resume from the last checkpoint."
         ) from error
 
 
@@ -114,5 +112,6 @@ def load_training_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]
         return tensors, json.loads(metadata["facts"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(
-            f"{str(path)!r} is damaged ({error}). Delete it to start the run again, or restore a copy of it."
+            f"{str(path)!r} is damaged ({error}). Delete it to start the run again, or restore a "
+            f"copy of it."
         ) from error

@@ -5,13 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ghnqat_sdk.bits import parse_bits
 from ghnqat_sdk.data import DataConfig
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
-from ghnqat_sdk.training.networks import ComputeConfig
+from ghnqat_sdk.plugins import with_imports
+from ghnqat_sdk.training.compute import ComputeConfig
 from ghnqat_sdk.training.objective import HintConfig
 from ghnqat_sdk.training.optimizers import (
     AdamWConfig,
@@ -20,7 +29,7 @@ from ghnqat_sdk.training.optimizers import (
     ScheduleConfig,
     StableSchedule,
 )
-from ghnqat_sdk.training.sampler import DeepNetsShare, SamplingConfig, SpaceShare
+from ghnqat_sdk.training.sampler import DeepNetsShare, Sampler, SamplingConfig, SpaceShare
 
 FORMAT = 2
 """Version of the layout of a run's config."""
@@ -88,7 +97,7 @@ class RunConfig(BaseModel):
     data: DataConfig = DataConfig(padding=0)
     initial: str | None = None
     """Weights to start from: anything that `load_pretrained` takes."""
-    hypernetwork: HypernetworkConfig = HypernetworkConfig()
+    hypernetwork: Annotated[HypernetworkConfig, AfterValidator(with_imports)] = HypernetworkConfig()
     networks: tuple[SpaceShare, ...] = (DeepNetsShare(),)
     sampling: SamplingConfig = SamplingConfig()
     bits: BitsConfig = BitsConfig()
@@ -113,6 +122,28 @@ class RunConfig(BaseModel):
         if sum(share.share for share in self.networks) <= 0:
             raise ValueError("at least one of networks needs a share above 0")
         return self
+
+    def build_sampler(self) -> Sampler:
+        """What each step sees.
+
+        Raises:
+            ArgumentError: no network of a space meets its limits.
+        """
+        settings = [(setting.bits, setting.share) for setting in self.bits.settings]
+        until = self.bits.float_until
+        return Sampler(self.seed, self.networks, self.sampling, settings, until)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Of a step, counted from zero."""
+        rate = self.optimizer.learning_rate * self.schedule.factor(step)
+        return rate if self.decay is None else rate * self.decay.rate(step)
+
+    def hint_weight_at(self, step: int) -> float:
+        """Of the hint loss beside the cross-entropy; 0 without hints."""
+        if self.hints is None:
+            return 0.0
+        fade = 1.0 if self.decay is None else self.decay.hint(step)
+        return self.hints.weight * fade
 
 
 def recipe_names() -> list[str]:
@@ -143,8 +174,8 @@ def load_config(path: str | Path) -> RunConfig:
         text = Path(path).read_bytes()
     except OSError as error:
         raise ArgumentError(
-            f"The config {str(path)!r} cannot be read: {error}. Write a path of a run.json, or a recipe's name: "
-            f"{', '.join(recipe_names())}."
+            f"The config {str(path)!r} cannot be read: {error}. Write a path of a run.json, or a "
+            f"recipe's name: {', '.join(recipe_names())}."
         ) from error
     try:
         return RunConfig.model_validate_json(text)
@@ -152,6 +183,6 @@ def load_config(path: str | Path) -> RunConfig:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise ArgumentError(
-            f"{str(path)!r} is no config of layout {FORMAT}: {where}: {first['msg']}. Start from a recipe: "
-            f"ghnqat-train recipes all-bits"
+            f"{str(path)!r} is no config of layout {FORMAT}: {where}: {first['msg']}. Start from a "
+            f"recipe: ghnqat-train recipes all-bits"
         ) from error

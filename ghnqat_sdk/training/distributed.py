@@ -20,7 +20,10 @@ class Processes:
 
     @classmethod
     def from_environment(cls) -> Processes:
-        """Join the group that torchrun describes in the environment; alone without one. gloo works on any device."""
+        """Join the group that torchrun describes in the environment; alone without one.
+
+        gloo works on any device.
+        """
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size > 1 and not dist.is_initialized():
             dist.init_process_group("gloo")
@@ -47,8 +50,8 @@ class Processes:
 class FlatGradients:
     """The gradients of all parameters as one buffer, of which each `grad` is a part.
 
-    Networks of different shapes use different parts of the decoder, so gradients can be missing in some processes:
-    their parts stay zero, and the buffer is averaged in one all-reduce.
+    Networks of different shapes use different parts of the decoder, so gradients can be missing in
+    some processes: their parts stay zero, and the buffer is averaged in one all-reduce.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:

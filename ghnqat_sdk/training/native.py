@@ -1,4 +1,4 @@
-"""kernels.cpp, compiled once for the processor it runs on and loaded; nothing where there is no compiler."""
+"""kernels.cpp, compiled once for the processor it runs on, and loaded where there is a compiler."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ import torch
 from torch import Tensor
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
-_FLAGS: tuple[str, ...] = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
-# Not -ffast-math: it loses NaN, and a library linked with it makes the whole process flush denormal numbers to zero.
-_FLAGS += (
+# Not -ffast-math: it loses NaN, and a library linked with it makes the whole process flush denormal
+# numbers to zero.
+_FLAGS = (
+    "-O3",
+    "-march=native",
+    "-std=c++17",
+    "-shared",
+    "-fPIC",
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fno-signed-zeros",
@@ -31,26 +36,17 @@ _SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, or None where they cannot be compiled."""
-    compiler = (
-        os.environ.get("CXX")
-        or shutil.which("c++")
-        or shutil.which("g++")
-        or shutil.which("clang++")
-    )
+    compiler = _compiler()
     if compiler is None:
         return None
     try:
         return ctypes.CDLL(str(_compiled(compiler)))
-    except (
-        OSError,
-        RuntimeError,
-        subprocess.SubprocessError,
-    ):  # no folder to write to, or a compiler that cannot
-        return None
+    except (OSError, RuntimeError, subprocess.SubprocessError):
+        return None  # no folder to write to, or a compiler that cannot
 
 
 def call(function: str, dtype: torch.dtype, *arguments: Tensor | int | float) -> None:
-    """Call one kernel for a dtype; tensors are contiguous, and those that it writes are among the arguments."""
+    """Call one kernel for a dtype, on contiguous tensors, those that it writes among them."""
     loaded = library()
     assert loaded is not None
     getattr(loaded, f"{function}_{_SUFFIXES[dtype]}")(*map(_converted, arguments))
@@ -68,8 +64,13 @@ def _converted(argument: Tensor | int | float) -> ctypes.c_void_p | ctypes.c_int
     return ctypes.c_int64(argument) if isinstance(argument, int) else ctypes.c_float(argument)
 
 
+def _compiler() -> str | None:
+    named = os.environ.get("CXX")
+    return named or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+
+
 def _compiled(compiler: str) -> Path:
-    """The shared library for this source, compiler and processor; compiled where it is not there yet."""
+    """The shared library for this source, compiler and processor, compiled if it is not there."""
     source = _SOURCE.read_bytes()
     key = hashlib.sha256(source + repr((compiler, _FLAGS, _processor())).encode()).hexdigest()[:16]
     path = _folder() / f"kernels-{key}.so"
@@ -94,6 +95,5 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next(
-        (line for line in lines if line.startswith(("flags", "Features"))), platform.machine()
-    )
+    features = [line for line in lines if line.startswith(("flags", "Features"))]
+    return features[0] if features else platform.machine()

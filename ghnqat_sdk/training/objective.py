@@ -1,4 +1,7 @@
-"""The loss of one predicted network on one batch of images, hints included, and its gradient by the prediction."""
+"""The loss of one predicted network on one batch, hints included, and its gradient.
+
+Letters: N images, C channels of a block's output, W those that are looked at, T a teacher's.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,15 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from ghnqat_sdk.training.networks import Network, Setting
+from ghnqat_sdk.training.compute import Setting
+from ghnqat_sdk.training.networks import Network
 
 _POSITIONS = 4096
 """Of the feature maps of a block that a hint looks at; fewer images where they have more."""
 
 
 class HintConfig(BaseModel):
-    """A teacher's features as hints after blocks (after FitNets, Romero et al. 2015, across networks)."""
+    """A teacher's features as hints after blocks (FitNets, Romero et al. 2015, across networks)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     teacher: str = "teacher.safetensors"
@@ -32,18 +36,23 @@ class HintConfig(BaseModel):
     channels: int = Field(64, ge=1)
     """First channels of a block's output that are looked at."""
     without: float = Field(3.0, gt=0)
-    """Of the cross-entropy of networks that get no hints, which would be outweighed by the others otherwise."""
+    """Of the cross-entropy of networks that get no hints, which the others would outweigh."""
     blocks: int = Field(4, ge=1)
     """Blocks of one network, drawn anew for each batch, that get a hint."""
+
+    def weight_without(self, hint_weight: float) -> float:
+        """Of the cross-entropy of networks without hints, while those of others fade."""
+        fading = hint_weight / self.weight
+        return 1 + (self.without - 1) * fading
 
 
 class Hints(nn.Module):
     """One learned projection for each teacher stage, shared by all networks.
 
-    It maps the first channels of a block's output to the teacher's; the loss is 1 less the correlation, channel by
-    channel over images and positions, of what it shows and the teacher's features: half the mean squared difference of
-    both after standardization. What it buys: channel k means the same in every network, so that gradients of different
-    networks add up.
+    It maps the first channels of a block's output to the teacher's; the loss is 1 less the
+    correlation, channel by channel over images and positions, of what it shows and the teacher's
+    features: half the mean squared difference of both after standardization. What it buys: channel
+    k means the same in every network, so that gradients of different networks add up.
 
     Args:
         config: See there.
@@ -67,8 +76,8 @@ class Hints(nn.Module):
     ) -> Tensor:
         """Weighted mean over some of a network's blocks.
 
-        A network's blocks are dealt to teacher stages by where they stand; within a stage the weight grows linearly to
-        the stage's end.
+        A network's blocks are dealt to teacher stages by where they stand; within a stage the
+        weight grows linearly to the stage's end.
 
         Args:
             taps: (N, C, h, w) outputs of blocks.
@@ -79,7 +88,8 @@ class Hints(nn.Module):
         places = [len(wanted) * (index + 1) / len(taps) for index in range(len(taps))]
         chosen = draw.sample(range(len(taps)), min(self.config.blocks, len(taps)))
         targets = _Targets(wanted)
-        total, weights = taps[0].new_zeros((), dtype=torch.float32), 0.0
+        total = taps[0].new_zeros((), dtype=torch.float32)
+        weights = 0.0
         for index in chosen:
             stage = min(len(wanted) - 1, math.ceil(places[index] - 1e-9) - 1)
             weight = places[index] - stage
@@ -88,6 +98,12 @@ class Hints(nn.Module):
             total = total + weight * loss
             weights += weight
         return total / weights
+
+    def add_gradients(self, gradients: Sequence[Tensor | None], share: float) -> None:
+        """Add a share of what one network gave; `gradients` are empty where it had no hints."""
+        for projection, gradient in zip(self.projections, gradients, strict=False):
+            if gradient is not None:
+                projection.grad += gradient * share
 
 
 class _Targets:
@@ -116,7 +132,7 @@ class _Targets:
 def correlation_loss(shown: Tensor, target: Tensor, projection: Tensor) -> Tensor:
     """1 less the mean correlation of projected channels and a teacher's.
 
-    The projected maps are never made: their variances and covariances follow from those of the channels.
+    The projected maps are never made: their variances and covariances follow from the channels'.
 
     Args:
         shown: (N, C, h, w) first channels of a block's output.
@@ -184,8 +200,8 @@ def network_loss(
 ) -> NetworkLoss:
     """Cross-entropy of the network with `predicted` parameters, and gradients with respect to them.
 
-    The gradients stop at the prediction: the trainer runs the hypernetwork backward once for a whole meta-batch, so
-    that only one network's activations are alive at a time.
+    The gradients stop at the prediction: the trainer runs the hypernetwork backward once for a
+    whole meta-batch, so that only one network's activations are alive at a time.
 
     Args:
         network: See `prepare_network`.
@@ -194,26 +210,27 @@ def network_loss(
         labels: (N,) int64.
         setting: Bit-widths and how to run.
         label_smoothing: As in `torch.nn.functional.cross_entropy`.
-        hints: With `hint_weight`, `wanted` (the teacher's features of these images) and `draw`; networks without norm,
-            which hints ruin, get none.
+        hints: With `hint_weight`, `wanted` (the teacher's features of these images) and `draw`;
+            networks without norm, which hints ruin, get none.
     """
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in predicted.items()}
     scores, taps = network.plan.run(leaves, images, setting)
     entropy = F.cross_entropy(scores, labels, label_smoothing=label_smoothing)
-    loss, hint, projections = entropy, None, []
-    if hints is not None and hint_weight > 0 and taps and network.architecture.norm != "none":
-        projections = [p.detach().requires_grad_() for p in hints.projections]
-        hint = hints.loss(taps, wanted, projections, draw or random.Random(0))
-        loss = entropy + hint_weight * hint
-    elif hints is not None and hint_weight > 0:
-        fading = hint_weight / hints.config.weight
-        loss = entropy * (1 + (hints.config.without - 1) * fading)
+    loss = entropy
+    hint = None
+    projections: list[Tensor] = []
+    if hints is not None and hint_weight > 0:
+        if taps and network.architecture.norm != "none":
+            projections = [p.detach().requires_grad_() for p in hints.projections]
+            hint = hints.loss(taps, wanted, projections, draw or random.Random(0))
+            loss = entropy + hint_weight * hint
+        else:
+            loss = entropy * hints.config.weight_without(hint_weight)
     gradients = torch.autograd.grad(loss, [*leaves.values(), *projections], allow_unused=True)
-    named = {n: g for n, g in zip(leaves, gradients, strict=False) if g is not None}
     return NetworkLoss(
         loss=entropy.item(),
         hint=None if hint is None else hint.item(),
         accuracy=(scores.detach().argmax(1) == labels).float().mean().item(),
-        gradients=named,
+        gradients={n: g for n, g in zip(leaves, gradients, strict=False) if g is not None},
         of_projections=list(gradients[len(leaves) :]),
     )

@@ -1,16 +1,20 @@
-"""Optimizers and schedules, each a config beside what it makes; a run's config chooses one of each by `type`."""
+"""Optimizers and schedules, each a config beside what it makes.
+
+A run's config chooses one of each by `type`; "custom" is one that is written elsewhere.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.plugins import ImportedCustom
 
 _Rate = Annotated[float, Field(gt=0)]
 
@@ -18,11 +22,18 @@ _Rate = Annotated[float, Field(gt=0)]
 class AdamWConfig(BaseModel):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
 
+    same_everywhere: ClassVar[bool] = True
+    """Whether it makes the same steps in all processes, to the last digit."""
     model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["adamw"] = "adamw"
     learning_rate: _Rate = 1e-3
     weight_decay: float = Field(1e-2, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
+
+    @property
+    def name(self) -> str:
+        """What its saved state belongs to."""
+        return self.type
 
     def build(self, modules: Sequence[nn.Module]) -> Optimizer:
         """For all parameters of `modules`."""
@@ -31,12 +42,21 @@ class AdamWConfig(BaseModel):
 
 
 class SoapConfig(BaseModel):
-    """Adam in the eigenbasis of Shampoo's preconditioner (SOAP, Vyas et al. 2024); needs the train extra."""
+    """Adam in the eigenbasis of Shampoo's preconditioner (SOAP, Vyas et al. 2024).
 
+    It needs the train extra.
+    """
+
+    same_everywhere: ClassVar[bool] = False  # decompositions round differently
     model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["soap"] = "soap"
     learning_rate: _Rate = 1e-3
     weight_decay: float = Field(1e-2, ge=0)
+
+    @property
+    def name(self) -> str:
+        """What its saved state belongs to."""
+        return self.type
 
     def build(self, modules: Sequence[nn.Module]) -> Optimizer:
         """For all parameters of `modules`.
@@ -48,13 +68,37 @@ class SoapConfig(BaseModel):
             from pytorch_optimizer import SOAP
         except ImportError as error:
             raise ArgumentError(
-                'The optimizer "soap" needs pytorch_optimizer, which is not installed. Write pip install '
-                '"ghnqat-sdk[train]", or choose {"type": "adamw"}.'
+                'The optimizer "soap" needs pytorch_optimizer, which is not installed. Write '
+                'pip install "ghnqat-sdk[train]", or choose {"type": "adamw"}.'
             ) from error
         return SOAP(parameter_groups(modules, self.weight_decay), lr=self.learning_rate)
 
 
-OptimizerConfig = Annotated[AdamWConfig | SoapConfig, Field(discriminator="type")]
+class CustomOptimizer(ImportedCustom):
+    """Any subclass of `torch.optim.Optimizer`: `factory(groups, lr=learning_rate, **settings)`."""
+
+    same_everywhere: ClassVar[bool] = False
+    type: Literal["custom"] = "custom"
+    learning_rate: _Rate = 1e-3
+    weight_decay: float = Field(1e-2, ge=0)
+    """Of the parameters that decay; see `parameter_groups`."""
+
+    @property
+    def name(self) -> str:
+        """What its saved state belongs to."""
+        return self.factory
+
+    def build(self, modules: Sequence[nn.Module]) -> Optimizer:
+        """For all parameters of `modules`.
+
+        Raises:
+            ArgumentError: it is no optimizer, or does not take the settings.
+        """
+        groups = parameter_groups(modules, self.weight_decay)
+        return self.make(Optimizer, groups, lr=self.learning_rate)
+
+
+OptimizerConfig = Annotated[AdamWConfig | SoapConfig | CustomOptimizer, Field(discriminator="type")]
 
 
 def parameter_groups(modules: Sequence[nn.Module], weight_decay: float) -> list[dict[str, object]]:
@@ -98,11 +142,23 @@ class CosineSchedule(BaseModel):
         return warm * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-ScheduleConfig = Annotated[StableSchedule | CosineSchedule, Field(discriminator="type")]
+class CustomSchedule(ImportedCustom):
+    """A schedule of a user's own: `factory(**settings)` gives a function of the step alone."""
+
+    type: Literal["custom"] = "custom"
+
+    def factor(self, step: int) -> float:
+        """What the learning rate is multiplied by."""
+        return float(self.call()(step))
+
+
+ScheduleConfig = Annotated[
+    StableSchedule | CosineSchedule | CustomSchedule, Field(discriminator="type")
+]
 
 
 class DecayConfig(BaseModel):
-    """The end of a run with a stable schedule: the rate falls to zero, and hints fade before it does."""
+    """The end of a run with a stable schedule: the rate falls to zero, and hints fade before."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     start: int = Field(ge=0)

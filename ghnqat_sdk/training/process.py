@@ -1,4 +1,7 @@
-"""Settings of a whole process that make training faster: for a program that trains, not for a library to change."""
+"""Settings of a whole process that make training faster.
+
+They are for a program that trains, not for a library to change.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,14 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-# oneDNN compiles a convolution for every shape and keeps 1,024 of them, those of some twenty networks;
-# each takes about a tenth of a megabyte. This many hold the networks that a process draws from at a time.
+# oneDNN compiles a convolution for every shape and keeps 1,024 of them, those of some twenty
+# networks; each takes about a tenth of a megabyte. This many hold the networks that a process draws
+# from at a time.
 _COMPILED_CONVOLUTIONS = "12000"
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
+# Of mallopt(3).
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
 
 
 def keep_compiled_convolutions() -> None:
@@ -26,10 +32,10 @@ def keep_compiled_convolutions() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep up to 1 GiB of freed memory for the next tensors, instead of giving each back to the system.
+    """Let the process keep up to 1 GiB of freed memory for the next tensors.
 
-    The system clears every page that it hands out, which takes about as long as what a layer then does with it. This
-    changes glibc's malloc; with another one it does nothing.
+    The system clears every page that it hands out, which takes about as long as what a layer then
+    does with it. This changes glibc's malloc; with another one it does nothing.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -40,7 +46,7 @@ def keep_freed_memory() -> None:
 
 
 def flush_denormals() -> None:
-    """Let this thread take numbers below 1e-38 for zero, with which a processor is many times slower.
+    """Let this thread take numbers below 1e-38, with which processors are slow, for zero.
 
     The optimizer's moments of weights that seldom have a gradient decay to such numbers.
     """
@@ -48,17 +54,17 @@ def flush_denormals() -> None:
 
 
 def _return_free_memory() -> None:
-    """Give pages between tensors of many sizes back to the system, which glibc does not do by itself."""
+    """Give pages between tensors back to the system, which glibc does not do by itself."""
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager
 def sparing_old_objects() -> Iterator[Callable[[], None]]:
-    """Gives a function to call now and then: Python's garbage collection passes over what has survived by then.
+    """Gives a function to call now and then: garbage collection passes over what survived it.
 
-    Thousands of kept networks are millions of objects, and it walks all of them again and again. They are still freed
-    when nothing refers to them; cycles are freed after the block.
+    Thousands of kept networks are millions of objects, and it walks all of them again and again.
+    They are still freed when nothing refers to them; cycles are freed after the block.
     """
 
     def spare() -> None:

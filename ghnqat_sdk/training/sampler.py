@@ -1,24 +1,27 @@
-"""What step t sees: networks and bit-widths from (seed, t, number of processes), dealt by cost; images of each process.
+"""What step t sees: networks, their bit-widths, and the images of each process.
 
-The networks of a run are one endless sequence, each made from (seed, its number) alone, and dealt to processes like
-cards. A step draws from a window of the sequence that moves on slowly, so that every network is prepared once, by one
+They follow from (seed, t, number of processes). The networks of a run are one endless sequence,
+each made from (seed, its number) alone, and dealt to processes like cards, by cost. A step draws
+from a window of the sequence that moves on slowly, so that every network is prepared once, by one
 process, and used several times while it is inside: its convolutions are compiled once.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ImportString
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ghnqat_sdk.bits import Pair
 from ghnqat_sdk.data import ImageSet, Moves, draw_moves, move_images
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.plugins import ImportedCustom
 from ghnqat_sdk.training.spaces.deepnets import DeepNets
 from ghnqat_sdk.training.spaces.families import Families
 from ghnqat_sdk.training.spaces.protocol import Architecture, Norm, Space
@@ -54,6 +57,11 @@ class DeepNetsShare(_Share):
     channels: int | None = Field(None, ge=8)
     """Of the first cells, instead of 16 to 48."""
 
+    @property
+    def source(self) -> str:
+        """Where the networks come from."""
+        return self.space
+
     def build(self, split: str) -> Space:
         """The split of the space."""
         return DeepNets(split, self.channels)
@@ -64,21 +72,29 @@ class FamiliesShare(_Share):
 
     space: Literal["families"] = "families"
 
+    @property
+    def source(self) -> str:
+        """Where the networks come from."""
+        return self.space
+
     def build(self, split: str) -> Space:
         """The split of the space."""
         return Families(split)
 
 
-class CustomShare(_Share):
-    """Networks of a user's own space: `factory(split)` gives it, for "train" and "val"."""
+class CustomShare(ImportedCustom, _Share):
+    """Networks of a user's own space: `factory(split, **settings)`, for "train" and "val"."""
 
     space: Literal["custom"] = "custom"
-    factory: ImportString
-    """Where it is imported from, as "package.module.Name"."""
+
+    @property
+    def source(self) -> str:
+        """Where the networks come from."""
+        return self.factory
 
     def build(self, split: str) -> Space:
         """The split of the space."""
-        return self.factory(split)
+        return self.call(split)
 
 
 SpaceShare = Annotated[DeepNetsShare | FamiliesShare | CustomShare, Field(discriminator="space")]
@@ -104,7 +120,10 @@ class SamplingConfig(BaseModel):
     """Steps, from the first on, in which only simple networks are drawn."""
 
     def images(self, architecture: Architecture) -> int:
-        """For one network: `image_batch` halved as often as its cost asks for, so that compiled convolutions recur."""
+        """For one network: `image_batch`, halved as often as its cost asks for.
+
+        Compiled convolutions recur with it.
+        """
         images = self.image_batch
         while images * architecture.macs > self.batch_macs and images // 2 >= self.least_images:
             images //= 2
@@ -136,12 +155,14 @@ class Sampler:
     def __init__(
         self,
         seed: int,
-        shares: Sequence[DeepNetsShare | FamiliesShare | CustomShare],
+        shares: Sequence[SpaceShare],
         sampling: SamplingConfig,
         bits: Sequence[tuple[Pair, float]],
         float_until: int,
     ) -> None:
-        self.seed, self.sampling, self.float_until = seed, sampling, float_until
+        self.seed = seed
+        self.sampling = sampling
+        self.float_until = float_until
         self.shares = [share for share in shares if share.share > 0]
         self.spaces = [share.build("train") for share in self.shares]
         self.bits = list(bits)
@@ -153,8 +174,8 @@ class Sampler:
     def step(self, step: int, rank: int = 0, processes: int = 1) -> list[Draw]:
         """This process's networks of a step.
 
-        All processes draw the same bit-widths and the same ranks of cost, each among its own networks, so that none
-        waits long for another.
+        All processes draw the same bit-widths and the same ranks of cost, each among its own
+        networks, so that none waits long for another.
         """
         draw = random.Random(f"{self.seed}/{step}/{processes}")
         first = int(step * self.sampling.meta_batch / self.sampling.uses)
@@ -187,7 +208,8 @@ class Sampler:
 
     def _of_space(self, draw: random.Random, place: int, simple: bool) -> Architecture:
         """A random network of a space that meets its limits."""
-        share, space = self.shares[place], self.spaces[place]
+        share = self.shares[place]
+        space = self.spaces[place]
         found = None
         for _ in range(_ATTEMPTS if len(space) else 0):
             architecture = space[draw.randrange(len(space))]
@@ -197,9 +219,10 @@ class Sampler:
                     return architecture
         if found is None:
             raise ArgumentError(
-                f"No network of the space {share.space!r} has {share.min_macs:.3g} to {share.max_macs:.3g} "
-                f"multiply-accumulates, at most {share.max_parameters:.3g} parameters, and norm "
-                f"{share.norm or 'of any kind'}. Raise max_macs, for example to 40e6."
+                f"No network of the space {share.space!r} has {share.min_macs:.3g} to "
+                f"{share.max_macs:.3g} multiply-accumulates, at most {share.max_parameters:.3g} "
+                f"parameters, and norm {share.norm or 'of any kind'}. Raise max_macs, for example "
+                f"to 40e6."
             )
         return found
 
@@ -221,8 +244,22 @@ class Batch(NamedTuple):
 
 
 def draw_batch(images: ImageSet, count: int, padding: int, generator: torch.Generator) -> Batch:
-    """`count` random images with the classes in their proportions, flipped, and shifted by up to `padding` pixels."""
+    """`count` random images, flipped, and shifted by up to `padding` pixels.
+
+    The classes come in their proportions.
+    """
     indices = images.stratified_indices(count, generator)
     moves = draw_moves(count, padding, generator)
     moved = move_images(images.normalise(images.images[indices]), moves)
     return Batch(moved, images.labels[indices], indices, moves)
+
+
+@contextmanager
+def own_random_numbers(seed: str) -> Iterator[None]:
+    """What draws from torch's generator, as NoiseQuant and dropout do, follows from `seed` alone.
+
+    The generator comes back as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(random.Random(seed).getrandbits(62))
+        yield

@@ -20,10 +20,10 @@ REFUSALS = {
 
 
 class FakeHub(ThreadingHTTPServer):
-    """`repos` maps a repo id to its commits, oldest first, each a dictionary of file name to content.
+    """`repos` maps a repo id to its commits, oldest first, each from file name to content.
 
-    `pause` is in seconds, between the two halves of every file; `cuts` counts the files of which only the first half is
-    sent before the connection closes.
+    `pause` is in seconds, between the two halves of every file; `cuts` counts the files of which
+    only the first half is sent before the connection closes.
     """
 
     daemon_threads = True

@@ -5,8 +5,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ghnqat_sdk.graph.graph import Node, ParameterSpec
-from ghnqat_sdk.hypernetwork.decoder import Decoder, DecoderConfig, Request
-from ghnqat_sdk.hypernetwork.tiles import cut
+from ghnqat_sdk.hypernetwork.decoder import DecoderConfig, TileDecoder
+from ghnqat_sdk.hypernetwork.tiles import Request, cut
 
 WIDTH = 16
 PLAIN = DecoderConfig(hidden=16, tile=8, kernel=3, banks=0)
@@ -33,10 +33,10 @@ SHAPES = [
 ]
 
 
-def decoder(config: DecoderConfig, seed: int = 0) -> Decoder:
+def decoder(config: DecoderConfig, seed: int = 0) -> TileDecoder:
     """Untrained, but for banks that are not zero."""
     torch.manual_seed(seed)
-    made = Decoder(config, WIDTH, 10)
+    made = TileDecoder(config, WIDTH, 10)
     if made.banks is not None:
         for table in (made.banks.dense, made.banks.point, made.banks.depthwise):
             torch.nn.init.normal_(table)
@@ -56,7 +56,7 @@ def nodes(count: int = 1) -> Tensor:
     return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(5))
 
 
-def decode(made: Decoder, *requests: Request, depths: tuple[float, ...] = (0.3,), **options):
+def decode(made: TileDecoder, *requests: Request, depths: tuple[float, ...] = (0.3,), **options):
     return made(nodes(len(depths)), torch.tensor(depths), list(requests), **options)
 
 
@@ -156,7 +156,7 @@ def test_values_and_gradients_do_not_depend_on_whether_gradients_are_wanted():
 
 def bank_part(
     shape: tuple[int, ...], op: str = "conv", depth: float = 0.3, config: DecoderConfig = BANKED
-) -> tuple[Decoder, Tensor]:
+) -> tuple[TileDecoder, Tensor]:
     """A decoder, and what its banks add to a weight, with gates of zero."""
     made = decoder(config)
     torch.nn.init.zeros_(made.banks.gate.weight)
@@ -203,7 +203,7 @@ def test_banks_add_nothing_beyond_their_positions():
 
 def test_untrained_banks_are_zero_and_change_nothing():
     torch.manual_seed(0)
-    made = Decoder(BANKED, WIDTH, 10)
+    made = TileDecoder(BANKED, WIDTH, 10)
     wanted = [request(*shape) for shape in SHAPES]
     with_banks = decode(made, *wanted)
     made.banks = None

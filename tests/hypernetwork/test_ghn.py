@@ -6,7 +6,7 @@ from torch import nn
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.graph import ComputationGraph, Node, ParameterSpec
 from ghnqat_sdk.graph.trace import trace
-from ghnqat_sdk.hypernetwork import encoders
+from ghnqat_sdk.hypernetwork import attention
 from ghnqat_sdk.hypernetwork.decoder import DecoderConfig
 from ghnqat_sdk.hypernetwork.encoders import GatedGraphConfig, TransformerConfig
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
@@ -144,7 +144,7 @@ def test_attention_in_strips_is_attention_over_the_whole_graph(monkeypatch):
     layers = [nn.Conv2d(3, 3, 1) for _ in range(20)]
     graphs = [traced(*layers), traced(*layers[:5])]
     whole = network(graphs)
-    monkeypatch.setattr(encoders, "_STRIP", 7)
+    monkeypatch.setattr(attention, "_STRIP", 7)
     for one, other in zip(whole, network(graphs), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 

@@ -3,9 +3,8 @@ import torch
 from torch import Tensor
 
 from ghnqat_sdk.graph.graph import Node, ParameterSpec
+from ghnqat_sdk.hypernetwork.assemble import Assemble, Corners, spatial
 from ghnqat_sdk.hypernetwork.tiles import (
-    Assemble,
-    Corners,
     Cut,
     centre,
     centred,
@@ -15,7 +14,6 @@ from ghnqat_sdk.hypernetwork.tiles import (
     kernel_of,
     mixture,
     place_features,
-    spatial,
 )
 
 

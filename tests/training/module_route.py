@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ghnqat_sdk.bits import Bits
 from ghnqat_sdk.quantization.convert import to_fake_quantized
 from ghnqat_sdk.quantization.ranges import ClippedRanges
-from ghnqat_sdk.training.networks import ComputeConfig, Plan, Setting
+from ghnqat_sdk.training.compute import ComputeConfig, Setting
+from ghnqat_sdk.training.plan import Plan
 
 EXACT = ComputeConfig(dense="float32")
 RANGES = ClippedRanges()

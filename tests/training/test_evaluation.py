@@ -7,6 +7,7 @@ from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.quantization.layers import fake_quantized_layers
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
+from ghnqat_sdk.training.compute import ComputeConfig, Setting
 from ghnqat_sdk.training.evaluation import (
     Statistic,
     _predicted_model,
@@ -15,7 +16,7 @@ from ghnqat_sdk.training.evaluation import (
     evaluate_graphs,
     evaluated_network,
 )
-from ghnqat_sdk.training.networks import ComputeConfig, Setting, prepare_network
+from ghnqat_sdk.training.networks import prepare_network
 from ghnqat_sdk.training.spaces.families import Families
 
 protocols = pytest.mark.parametrize("protocol", ["paper", "calibrated"])

@@ -15,8 +15,10 @@ from toys import Toy
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.quantization.ranges import ClippedRanges, MinMaxRanges
-from ghnqat_sdk.training import networks
-from ghnqat_sdk.training.networks import ComputeConfig, Plan, prepare_network
+from ghnqat_sdk.training import compute
+from ghnqat_sdk.training.compute import ComputeConfig
+from ghnqat_sdk.training.networks import prepare_network
+from ghnqat_sdk.training.plan import Plan
 from ghnqat_sdk.training.spaces.deepnets import DeepNets
 from ghnqat_sdk.training.spaces.families import Families
 from ghnqat_sdk.training.spaces.family_recipes import FAMILIES
@@ -113,7 +115,7 @@ def test_noise_is_drawn_where_the_module_draws_it(index):
 @pytest.mark.parametrize("bits", [FLOAT, (8, 8), (4, 4)], ids=str)
 @pytest.mark.parametrize("index", range(3))
 def test_half_precision_changes_little(monkeypatch, index, bits):
-    monkeypatch.setattr(networks, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(compute, "has_bfloat16", lambda: True)
     model = built(Toy("val", index))
     parameters, x = drawn_parameters(model), images(8)
     exact, half = (
@@ -129,7 +131,7 @@ def test_half_precision_changes_little(monkeypatch, index, bits):
 
 
 def test_products_are_in_the_type_of_the_config(monkeypatch):
-    monkeypatch.setattr(networks, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(compute, "has_bfloat16", lambda: True)
     model, x = built(Toy("val", 0)), images(2)
     for dense, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         how = setting((4, 4), ComputeConfig(dense=dense))
@@ -138,15 +140,15 @@ def test_products_are_in_the_type_of_the_config(monkeypatch):
 
 
 def test_a_processor_without_bfloat16_computes_in_float32(monkeypatch):
-    monkeypatch.setattr(networks, "has_bfloat16", lambda: False)
-    compute = ComputeConfig(dense="bfloat16", decoder="bfloat16")
-    assert compute.dtype("dense") == compute.dtype("decoder") == torch.float32
+    monkeypatch.setattr(compute, "has_bfloat16", lambda: False)
+    config = ComputeConfig(dense="bfloat16", decoder="bfloat16")
+    assert config.dtype("dense") == config.dtype("decoder") == torch.float32
 
 
 @pytest.mark.parametrize("index", range(3))
 @pytest.mark.parametrize(("dense", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02)])
 def test_compiled_kernels_change_nothing_but_last_digits(monkeypatch, index, dense, tolerance):
-    monkeypatch.setattr(networks, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(compute, "has_bfloat16", lambda: True)
     model, x = built(Toy("val", index)), images(4)
     parameters = drawn_parameters(model)
     for bits in (FLOAT, (4, 4)):

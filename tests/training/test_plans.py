@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from module_route import agrees, drawn_parameters, images, relative, setting
 from torch import Tensor, nn
 
-from ghnqat_sdk.training import networks
-from ghnqat_sdk.training.networks import Plan
+from ghnqat_sdk.training import compute
+from ghnqat_sdk.training.plan import Plan
 
 
 class Given(nn.Module):
@@ -145,7 +145,7 @@ def test_a_plan_does_what_the_module_does(module, bits):
 
 @pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
 def test_every_module_runs_in_half_precision(monkeypatch, module):
-    monkeypatch.setattr(networks, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(compute, "has_bfloat16", lambda: True)
     parameters, x = drawn_parameters(module), images(4)
     exact = setting((32, 32))
     half = exact._replace(compute=exact.compute.model_copy(update={"dense": "bfloat16"}))

@@ -14,9 +14,10 @@ from ghnqat_sdk.training.checkpoint import CHECKPOINT_FILE, load_training_state
 from ghnqat_sdk.training.config import BitsConfig, BitsShare, RunConfig, ValidationConfig
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.optimizers import AdamWConfig, SoapConfig
-from ghnqat_sdk.training.run import LOG_FILE, RUN_FILE, Run, averages, open_features
+from ghnqat_sdk.training.reports import NetworkReport, StepReport, averages
+from ghnqat_sdk.training.run import LOG_FILE, RUN_FILE, Run, open_features
 from ghnqat_sdk.training.sampler import CustomShare, DeepNetsShare, Draw, FamiliesShare
-from ghnqat_sdk.training.trainer import NetworkReport, StepReport
+from ghnqat_sdk.training.validation import Validation
 
 
 def state(run: Run) -> dict[str, torch.Tensor]:
@@ -180,7 +181,8 @@ def test_all_runs_validate_on_the_same_images(make_run):
     few = ValidationConfig(every=1, networks=3, images=9)
     first, other = (make_run(f"{seed}", seed=seed, validation=few) for seed in (0, 1))
     other.trainer.average.load_state_dict(first.trainer.average.state_dict())
-    assert first._figures() == other._figures()
+    figures = [run.validation.figures(run.trainer.averaged()) for run in (first, other)]
+    assert figures[0] == figures[1]
 
 
 def test_figures_are_the_accuracy_of_each_space_at_each_bit_width(make_run, images):
@@ -188,7 +190,7 @@ def test_figures_are_the_accuracy_of_each_space_at_each_bit_width(make_run, imag
     limits = ValidationConfig(networks=1, images=20, max_macs=4e6)
     bits = BitsConfig(settings=(BitsShare(bits=(4, 4)), BitsShare(bits=(32, 32))))
     run = make_run(networks=spaces, validation=limits, bits=bits)
-    figures = run._figures()
+    figures = run.validation.figures(run.trainer.averaged())
     assert list(figures) == [
         "toys W4/A4",
         "families W4/A4",
@@ -205,7 +207,7 @@ def test_validation_networks_are_the_first_of_each_space_within_the_limit(make_r
         DeepNetsShare(channels=32),
     )
     limits = ValidationConfig(networks=2, max_macs=40e6)
-    validated = make_run(networks=spaces, validation=limits)._validated
+    validated = make_run(networks=spaces, validation=limits).validation.architectures
     assert [one.key[0] for one in validated] == ["toys", "toys", "deepnets", "deepnets"]
     assert validated[:2] == [Toy("val", 0), Toy("val", 1)]
     assert all(one.macs <= 40e6 for one in validated)
@@ -220,7 +222,7 @@ def test_a_space_that_cannot_be_validated_is_refused_before_training(make_run):
 
 def test_the_best_weights_so_far_are_kept(make_run, monkeypatch, same):
     figures = iter([30.0, 50.0, 40.0])
-    monkeypatch.setattr(Run, "_figures", lambda run: {"toys W4/A4": next(figures)})
+    monkeypatch.setattr(Validation, "figures", lambda *_: {"toys W4/A4": next(figures)})
     run = make_run(validation=ValidationConfig(every=1, images=20))
     kept = []
     for _ in run.run(3):

@@ -8,21 +8,23 @@ from toys import Toy
 
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.pretrained import save_pretrained
+from ghnqat_sdk.training import networks as networks_module
 from ghnqat_sdk.training import trainer as trainer_module
+from ghnqat_sdk.training.average import running_average
 from ghnqat_sdk.training.config import BitsConfig, BitsShare, RunConfig
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.features import FeatureCache
+from ghnqat_sdk.training.networks import PreparedNetworks
 from ghnqat_sdk.training.optimizers import AdamWConfig, CosineSchedule, DecayConfig, SoapConfig
 from ghnqat_sdk.training.run import open_features
 from ghnqat_sdk.training.sampler import (
     CustomShare,
     DeepNetsShare,
-    Draw,
     FamiliesShare,
     SamplingConfig,
 )
 from ghnqat_sdk.training.spaces.deepnets import DeepNets
-from ghnqat_sdk.training.trainer import Trainer, running_average
+from ghnqat_sdk.training.trainer import Trainer
 
 NOISE = BitsConfig(settings=(BitsShare(bits=(4, 4)),), noise=True)
 
@@ -243,25 +245,24 @@ def test_networks_of_both_spaces_are_learned_from(make, share):
 
 def test_networks_are_prepared_once_while_they_are_in_the_window(make, monkeypatch):
     prepared = Counter()
-    real = trainer_module.prepare_network
+    real = networks_module.prepare_network
 
     def noted(architecture, num_classes):
         prepared[architecture] += 1
         return real(architecture, num_classes)
 
-    monkeypatch.setattr(trainer_module, "prepare_network", noted)
+    monkeypatch.setattr(networks_module, "prepare_network", noted)
     trainer = make()
     list(trainer.steps(8))
     assert set(prepared.values()) == {1}
     for index in range(30):
-        trainer._network(Draw(Toy("train", index), (4, 4), 8))
-    assert len(trainer._prepared) <= trainer.config.sampling.window
+        trainer.networks.prepared(Toy("train", index))
+    assert len(trainer.networks.kept) <= trainer.config.sampling.window
 
 
-def test_one_network_at_other_channels_is_another_one(make):
-    trainer = make()
-    draws = [Draw(DeepNets("train", channels)[5], (4, 4), 8) for channels in (16, 24, 16)]
-    narrow, wide, again = map(trainer._network, draws)
+def test_one_network_at_other_channels_is_another_one():
+    architectures = [DeepNets("train", channels)[5] for channels in (16, 24, 16)]
+    narrow, wide, again = map(PreparedNetworks(10, most=8).prepared, architectures)
     assert narrow is again
     assert narrow.graph.parameters.keys() == wide.graph.parameters.keys()
     assert narrow.graph.nodes != wide.graph.nodes

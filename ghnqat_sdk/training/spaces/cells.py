@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.training.spaces.blocks import Conv, Seq
-from ghnqat_sdk.training.spaces.cost import Cost, Flow
+from ghnqat_sdk.training.spaces.cost import IMAGE, Cost, Flow
 
 
 class FactorizedReduce(nn.Module):
@@ -163,6 +163,12 @@ class CellNetSpec(NamedTuple):
         for cell in self.cells:
             before, last = last, cell.trace(before, last, cost)
         return self.head.trace(last, cost)
+
+    def cost(self) -> Cost:
+        """Of one image."""
+        cost = Cost()
+        cost.depth = self.trace(IMAGE, cost).depth
+        return cost
 
 
 def depth_of(flow: Flow) -> int:

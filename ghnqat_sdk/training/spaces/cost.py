@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Flow(NamedTuple):
-    """Shape of one image's activations, and how many convolutions and linear layers lie behind it."""
+    """Shape of one image's activations, and how many layers with weights lie behind it."""
 
     channels: int
     height: int

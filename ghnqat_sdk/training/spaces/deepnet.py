@@ -8,12 +8,8 @@ and a head of one or two linear layers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
-from torch import nn
-
-from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.training.spaces.blocks import (
     Act,
     Flatten,
@@ -26,9 +22,10 @@ from ghnqat_sdk.training.spaces.blocks import (
     unit,
 )
 from ghnqat_sdk.training.spaces.cells import CellNetSpec
-from ghnqat_sdk.training.spaces.cost import IMAGE, Cost
+from ghnqat_sdk.training.spaces.cost import IMAGE
+from ghnqat_sdk.training.spaces.described import Described
 from ghnqat_sdk.training.spaces.genotypes import Genotype, Place, Slot, cell_row
-from ghnqat_sdk.training.spaces.protocol import Key, Norm
+from ghnqat_sdk.training.spaces.protocol import Norm
 
 StemKind = Literal["plain", "pooled", "imagenet"]
 
@@ -40,7 +37,7 @@ GRID = (16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512)
 
 
 @dataclass(frozen=True)
-class DeepNet:
+class DeepNet(Described):
     """One network of cells, an `Architecture`.
 
     Attributes:
@@ -58,8 +55,11 @@ class DeepNet:
         norm: Batch normalization or none.
         pooled: Whether the head averages over the image, or flattens it.
         hidden: Features of the hidden linear layer, 0 for none.
+
+    Other channels than the split's own are not part of its key.
     """
 
+    space: ClassVar[str] = "deepnets"
     split: str
     index: int
     channels: int
@@ -75,11 +75,6 @@ class DeepNet:
     hidden: int
 
     @property
-    def key(self) -> Key:
-        """See `Architecture`; other channels than the split's own are not part of it."""
-        return ("deepnets", self.split, self.index)
-
-    @property
     def family(self) -> str:
         """See `Architecture`."""
         return "cells"
@@ -89,41 +84,8 @@ class DeepNet:
         """See `Architecture`: batch norm, a pooled head, and few cells."""
         return self.norm == "batch" and self.pooled and self.cells <= SIMPLE_CELLS
 
-    @property
-    def macs(self) -> int:
-        """See `Architecture`."""
-        return self._cost.macs
-
-    @property
-    def parameter_count(self) -> int:
-        """See `Architecture`."""
-        return self._cost.parameters
-
-    @property
-    def depth(self) -> int:
-        """See `Architecture`."""
-        return self._cost.depth
-
-    def build(self, num_classes: int = 10) -> nn.Module:
-        """The network, a `CellNet`.
-
-        Raises:
-            ArgumentError: `num_classes` is no positive integer.
-        """
-        if not (is_integer(num_classes) and num_classes > 0):
-            raise ArgumentError(
-                f"num_classes came as {num_classes!r}; expected an integer of at least 1. Write, "
-                "for example, architecture.build(num_classes=10)."
-            )
-        return self._describe(num_classes).build()
-
-    @cached_property
-    def _cost(self) -> Cost:
-        cost = Cost()
-        cost.depth = self._describe(10).trace(IMAGE, cost).depth
-        return cost
-
-    def _describe(self, num_classes: int) -> CellNetSpec:
+    def describe(self, num_classes: int) -> CellNetSpec:
+        """See `Described`."""
         style = Style(self.norm, "relu", bias=self.norm == "none")
         stem, second_stem, place = self._stems(style)
         cells, channels = cell_row(self._slots(), place, style, self.preprocessed)
@@ -165,8 +127,3 @@ class DeepNet:
 def on_grid(channels: int) -> int:
     """The nearest count of the grid; larger ones are left as they are."""
     return channels if channels > GRID[-1] else min(GRID, key=lambda size: abs(size - channels))
-
-
-def is_integer(value: object) -> bool:
-    """Whether `value` is an int, and no bool."""
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -23,7 +23,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.training.spaces.deepnet import GRID, DeepNet, is_integer
+from ghnqat_sdk.training.spaces.deepnet import GRID, DeepNet
+from ghnqat_sdk.training.spaces.described import check_index, check_split, is_integer
 from ghnqat_sdk.training.spaces.drawing import draw
 from ghnqat_sdk.training.spaces.genotypes import draw_genotypes
 
@@ -86,10 +87,7 @@ class DeepNets:
     """
 
     def __init__(self, split: str, channels: int | None = None) -> None:
-        if not isinstance(split, str) or split not in SPLITS:
-            raise ArgumentError(
-                f"split came as {split!r}; expected one of {', '.join(SPLITS)}. Write, for example, DeepNets('train')."
-            )
+        check_split(split, tuple(SPLITS), "DeepNets")
         if not (channels is None or (is_integer(channels) and channels > 1 and channels % 2 == 0)):
             raise ArgumentError(
                 f"channels came as {channels!r}; expected a positive even integer, or None for "
@@ -107,11 +105,7 @@ class DeepNets:
         Raises:
             ArgumentError: there is no such index.
         """
-        if not (is_integer(index) and 0 <= index < len(self)):
-            raise ArgumentError(
-                f"index came as {index!r}; expected an integer from 0 to {len(self) - 1}. Write, "
-                f"for example, DeepNets({self.split!r})[0]."
-            )
+        check_index(index, self.split, len(self), "DeepNets")
         network = network_at(self.split, index)
         channels = self.channels or network.channels * SPLITS[self.split].widening
         return network if channels == network.channels else replace(network, channels=channels)

@@ -20,19 +20,15 @@ import hashlib
 import math
 import random
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
-from typing import cast
+from typing import ClassVar, cast
 
-from torch import nn
-
-from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.training.spaces.cost import Cost
+from ghnqat_sdk.training.spaces.described import Described, check_index, check_split
 from ghnqat_sdk.training.spaces.drawing import draw
 from ghnqat_sdk.training.spaces.family_draw import Recipe, draw_plan
-from ghnqat_sdk.training.spaces.family_network import Plan, describe
+from ghnqat_sdk.training.spaces.family_network import Network, Plan, describe
 from ghnqat_sdk.training.spaces.family_recipes import FAMILIES, RECIPES
-from ghnqat_sdk.training.spaces.protocol import Key, Norm
+from ghnqat_sdk.training.spaces.protocol import Norm
 
 SPLITS: dict[str, int] = {"train": 250_000, "val": 400, "test": 400}
 SIMPLE_FAMILIES = ("plain", "residual", "bottleneck", "mobilenet_v1", "inverted")
@@ -60,7 +56,7 @@ MOST_RELAXED = 60_000_000
 
 
 @dataclass(frozen=True)
-class FamilyNet:
+class FamilyNet(Described):
     """One network of the space, an `Architecture`.
 
     Attributes:
@@ -69,14 +65,10 @@ class FamilyNet:
         plan: Everything that describes it.
     """
 
+    space: ClassVar[str] = "families"
     split: str
     index: int
     plan: Plan
-
-    @property
-    def key(self) -> Key:
-        """See `Architecture`."""
-        return ("families", self.split, self.index)
 
     @property
     def family(self) -> str:
@@ -100,37 +92,9 @@ class FamilyNet:
             and self.depth <= SIMPLE_DEPTH
         )
 
-    @property
-    def macs(self) -> int:
-        """See `Architecture`."""
-        return self._cost.macs
-
-    @property
-    def parameter_count(self) -> int:
-        """See `Architecture`."""
-        return self._cost.parameters
-
-    @property
-    def depth(self) -> int:
-        """See `Architecture`."""
-        return self._cost.depth
-
-    def build(self, num_classes: int = 10) -> nn.Module:
-        """The network, a `ConvNet`.
-
-        Raises:
-            ArgumentError: `num_classes` is no positive integer.
-        """
-        if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1:
-            raise ArgumentError(
-                f"num_classes came as {num_classes!r}; expected an integer of at least 1. Write, "
-                "for example, architecture.build(num_classes=10)."
-            )
-        return describe(self.plan, num_classes).build()
-
-    @cached_property
-    def _cost(self) -> Cost:
-        return describe(self.plan, 10).cost()
+    def describe(self, num_classes: int) -> Network:
+        """See `Described`."""
+        return describe(self.plan, num_classes)
 
 
 class Families:
@@ -147,11 +111,7 @@ class Families:
     """
 
     def __init__(self, split: str = "train") -> None:
-        if not isinstance(split, str) or split not in SPLITS:
-            raise ArgumentError(
-                f"split came as {split!r}; expected one of {', '.join(map(repr, SPLITS))}. Write, "
-                "for example, Families('train')."
-            )
+        check_split(split, tuple(SPLITS), "Families")
         self.split = split
 
     def __len__(self) -> int:
@@ -164,20 +124,11 @@ class Families:
         Raises:
             ArgumentError: `index` is no integer of the split.
         """
-        size = len(self)
-        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < size:
-            raise ArgumentError(
-                f"index came as {index!r}; expected an integer from 0 to {size - 1}, for the "
-                f"{size} networks of {self.split!r}. Write, for example, "
-                f"Families({self.split!r})[0]."
-            )
+        check_index(index, self.split, len(self), "Families")
         return network_at(self.split, index)
 
     def __repr__(self) -> str:
         return f"Families({self.split!r})"
-
-
-# ---------------------------------------------------------------- drawing one
 
 
 def network_at(split: str, index: int) -> FamilyNet:

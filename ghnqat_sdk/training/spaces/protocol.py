@@ -1,4 +1,4 @@
-"""What a space of networks is to the rest of training: a sequence of architectures that can be made again anywhere."""
+"""What a space of networks is to the rest of training: architectures made again anywhere."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ class BlockedModule(Protocol):
         """(N, 3, H, W) images to (N, classes) scores."""
 
     def block_ends(self) -> Sequence[nn.Module]:
-        """The modules whose outputs (N, C, h, w) end a block, in order of execution: what hints tap."""
+        """The modules whose outputs (N, C, h, w) end a block, as executed: what hints tap."""
 
 
 class Architecture(Protocol):
     """One network of a space, described and not yet built.
 
-    Costs are of one 3x32x32 image and ten classes, worked out from the description: nothing is built for them.
+    Costs are of one 3x32x32 image and ten classes, worked out from the description: nothing is
+    built for them.
     """
 
     @property
@@ -57,7 +58,10 @@ class Architecture(Protocol):
         """Convolutions and linear layers on the longest path."""
 
     def build(self, num_classes: int = 10) -> nn.Module:
-        """The network, a `BlockedModule`; under `torch.device("meta")` it takes neither memory nor time."""
+        """The network, a `BlockedModule`.
+
+        Under `torch.device("meta")` it takes neither memory nor time.
+        """
 
 
 class Space(Protocol):

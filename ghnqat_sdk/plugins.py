@@ -1,0 +1,140 @@
+"""Classes of a user's own in a config: named by where they are imported from.
+
+A config that a user trains with imports what it names. One that came with weights, from a folder or
+the Hub, imports nothing: it finds only what the user has imported, and only classes that are of the
+kind that is asked for, so that reading a file never runs code that the user did not choose.
+
+Example:
+    >>> import collections
+    >>> find("collections.Counter", dict)
+    <class 'collections.Counter'>
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+
+from ghnqat_sdk.errors import ArgumentError
+
+T = TypeVar("T")
+
+
+def find(factory: str, kind: type[T]) -> type[T]:
+    """The subclass of `kind` that a name such as "package.module.Class" stands for.
+
+    Raises:
+        ArgumentError: its module is not imported, has no such class, or one of another kind.
+    """
+    module, _, name = factory.rpartition(".")
+    if module not in sys.modules:
+        raise ArgumentError(
+            f"The config names {factory!r}, and {module!r} is not imported. Nothing is imported "
+            f"because a file says so: if you trust it, write `import {module}` first."
+        )
+    # Not getattr, for which some modules import others.
+    found = vars(sys.modules[module]).get(name)
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise ArgumentError(
+            f"The config names {factory!r}, and {module!r} has no class {name!r} that is "
+            f"{_article(kind.__name__)}. Write `class {name}({kind.__name__}): ...` there."
+        )
+    return found
+
+
+def imported(factory: str) -> str:
+    """`factory`, after its module was imported: for configs of a user's own.
+
+    Raises:
+        ArgumentError: it cannot be imported, or has nothing of that name to call.
+    """
+    module, _, name = factory.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise ArgumentError(
+            f"{factory!r} cannot be imported ({error}). Write the module's full name, and put its "
+            f"folder on PYTHONPATH."
+        ) from error
+    if not callable(found):
+        raise ArgumentError(
+            f"{module!r} has no class or function {name!r}. Write one there, or correct the name."
+        )
+    return factory
+
+
+def _named(factory: Any) -> Any:
+    """The name of a class or function, which itself may be given instead."""
+    if callable(factory):
+        return f"{factory.__module__}.{factory.__qualname__}"
+    return factory
+
+
+def _well_formed(factory: str) -> str:
+    parts = factory.split(".")
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise ArgumentError(
+            f"factory came as {factory!r}; expected where a class is imported from. Write, for "
+            f'example, "my_package.my_module.MyClass".'
+        )
+    return factory
+
+
+def _article(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "AEIOU" else f"a {noun}"
+
+
+Factory = Annotated[str, BeforeValidator(_named), AfterValidator(_well_formed)]
+
+
+class Custom(BaseModel):
+    """A variant of a user's own, in a config that may have come with a file: see `find`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    factory: Factory
+    """Where its class is imported from, as "package.module.Class"; or the class itself."""
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
+    """Keyword arguments of its own."""
+
+    def make(self, kind: type[T], *arguments: Any, **more: Any) -> T:
+        """An instance, made of `arguments`, `more` and the settings.
+
+        Raises:
+            ArgumentError: see `find`; or the class does not take the settings.
+        """
+        return self._called(find(self.factory, kind), *arguments, **more)
+
+    def _called(self, factory: Any, *arguments: Any, **more: Any) -> Any:
+        try:
+            return factory(*arguments, **more, **self.settings)
+        except TypeError as error:
+            raise ArgumentError(
+                f"{self.factory} cannot be made of settings={self.settings}: {error}. Correct the "
+                f"settings, or the arguments that it takes."
+            ) from error
+
+
+class ImportedCustom(Custom):
+    """A variant of a user's own, in a config of the user's own: its module is imported."""
+
+    factory: Annotated[Factory, AfterValidator(imported)]
+
+    def call(self, *arguments: Any, **more: Any) -> Any:
+        """What the class or function makes of `arguments`, `more` and the settings.
+
+        Raises:
+            ArgumentError: it does not take them.
+        """
+        module, _, name = self.factory.rpartition(".")
+        return self._called(getattr(sys.modules[module], name), *arguments, **more)
+
+
+def with_imports(config: T) -> T:
+    """`config`, after the modules that its own fields name were imported."""
+    for part in vars(config).values():
+        if isinstance(part, Custom):
+            imported(part.factory)
+    return config

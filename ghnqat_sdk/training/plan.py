@@ -1,0 +1,170 @@
+"""A network's forward pass as a list of steps.
+
+A plan runs what the fake-quantized module of the same architecture runs, and is faster: batch norm,
+activation and rounding are one step, an input that several layers read is rounded once, and
+products may be in bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.training.compute import Setting
+from ghnqat_sdk.training.eager import Clip
+from ghnqat_sdk.training.steps import (
+    Pass,
+    Step,
+    call,
+    call_with_parameters,
+    convolve,
+    get_parameter,
+    method,
+    multiply,
+    normalise,
+)
+
+
+class Plan:
+    """The steps of one network's forward pass.
+
+    Args:
+        model: A `BlockedModule`, its parameters on any device: only their names are used.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        tracer = _Tracer(list(model.block_ends()))  # type: ignore[operator]
+        try:
+            graph = tracer.trace(model)
+        except Exception as error:  # whatever the model's forward raises on proxies
+            raise ArgumentError(
+                f"A network of a space must be traceable by torch.fx, and "
+                f"{type(model).__name__} is not: {error}. Write its forward without control flow "
+                f"that depends on tensors."
+            ) from error
+        self._modules = dict(model.named_modules())
+        self._tapped = [tracer.tapped[index] for index in sorted(tracer.tapped)]
+        self._steps: list[tuple[fx.Node, Step]] = []
+        self._aliases: dict[fx.Node, fx.Node] = {}
+        for node in graph.nodes:
+            step = self._step(node)
+            if step is not None:
+                self._steps.append((node, step))
+            if node.op == "placeholder":
+                self._input = node
+            elif node.op == "output":
+                self._output = node.args[0]
+
+    def run(
+        self, parameters: Mapping[str, Tensor], images: Tensor, setting: Setting
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Scores (N, classes) in float32, and the output (N, C, h, w) of each block.
+
+        Args:
+            parameters: Of the network, by name.
+            images: (N, 3, H, W).
+            setting: Bit-widths and how to run.
+        """
+        dtype = setting.compute.dtype("dense")
+        values: dict[Any, Any] = {self._input: images.to(setting.compute.device, dtype)}
+        now = Pass(values, parameters, setting)
+        for node, step in self._steps:
+            values[node] = step(now)
+        taps = [values[self._resolved(node)] for node in self._tapped]
+        return values[self._resolved(self._output)].float(), taps
+
+    def _step(self, node: fx.Node) -> Step | None:
+        if node in self._aliases or node.op in ("placeholder", "output"):
+            return None
+        if node.op == "get_attr":
+            return partial(get_parameter, str(node.target))
+        if node.op == "call_module":
+            return self._of_module(node, self._modules[str(node.target)])
+        function: Any = method(str(node.target)) if node.op == "call_method" else node.target
+        return partial(call, function, *self._arguments(node))
+
+    def _of_module(self, node: fx.Node, module: nn.Module) -> Step:
+        source = self._resolved(node.args[0])
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            run: Any = convolve if isinstance(module, nn.Conv2d) else multiply
+            return partial(run, str(node.target), module, source, self._rounded_already(source))
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            clip, end = self._clip_after(node)
+            fused = self._rounded_already(node, end)
+            return partial(normalise, str(node.target), module, source, clip, fused)
+        if next(module.parameters(), None) is not None:
+            return partial(call_with_parameters, str(node.target), module, *self._arguments(node))
+        return partial(call, module, *self._arguments(node))
+
+    def _resolved(self, node: Any) -> fx.Node:
+        """The node whose value this one has."""
+        return self._aliases.get(node, node)
+
+    def _arguments(self, node: fx.Node) -> tuple[Any, Any]:
+        resolve = self._resolved
+        return fx.map_arg(node.args, resolve), fx.map_arg(node.kwargs, resolve)
+
+    def _clip_after(self, node: fx.Node) -> tuple[Clip, fx.Node]:
+        """The activation that alone follows a norm and becomes part of it, and the last of both."""
+        users = list(node.users)
+        if len(users) == 1 and node not in self._tapped:
+            clip = self._clip_of(users[0])
+            if clip is not None:
+                self._aliases[users[0]] = node
+                return clip, users[0]
+        return Clip(), node
+
+    def _clip_of(self, node: fx.Node) -> Clip | None:
+        if node.op == "call_module":
+            return _CLIPS.get(type(self._modules[str(node.target)]))
+        return _CLIPS.get(node.target)
+
+    def _rounded_already(self, node: fx.Node, end: fx.Node | None = None) -> bool:
+        """Whether quantized layers alone read a norm's output, which is then rounded with it."""
+        if not self._is_norm(node):
+            return False
+        if end is None:
+            end = next((user for user, of in self._aliases.items() if of is node), node)
+        return end not in self._tapped and all(self._is_layer(user) for user in end.users)
+
+    def _is_norm(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and isinstance(
+            self._modules[str(node.target)], nn.modules.batchnorm._BatchNorm
+        )
+
+    def _is_layer(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and isinstance(
+            self._modules[str(node.target)], (nn.Conv2d, nn.Linear)
+        )
+
+
+_CLIPS: dict[Any, Clip] = {
+    nn.ReLU: Clip(0.0),
+    nn.ReLU6: Clip(0.0, 6.0),
+    F.relu: Clip(0.0),
+    torch.relu: Clip(0.0),
+    F.relu6: Clip(0.0, 6.0),
+    "relu": Clip(0.0),
+}
+"""Activations that a norm can take in."""
+
+
+class _Tracer(fx.Tracer):
+    """Also notes the node of each block's end."""
+
+    def __init__(self, ends: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.ends = {id(module): index for index, module in enumerate(ends)}
+        self.tapped: dict[int, fx.Node] = {}
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        output = super().call_module(m, forward, args, kwargs)
+        if id(m) in self.ends:
+            self.tapped[self.ends[id(m)]] = output.node
+        return output

@@ -1,0 +1,65 @@
+"""What a run starts from: untrained or given weights, that fit the images and the features."""
+
+from __future__ import annotations
+
+import torch
+
+from ghnqat_sdk.data import ImageSet
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
+from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
+from ghnqat_sdk.training.config import RunConfig
+from ghnqat_sdk.training.features import FeatureCache
+from ghnqat_sdk.training.objective import Hints
+
+
+def check_fit(config: RunConfig, train: ImageSet, features: FeatureCache | None) -> None:
+    """Whether a run can start with these images and features.
+
+    Raises:
+        ArgumentError: images of another number of classes than the config's, hints without
+            features, or a device that cannot be used.
+    """
+    if len(train.classes) != config.hypernetwork.num_classes:
+        raise ArgumentError(
+            f"The images are of {len(train.classes)} classes, and the config's "
+            f"hypernetwork.num_classes is {config.hypernetwork.num_classes}. Change it in the "
+            f"config, or give other images."
+        )
+    if config.hints is not None and features is None:
+        raise ArgumentError(
+            "The config has hints, and no teacher's features were given. Pass "
+            "features=FeatureCache.open(folder, teacher, train), or set hints to null."
+        )
+    config.compute.check()
+
+
+def started(
+    config: RunConfig, features: FeatureCache | None
+) -> tuple[GraphHypernetwork, Hints | None]:
+    """The hypernetwork and its hints before the first step, on the device of the run.
+
+    Raises:
+        ArgumentError: initial weights of another architecture.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = GraphHypernetwork(config.hypernetwork).to(config.compute.device)
+        hints = None
+        if config.hints is not None and features is not None:
+            channels = [stage.shape[-1] for stage in features.stages]
+            hints = Hints(config.hints, channels).to(config.compute.device)
+    if config.initial is not None:
+        _copy_weights(model, load_pretrained(config.initial))
+    return model, hints
+
+
+def _copy_weights(model: GraphHypernetwork, initial: GraphHypernetwork) -> None:
+    try:
+        model.load_state_dict(initial.state_dict())
+    except RuntimeError as error:
+        raise ArgumentError(
+            f"The initial weights belong to another architecture "
+            f"({' '.join(str(error).split()):.300}). Use a config whose 'hypernetwork' equals that "
+            f"of the initial weights."
+        ) from error

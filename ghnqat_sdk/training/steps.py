@@ -1,0 +1,148 @@
+"""The steps of a plan: what one node of a network computes from the values before it.
+
+Each takes what its plan knows of the node, and last the pass that it is a step of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ghnqat_sdk.bits import FLOAT_BITS
+from ghnqat_sdk.training.compute import Setting
+from ghnqat_sdk.training.depthwise import Geometry, depthwise
+from ghnqat_sdk.training.eager import Clip, Rounding
+from ghnqat_sdk.training.kernels import normalise_clip_round
+
+
+class Pass(NamedTuple):
+    """One forward pass of a network.
+
+    Attributes:
+        values: Of the nodes so far.
+        parameters: Of the network, by name.
+        setting: Bit-widths and how to run.
+    """
+
+    values: dict[Any, Any]
+    parameters: Mapping[str, Tensor]
+    setting: Setting
+
+    def parameter(self, module: str, name: str) -> Tensor | None:
+        """A parameter of a module, None where it has none of that name."""
+        return self.parameters.get(f"{module}.{name}" if module else name)
+
+    def rounded(self, source: fx.Node, rounded: bool) -> Tensor:
+        """An input of a layer, fake-quantized once for all that read it; or `rounded` before."""
+        x = self.values[source]
+        setting = self.setting
+        if (rounded and setting.rounding is not None) or setting.bits[1] == FLOAT_BITS:
+            return x
+        key = ("rounded", source)
+        if key not in self.values:
+            self.values[key] = setting.rounded(x)
+        return self.values[key]
+
+    def given(self, arguments: Any) -> Any:
+        """Arguments with values in place of nodes."""
+        return fx.map_arg(arguments, self.values.__getitem__)
+
+
+Step = Callable[[Pass], Any]
+
+
+def convolve(name: str, module: nn.Conv2d, source: fx.Node, rounded: bool, now: Pass) -> Tensor:
+    """A fake-quantized convolution."""
+    x = now.rounded(source, rounded)
+    weight = now.setting.rounded_weight(now.parameters[f"{name}.weight"], x.dtype)
+    bias = now.parameter(name, "bias")
+    bias = None if bias is None else bias.to(x.dtype)
+    if module.padding_mode != "zeros" or isinstance(module.padding, str):
+        return module._conv_forward(x, weight, bias)
+    if module.groups == 1 and x.shape[2:] == (1, 1):
+        place = _only_position(module)
+        if place is not None:  # a convolution of one pixel is a product
+            y = F.linear(x.flatten(1), weight[:, :, place[0], place[1]], bias)
+            return y[:, :, None, None]
+    if module.in_channels < 8 and module.kernel_size == (1, 1) and not any(module.padding):
+        # A branch of a stem. Given as a stride, oneDNN's code for AVX2 corrupts memory in the
+        # gradient of the weight.
+        rows, columns = module.stride
+        return F.conv2d(x[:, :, ::rows, ::columns], weight, bias, groups=module.groups)
+    if module.groups == module.in_channels == module.out_channels > 1:
+        geometry = Geometry(module.stride, module.padding, module.dilation)  # type: ignore[arg-type]
+        y = depthwise(x, weight, geometry, now.setting.compiled)
+        return y if bias is None else y + bias[:, None, None]
+    return F.conv2d(x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
+
+
+def _only_position(module: nn.Conv2d) -> tuple[int, int] | None:
+    """The kernel's position that meets the pixel of an image of one.
+
+    None where the output is more than one pixel, or none of the kernel meets it.
+    """
+    if isinstance(module.padding, str):
+        return None
+    place = []
+    sides = zip(module.kernel_size, module.padding, module.dilation, strict=True)
+    for kernel, padding, dilation in sides:
+        if 2 * padding - dilation * (kernel - 1) != 0 or padding % dilation:
+            return None
+        place.append(padding // dilation)
+    return place[0], place[1]
+
+
+def multiply(name: str, module: nn.Linear, source: fx.Node, rounded: bool, now: Pass) -> Tensor:
+    """A fake-quantized linear layer."""
+    x = now.rounded(source, rounded)
+    weight = now.setting.rounded_weight(now.parameters[f"{name}.weight"], x.dtype)
+    bias = now.parameter(name, "bias")
+    return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+
+def normalise(
+    name: str,
+    module: nn.modules.batchnorm._BatchNorm,
+    source: fx.Node,
+    clip: Clip,
+    fused: bool,
+    now: Pass,
+) -> Tensor:
+    """Batch norm with the statistics of the batch, and what follows it."""
+    x = now.values[source]
+    setting = now.setting
+    rounding = setting.rounding if fused and setting.rounding is not None else Rounding()
+    gain = now.parameter(name, "weight")
+    shift = now.parameter(name, "bias")
+    channels = x.shape[1]
+    gain = torch.ones(channels, device=x.device) if gain is None else gain
+    shift = torch.zeros(channels, device=x.device) if shift is None else shift
+    return normalise_clip_round(x, gain, shift, module.eps, clip, rounding, setting.compiled)
+
+
+def call_with_parameters(name: str, module: nn.Module, args: Any, kwargs: Any, now: Pass) -> Any:
+    """Any other module that has parameters."""
+    dtype = now.setting.compute.dtype("dense")
+    own = {key: now.parameters[f"{name}.{key}"].to(dtype) for key, _ in module.named_parameters()}
+    args, kwargs = now.given((args, kwargs))
+    return torch.func.functional_call(module, own, args, kwargs)
+
+
+def call(function: Callable[..., Any], args: Any, kwargs: Any, now: Pass) -> Any:
+    """A function, a method, or a module without parameters."""
+    args, kwargs = now.given((args, kwargs))
+    return function(*args, **kwargs)
+
+
+def get_parameter(name: str, now: Pass) -> Tensor:
+    """A parameter that the forward pass reads itself."""
+    return now.parameters[name].to(now.setting.compute.dtype("dense"))
+
+
+def method(name: str) -> Callable[..., Any]:
+    """A tensor's method as a function of the tensor."""
+    return lambda first, *args, **kwargs: getattr(first, name)(*args, **kwargs)

@@ -1,0 +1,52 @@
+"""Files and functions that a reader takes in at a glance."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import ghnqat_sdk
+
+ROOT = Path(ghnqat_sdk.__file__).parent
+FILES = {str(path.relative_to(ROOT)): path for path in sorted(ROOT.rglob("*.py"))}
+MOST_LINES = 300
+MOST_LINES_OF_A_FUNCTION = 50
+# This list only shrinks.
+TOO_LONG = {
+    "cli/main.py",
+    "cli/train.py",
+    "export/onnx.py",
+    "graph/recorder.py",
+    "hypernetwork/pretrained.py",
+    "quantization/calibrate.py",
+}
+LONG_FUNCTIONS = {
+    "export/onnx.py: export_onnx",
+    "export/onnx_graph.py: set_biases_apart",
+    "export/pt2e.py: pt2e_quantizer",
+    "graph/draw.py: draw_graph",
+    "predict.py: predict_quantized_params",
+    "quantization/calibrate.py: calibrate",
+    "search.py: suggest_bits",
+}
+
+
+def long_functions(name: str) -> list[str]:
+    """Functions of more lines than they may have, docstrings included."""
+    tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    return [
+        f"{name}: {node.name}"
+        for node in functions
+        if node.end_lineno - node.lineno >= MOST_LINES_OF_A_FUNCTION
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name not in TOO_LONG])
+def test_a_file_is_short(name):
+    assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_functions_are_short(name):
+    assert [function for function in long_functions(name) if function not in LONG_FUNCTIONS] == []

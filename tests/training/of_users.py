@@ -1,0 +1,82 @@
+"""An encoder, a decoder, an optimizer, a schedule and a space as users write them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from toys import Toy, Toys
+
+from ghnqat_sdk.graph.batch import GraphBatch
+from ghnqat_sdk.hypernetwork.decoder import Decoder
+from ghnqat_sdk.hypernetwork.encoders import Encoder, NodeEmbedding
+from ghnqat_sdk.hypernetwork.tiles import Request
+
+
+class Bag(Encoder):
+    """Every node on its own."""
+
+    def __init__(self, vocabulary: int, s_max: int, width: int = 16) -> None:
+        super().__init__(width)
+        self.embedding = NodeEmbedding(vocabulary, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, batch: GraphBatch) -> Tensor:
+        return self.norm(self.embedding(batch))
+
+
+class Constant(Decoder):
+    """One number for each tensor, which a node's embedding says."""
+
+    def __init__(self, width: int, num_classes: int, size: float = 1.0) -> None:
+        super().__init__()
+        self.size = size
+        self.number = nn.Linear(width, 1)
+
+    def forward(
+        self,
+        nodes: Tensor,
+        depths: Tensor,
+        requests: Sequence[Request],
+        *,
+        channels_last: bool = True,
+        dtype: torch.dtype = torch.float32,
+    ) -> list[Tensor]:
+        numbers = self.size * self.number(nodes).flatten()
+        return [numbers[request.row].expand(request.cut.shape) for request in requests]
+
+
+class SlowedSGD(torch.optim.SGD):
+    """SGD at a share of the rate."""
+
+    def __init__(self, groups: object, lr: float, slower: float) -> None:
+        super().__init__(groups, lr=lr, momentum=0.5)
+        self.slower = slower
+
+    def step(self, closure: object = None) -> None:
+        rates = [group["lr"] for group in self.param_groups]
+        for group in self.param_groups:
+            group["lr"] /= self.slower
+        super().step()
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
+def stairs(length: int) -> Callable[[int], float]:
+    """Half the rate after each `length` steps."""
+    return lambda step: 0.5 ** (step // length)
+
+
+class FewToys(Toys):
+    """The first networks alone."""
+
+    def __init__(self, split: str, count: int) -> None:
+        super().__init__(split)
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Toy:
+        return super().__getitem__(index)
