@@ -29,3 +29,11 @@ class DataError(GhnqatError, RuntimeError):
 
 class UncalibratedWarning(UserWarning):
     """An evaluation that depends on its batch, because `calibrate` has not been called."""
+
+
+class RandomHeadWarning(UserWarning):
+    """A classifier keeps the user's values, because its class count is not the hypernetwork's."""
+
+
+class UnfamiliarDataWarning(UserWarning):
+    """Images unlike those that the hypernetwork's networks were trained on."""
