@@ -22,6 +22,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,10 +68,6 @@ class Task(NamedTuple):
     start: str
     mark: int = 0
     rate: float = 0.0
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        return tuple(self)
 
 
 def small_cnn(channels: int, classes: int) -> nn.Module:
@@ -205,7 +202,7 @@ def measure(task: Task, root: str) -> dict[str, Any]:
     marks = marks_of(task.data)[: task.mark + 1]
     found = [accuracies(model, images, DATA[task.data])]
     optimizer = torch.optim.SGD(model.parameters(), task.rate, momentum=0.9, weight_decay=5e-4)
-    for before, mark in zip(marks, marks[1:], strict=False):
+    for before, mark in pairwise(marks):
         train(model, optimizer, range(before, mark), images.train, move=task.data != "digits")
         found.append(accuracies(model, images, DATA[task.data]))
     validation, test = zip(*found, strict=True)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ghnqat_sdk.calls import Call
+from ghnqat_sdk.calls import Call, tensors_in
 from ghnqat_sdk.errors import ArgumentError, TraceError
 from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.quantization.convert import to_float
+from ghnqat_sdk.quantization.layers import evaluating
 from ghnqat_sdk.ridge import ClassSums, Linear, Ridge, choose_strength
 
 HELD_OUT_EACH = 5
@@ -85,8 +87,7 @@ class Classifier:
 
     def count(self, columns: list[Tensor]) -> None:
         """Add what was heard, with its labels, to the sums or to what is held out."""
-        if self.heard is None:
-            return
+        assert self.heard is not None
         features, self.heard = self.heard, None
         labels = self._labels_of(columns, len(features))
         if not features.isfinite().all():
@@ -138,12 +139,14 @@ class Classifier:
                 f"with more labelled images."
             )
         features, labels = (torch.cat(parts) for parts in zip(*self.held, strict=True))
+        held_out = features, labels, self._quantized
         intercept = self.layer.bias is not None
-        choice = choose_strength(
-            Ridge(self.sums, intercept), strengths, features, labels, self._quantized
-        )
+        choice = choose_strength(Ridge(self.sums, intercept), strengths, *held_out)
         self.sums.add(features, labels)
-        linear = Ridge(self.sums, intercept).at(choice.strength).scaled(choice.scale)
+        final = choose_strength(Ridge(self.sums, intercept), [choice.strength], *held_out)
+        # At 2 bits the same strength may round worse, even on images that it was now fitted to.
+        best = min(final, choice, key=lambda candidate: candidate.loss)
+        linear = best.linear.scaled(choice.scale)
         if rectified and linear.bias is not None:
             linear = self._lifted(linear)
         hits = (choice.scores.argmax(1) == labels).double()
@@ -224,3 +227,36 @@ def traced_classifiers(qmodel: nn.Module, call: Call) -> dict[str, bool]:
             after = [*after, *(other for bias in biases for other in following.get(bias, []))]
             found[node.module] = any(graph.nodes[other].op == "relu" for other in after)
     return found
+
+
+def last_layer(qmodel: nn.Module, layers: dict[str, Any], call: Call) -> dict[str, bool]:
+    """The layer whose output is the model's own, for models without a graph; none if there is none."""
+    outputs: dict[str, int] = {}
+
+    def keep(name: str) -> Any:
+        return lambda _, __, output: outputs.update({name: output.untyped_storage().data_ptr()})
+
+    state = next(iter(layers.values())).quantization
+    with torch.no_grad(), ExitStack() as stack:
+        stack.enter_context(evaluating(qmodel, state))
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_hook(keep(name)).remove)
+        result = run(qmodel, call)
+    own = {tensor.untyped_storage().data_ptr() for tensor in tensors_in(result)}
+    return {name: False for name, storage in outputs.items() if storage in own}
+
+
+def run(qmodel: nn.Module, call: Call) -> Any:
+    """What the model returns; RNGs stay as they are.
+
+    Raises:
+        ArgumentError: it cannot be run.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return call.run(qmodel)
+    except Exception as error:  # whatever the user's forward raises
+        raise ArgumentError(
+            f"The model could not be run on a batch of shape {call.shapes()}: "
+            f"{type(error).__name__}: {error}. Pass batches that the model takes."
+        ) from error

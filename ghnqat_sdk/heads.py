@@ -17,7 +17,9 @@ from ghnqat_sdk.classifiers import (
     Classifier,
     FittedHead,
     can_be_classifier,
+    last_layer,
     refuse_fixed,
+    run,
     traced_classifiers,
 )
 from ghnqat_sdk.errors import ArgumentError
@@ -103,12 +105,12 @@ def fit_head(
             handle = head.layer.register_forward_pre_hook(head.hear)
             stack.callback(handle.remove)
         for call, labels in progress_bar(whole, "fitting the head") if progress else whole:
-            _run(qmodel, call)
+            run(qmodel, call)
+            heads = _reached(heads, named=layers is not None)
             for head in heads:
                 head.count(labels)
-        reached = _reached(heads, named=layers is not None)
-        fits = [head.fit(strengths, rectified=head.name in rectified) for head in reached]
-    for head, (linear, _) in zip(reached, fits, strict=True):
+        fits = [head.fit(strengths, rectified=head.name in rectified) for head in heads]
+    for head, (linear, _) in zip(heads, fits, strict=True):
         head.write(linear)
     return HeadReport(tuple(fitted for _, fitted in fits))
 
@@ -118,10 +120,10 @@ _Labelled = tuple[Call, list[Tensor]]
 
 
 def _reached(heads: list[Classifier], named: bool) -> list[Classifier]:
-    """The classifiers that images reached: all that were named, otherwise the only one."""
-    reached = [head for head in heads if head.sums is not None]
+    """The classifiers that the images reached: all that were named, otherwise the only one."""
+    reached = [head for head in heads if head.heard is not None]
     if named and len(reached) < len(heads):
-        missed = [head.name for head in heads if head.sums is None]
+        missed = [head.name for head in heads if head.heard is None]
         raise ArgumentError(f"No image reached {', '.join(map(repr, missed))} in evaluation mode.")
     if len(reached) != 1 and not named:
         columns = ", ".join(f"{head.name!r}: {column}" for column, head in enumerate(heads))
@@ -172,7 +174,7 @@ def _columns(labels: Any) -> list[Tensor]:
 def _chosen(qmodel: nn.Module, layers: Any, call: Call) -> tuple[dict[str, int], set[str]]:
     """The classifiers with their columns of the labels, and those with a ReLU behind them."""
     available = require_fake_quantized_layers(qmodel, "fit_head")
-    found = traced_classifiers(qmodel, call)
+    found = traced_classifiers(qmodel, call) or last_layer(qmodel, available, call)
     wanted = {layers: 0} if isinstance(layers, str) else layers
     if wanted is None:
         wanted = dict.fromkeys(found, 0)
@@ -186,16 +188,3 @@ def _chosen(qmodel: nn.Module, layers: Any, call: Call) -> tuple[dict[str, int],
     for name in wanted:
         refuse_fixed(name, available[name])
     return dict(wanted), {name for name, rectified in found.items() if rectified}
-
-
-def _run(qmodel: nn.Module, call: Call) -> None:
-    try:
-        with torch.random.fork_rng(devices=[]):
-            call.run(qmodel)
-    except ArgumentError:
-        raise
-    except Exception as error:  # whatever the user's forward raises
-        raise ArgumentError(
-            f"The model could not be run on a batch of shape {call.shapes()}: "
-            f"{type(error).__name__}: {error}. Pass batches that the model takes."
-        ) from error

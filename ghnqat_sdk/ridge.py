@@ -107,12 +107,14 @@ class Choice:
     """The strength that does best on images held out.
 
     Attributes:
+        linear: The classifier, not scaled.
         strength: In the units of `STRENGTHS`.
         scale: What the scores are multiplied by to suit cross-entropy: an inverse temperature.
         scores: (n, K) of the images held out, not scaled.
         loss: Their cross-entropy, every class with the same weight.
     """
 
+    linear: Linear
     strength: float
     scale: float
     scores: Tensor
@@ -137,9 +139,10 @@ def choose_strength(
     """
     choices = []
     for strength in strengths:
-        scores = ridge.at(strength).quantized(quantize)(features)
+        linear = ridge.at(strength)
+        scores = linear.quantized(quantize)(features)
         scale, loss = best_scale(scores, labels)
-        choices.append(Choice(strength, scale, scores, loss))
+        choices.append(Choice(linear, strength, scale, scores, loss))
     return min(choices, key=lambda choice: choice.loss)
 
 
