@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -22,10 +23,14 @@ from ghnqat_sdk.classifiers import (
     run,
     traced_classifiers,
 )
-from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.errors import ArgumentError, UnfamiliarDataWarning
+from ghnqat_sdk.graph.graph import ComputationGraph
+from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
 from ghnqat_sdk.progress import progress_bar
+from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.layers import evaluating, require_fake_quantized_layers
 from ghnqat_sdk.ridge import STRENGTHS
+from ghnqat_sdk.unlike import unlike
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,51 @@ def fit_head(
     for head, (linear, _) in zip(heads, fits, strict=True):
         head.write(linear)
     return HeadReport(tuple(fitted for _, fitted in fits))
+
+
+def use_images(
+    qmodel: nn.Module,
+    batches: Iterable[Any],
+    config: HypernetworkConfig,
+    graph: ComputationGraph,
+    *,
+    fit: bool,
+) -> list[str]:
+    """Calibrate a predicted model, and fit its head if asked; warn of images unlike those known.
+
+    Args:
+        qmodel: Changed in place.
+        batches: For `calibrate`, and with labels for `fit_head`.
+        config: Of the hypernetwork that predicted it.
+        graph: Of the model.
+        fit: Whether to call `fit_head`.
+
+    Returns:
+        Names of the parameters that were fitted.
+    """
+    if fit and isinstance(batches, Iterator):
+        batches = list(batches)  # which is read twice
+    remarks: list[str] = []
+    calibrate(qmodel, _noticed(batches, lambda batch: remarks.extend(unlike(config, batch, graph))))
+    heads = fit_head(qmodel, batches).heads if fit else ()
+    if remarks:
+        warnings.warn(" ".join(remarks), UnfamiliarDataWarning, stacklevel=5)
+    fitted = {f"{head.layer}.{what}" for head in heads for what in ("weight", "bias")}
+    return [name for name, _ in qmodel.named_parameters() if name in fitted]
+
+
+def _noticed(batches: Any, look: Callable[[Any], None]) -> Any:
+    """The same batches; `look` is called with the first when it is read."""
+    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Mapping, Tensor)):
+        return batches  # which calibrate refuses
+
+    def watched() -> Iterator[Any]:
+        for index, batch in enumerate(batches):
+            if index == 0:
+                look(batch)
+            yield batch
+
+    return watched()
 
 
 _Labelled = tuple[Call, list[Tensor]]

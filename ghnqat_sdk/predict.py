@@ -19,10 +19,9 @@ from ghnqat_sdk.errors import ArgumentError, RandomHeadWarning
 from ghnqat_sdk.graph.annotate import annotate_bits, first_last_layers
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.trace import trace
-from ghnqat_sdk.heads import fit_head
+from ghnqat_sdk.heads import use_images
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
-from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.convert import quantizable_layers, to_fake_quantized
 from ghnqat_sdk.quantization.layers import fake_quantized_layers
 
@@ -140,12 +139,11 @@ def predict_quantized_params(
     }
     names, kept = copy_into(result, predicted, kept)
     state = to_fake_quantized(result, by_layer, network.config.ranges)
-    result.ghnqat_report = PredictionReport(names, kept, state.unquantized)  # type: ignore[assignment]
     if calibration is not None:
-        batches = list(calibration) if head == "fit" else calibration  # which are read twice
-        calibrate(result, batches)
-        if head == "fit":
-            _fit(result, batches)
+        fitted = use_images(result, calibration, network.config, graph, fit=head == "fit")
+        names = tuple(name for name in names if name not in fitted)
+        kept |= dict.fromkeys(fitted, "fitted to the labels")
+    result.ghnqat_report = PredictionReport(names, kept, state.unquantized)  # type: ignore[assignment]
     if head == "auto" and (reason := _random_head(kept)):
         warnings.warn(reason, RandomHeadWarning, stacklevel=4)
     return result
@@ -164,17 +162,6 @@ def prediction_report(qmodel: nn.Module) -> PredictionReport:
             f"qmodel = predict_quantized_params(model); prediction_report(qmodel)."
         )
     return report
-
-
-def _fit(qmodel: nn.Module, batches: Iterable[Any]) -> None:
-    """Call `fit_head`, and say so in the report."""
-    report = prediction_report(qmodel)
-    heads = fit_head(qmodel, batches).heads
-    names = {f"{head.layer}.{what}" for head in heads for what in ("weight", "bias")}
-    predicted = tuple(name for name in report.predicted if name not in names)
-    fitted = {n: "fitted to the labels" for n, _ in qmodel.named_parameters() if n in names}
-    kept = report.kept | fitted
-    qmodel.ghnqat_report = PredictionReport(predicted, kept, report.unquantized)  # type: ignore[assignment]
 
 
 def _random_head(kept: Mapping[str, str]) -> str | None:
