@@ -26,12 +26,15 @@ if TYPE_CHECKING:
         DataError,
         ExportError,
         GhnqatError,
+        RandomHeadWarning,
         TraceError,
         UncalibratedWarning,
+        UnfamiliarDataWarning,
     )
     from ghnqat_sdk.graph.draw import draw_graph
     from ghnqat_sdk.graph.graph import ComputationGraph
     from ghnqat_sdk.graph.trace import trace
+    from ghnqat_sdk.heads import fit_head
     from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
     from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, push_to_hub, save_pretrained
     from ghnqat_sdk.predict import predict_quantized_params, prediction_report
@@ -50,12 +53,15 @@ __all__ = [
     "GhnqatError",
     "GraphHypernetwork",
     "HypernetworkConfig",
+    "RandomHeadWarning",
     "TraceError",
     "UncalibratedWarning",
+    "UnfamiliarDataWarning",
     "__version__",
     "calibrate",
     "draw_graph",
     "export",
+    "fit_head",
     "from_float",
     "load_pretrained",
     "load_quantized",
@@ -80,10 +86,13 @@ _HOMES = {
     "GhnqatError": "errors",
     "GraphHypernetwork": "hypernetwork.ghn",
     "HypernetworkConfig": "hypernetwork.ghn",
+    "RandomHeadWarning": "errors",
     "TraceError": "errors",
     "UncalibratedWarning": "errors",
+    "UnfamiliarDataWarning": "errors",
     "calibrate": "quantization.calibrate",
     "draw_graph": "graph.draw",
+    "fit_head": "heads",
     "from_float": "quantization.convert",
     "load_pretrained": "hypernetwork.pretrained",
     "load_quantized": "quantization.store",

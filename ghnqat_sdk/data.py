@@ -5,26 +5,38 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ghnqat_sdk import files
 from ghnqat_sdk.errors import ArgumentError, DataError
+from ghnqat_sdk.moves import Moves as Moves
+from ghnqat_sdk.moves import draw_moves as draw_moves
+from ghnqat_sdk.moves import move_images as move_images
+from ghnqat_sdk.moves import take_cells as take_cells
+from ghnqat_sdk.reading import (
+    MODES,
+    Labelled,
+    as_labels,
+    from_array,
+    from_folder,
+    from_pairs,
+    from_torchvision,
+)
+from ghnqat_sdk.reading import download_cifar10 as download_cifar10
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 VALIDATION_PER_CLASS = 500
 """The last images of each class in the training folder that are held out for choosing."""
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _Positive = Annotated[float, Field(gt=0)]
 
 
@@ -56,6 +68,47 @@ class ImageSet:
                 f"Images {shape} do not fit {counts[0]} labels, {counts[1]} means and {counts[2]} "
                 f"deviations. Write ImageSet(images, labels, classes, mean=…, std=…)."
             )
+
+    @classmethod
+    def of(
+        cls,
+        data: Any,
+        labels: Any = None,
+        *,
+        classes: Sequence[str] | None = None,
+        size: int | None = None,
+    ) -> ImageSet:
+        """Images as other libraries hold them, normalized by their own statistics.
+
+        Args:
+            data: A torchvision data set, or any sequence of (image, label) where an image is a PIL image or
+                what `torch.as_tensor` takes; or, with `labels`, an array of all images: (N, H, W),
+                (N, H, W, C) or (N, C, H, W). Values are uint8, or floats between 0 and any maximum.
+            labels: (N,) whole numbers from 0.
+            classes: Names in the order of the labels; by default those of `data.classes`, or numbers.
+            size: Images of another size are resized to size × size; needed where they differ in size.
+
+        Raises:
+            ArgumentError: no images, labels that do not fit, or arrays of no such shape.
+
+        Examples:
+            >>> images = ImageSet.of(torch.rand(6, 8, 8), [0, 1, 2, 0, 1, 2], size=32)
+            >>> images.images.shape, images.classes
+            (torch.Size([6, 1, 32, 32]), ('0', '1', '2'))
+        """
+        if labels is None:
+            classes = getattr(data, "classes", None) if classes is None else classes
+            images, labels = from_pairs(data, size)
+        else:
+            images = from_array(data, size)
+        numbers = as_labels(labels, len(images))
+        names = range(int(numbers.max()) + 1) if classes is None else classes
+        return cls(images, numbers, tuple(map(str, names)), *statistics_of(images))
+
+    def with_statistics_of(self, training: ImageSet) -> ImageSet:
+        """The same images, normalized by the mean and deviation of the images of `training`."""
+        mean, std = statistics_of(training.images)
+        return dataclasses.replace(self, mean=mean, std=std)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -113,6 +166,21 @@ class ImageSet:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
+def statistics_of(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel of images (N, C, H, W) uint8, where white is 1.
+
+    The deviation of a channel of one colour is given as 1, so that it can be divided by.
+    """
+    # How often each of the 256 values occurs says it all, without floats of every pixel.
+    counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.unbind(1)])
+    share = counts.double() / max(1, images[:, 0].numel())
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean = share @ values
+    deviation = (share @ values.square() - mean.square()).clamp(min=0).sqrt()
+    deviation[deviation < 1e-4] = 1.0
+    return tuple(mean.tolist()), tuple(deviation.tolist())
+
+
 class DataConfig(BaseModel):
     """How images are read and shown."""
 
@@ -131,105 +199,60 @@ class DataConfig(BaseModel):
         return dataclasses.replace(images, mean=self.mean, std=self.std)
 
 
-@dataclass(frozen=True, eq=False)
-class Moves:
-    """How n images are moved: first flipped left to right, then shifted."""
-
-    flip: Tensor
-    """(n,) bool."""
-    rows: Tensor
-    """(n,) int64, pixels that the contents move down."""
-    columns: Tensor
-    """(n,) int64, pixels that they move to the right."""
-
-    def sources(self, height: int, width: int, stride: float = 1) -> tuple[Tensor, Tensor]:
-        """Which row (n, height) and column (n, width) of the unmoved map each moved cell shows.
-
-        Cells of `stride` pixels move by the nearest whole number of cells; they may show what lies
-        outside the map.
-        """
-        down = torch.round(self.rows / stride).long()
-        right = torch.round(self.columns / stride).long()
-        rows = torch.arange(height) - down[:, None]
-        columns = torch.arange(width) - right[:, None]
-        return rows, torch.where(self.flip[:, None], width - 1 - columns, columns)
-
-
-def draw_moves(count: int, padding: int, generator: torch.Generator) -> Moves:
-    """Flips half of the images and shifts each by -padding … padding pixels in both directions."""
-    flip = torch.rand(count, generator=generator) < 0.5
-    rows, columns = torch.randint(-padding, padding + 1, (2, count), generator=generator)
-    return Moves(flip, rows, columns)
-
-
-def move_images(images: Tensor, moves: Moves) -> Tensor:
-    """(n, C, H, W), normalized or raw, moved with zeros where a shift uncovers; channels_last."""
-    height, width = images.shape[2:]
-    rows, columns = moves.sources(height, width)
-    # One cell of zeros all around stands for everything outside.
-    padded = F.pad(images, (1, 1, 1, 1)).permute(0, 2, 3, 1)
-    rows = rows.add_(1).clamp_(0, height + 1).to(images.device)
-    columns = columns.add_(1).clamp_(0, width + 1).to(images.device)
-    indices = torch.arange(len(images), device=images.device)
-    return take_cells(padded, indices, rows, columns).permute(0, 3, 1, 2)
-
-
-def take_cells(maps: Tensor, indices: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(n, h, w, C) of maps (N, H, W, C): maps[indices[i], rows[i, y], columns[i, x]]."""
-    _, height, width, channels = maps.shape
-    lines = indices[:, None] * height + rows
-    cells = lines[:, :, None] * width + columns[:, None, :]
-    # Several times faster than indexing with three tensors.
-    taken = maps.reshape(-1, channels).index_select(0, cells.flatten())
-    return taken.view(*cells.shape, channels)
-
-
-def load_images(root: str | Path, split: str, size: int = 32) -> ImageSet:
+def load_images(
+    root: str | Path,
+    split: str,
+    size: int = 32,
+    *,
+    channels: int = 3,
+    own_statistics: bool = False,
+) -> ImageSet:
     """Load one split of a data folder into memory.
 
     Args:
         root: Either an image folder, `root/train/<class>/*.jpg` and `root/test/<class>/*.jpg`, or
             one with torchvision's CIFAR-10 files in it. Every image is decoded once.
-        split: "train", "val" (the last 500 training images of each class, not in "train"), "test".
+        split: "train", "val" (the last 500 training images of each class, at most a tenth of it,
+            not in "train"), "test".
         size: Images of another size are resized to size × size.
+        channels: 1 for grey images, 3 for colours, 4 for colours and transparency.
+        own_statistics: Normalize every split by the mean and deviation of the images in "train"
+            instead of CIFAR-10's; images without three channels always are.
 
     Raises:
         DataError: nothing there, a broken image, or fewer than two classes.
-        ArgumentError: an unknown split.
+        ArgumentError: an unknown split, or another number of channels.
     """
     if split not in ("train", "val", "test"):
         raise ArgumentError(f"split={split!r} is unknown. Write one of 'train', 'val', 'test'.")
-    root = Path(root)
+    if channels not in MODES:
+        raise ArgumentError(
+            f"channels={channels!r} is none of {', '.join(map(str, MODES))}. Write "
+            f"ImageSet.of(images, labels) for arrays of other channels."
+        )
+    images, labels, classes = _read(Path(root), split, size, channels)
+    if split != "test":
+        kept = _held_out(labels, split == "val")
+        images, labels = images[kept], labels[kept]
+    if not own_statistics and channels == len(CIFAR10_MEAN):
+        return ImageSet(images, labels, classes)
+    training = images
+    if split != "train":
+        training, targets, _ = _read(Path(root), "train", size, channels)
+        training = training[_held_out(targets, validation=False)]
+    return ImageSet(images, labels, classes, *statistics_of(training))
+
+
+def _read(root: Path, split: str, size: int, channels: int) -> Labelled:
     folder = root / ("test" if split == "test" else "train")
     if folder.is_dir():
-        everything = _from_folder(folder, size)
-    elif (root / "cifar-10-batches-py").is_dir():
-        everything = _from_torchvision(root, split != "test", size)
-    else:
-        raise DataError(
-            f"No images under {str(root)!r}: expected {folder.name}/<class>/*.jpg or torchvision's "
-            f"cifar-10-batches-py. Download CIFAR-10 with: ghnqat-train download --data {root}"
-        )
-    if split == "test":
-        return everything
-    return everything.take(_held_out(everything.labels, split == "val"))
-
-
-def download_cifar10(root: str | Path) -> None:
-    """Download CIFAR-10 (170 MB) into `root` with torchvision, which checks its checksum.
-
-    Raises:
-        DataError: it cannot be downloaded, or arrives damaged.
-    """
-    from torchvision.datasets import CIFAR10
-
-    try:
-        CIFAR10(str(root), train=True, download=True)
-    except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"CIFAR-10 could not be downloaded into {str(root)!r}: {error}. Check the connection "
-            f"and the folder, or put images there: train/<class>/*.jpg and test/<class>/*.jpg."
-        ) from error
+        return from_folder(folder, size, channels)
+    if (root / "cifar-10-batches-py").is_dir() and channels == 3:
+        return from_torchvision(root, split != "test", size)
+    raise DataError(
+        f"No images under {str(root)!r}: expected {folder.name}/<class>/*.jpg or torchvision's "
+        f"cifar-10-batches-py. Download CIFAR-10 with: ghnqat-train download --data {root}"
+    )
 
 
 def _held_out(labels: Tensor, validation: bool) -> Tensor:
@@ -241,58 +264,3 @@ def _held_out(labels: Tensor, validation: bool) -> Tensor:
         cut = len(of_class) - held
         chosen.append(of_class[cut:] if validation else of_class[:cut])
     return torch.cat(chosen).sort().values
-
-
-def _classes(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
-
-
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
-
-
-@lru_cache(maxsize=2)  # "train" and "val" are cut from the same images
-def _from_folder(folder: Path, size: int) -> ImageSet:
-    classes = _classes(folder)
-    other = folder.parent / ("train" if folder.name == "test" else "test")
-    if other.is_dir() and classes != _classes(other):
-        raise DataError(
-            f"{str(folder)!r} and {str(other)!r} hold different classes; expected the same."
-        )
-    paths = [_image_files(folder / name) for name in classes]
-    if sum(map(bool, paths)) < 2:
-        raise DataError(f"{str(folder)!r} holds fewer than two classes; expected <class>/*.jpg.")
-    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(p) for p in paths]))
-    images = torch.empty(len(labels), 3, size, size, dtype=torch.uint8)
-    for row, path in enumerate(path for of_class in paths for path in of_class):
-        images[row] = _decode(path, size)
-    return ImageSet(images, labels, classes)
-
-
-def _decode(path: Path, size: int) -> Tensor:
-    """(3, size, size) uint8."""
-    from PIL import Image
-    from torchvision.transforms.functional import pil_to_tensor
-
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except OSError as error:
-        raise DataError(
-            f"{str(path)!r} is not a readable image ({error}). Remove or replace the file."
-        ) from error
-    return pil_to_tensor(image if image.size == (size, size) else image.resize((size, size)))
-
-
-def _from_torchvision(root: Path, train: bool, size: int) -> ImageSet:
-    from torchvision.datasets import CIFAR10
-    from torchvision.transforms.functional import InterpolationMode, resize
-
-    try:
-        data = CIFAR10(str(root), train=train)
-    except (RuntimeError, OSError) as error:
-        raise DataError(f"torchvision cannot read CIFAR-10 under {str(root)!r}: {error}") from error
-    images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
-    if size != images.shape[-1]:
-        images = resize(images, [size, size], InterpolationMode.BICUBIC)
-    return ImageSet(images, torch.tensor(data.targets), tuple(data.classes))

@@ -33,3 +33,11 @@ class UncalibratedWarning(UserWarning):
 
 class ReplacedWeightsWarning(UserWarning):
     """A prediction replaces the weights of a model that has been trained."""
+
+
+class RandomHeadWarning(UserWarning):
+    """A classifier keeps the user's values, because its class count is not the hypernetwork's."""
+
+
+class UnfamiliarDataWarning(UserWarning):
+    """Images unlike those that the hypernetwork's networks were trained on."""

@@ -13,19 +13,20 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS, Bits, Pair, parse_bits, resolve_bits
 from ghnqat_sdk.copying import copy_into, copy_with
-from ghnqat_sdk.errors import ArgumentError, ReplacedWeightsWarning
+from ghnqat_sdk.errors import ArgumentError, RandomHeadWarning, ReplacedWeightsWarning
 from ghnqat_sdk.graph.annotate import annotate_bits, first_last_layers
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.ops import quantizable_layers
 from ghnqat_sdk.graph.trace import trace_with_call
+from ghnqat_sdk.heads import use_images
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
-from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.convert import to_fake_quantized, to_float
 from ghnqat_sdk.quantization.layers import fake_quantized_layers
 
-Head = Literal["auto", "predict", "keep"]
+Head = Literal["auto", "predict", "keep", "fit"]
 _FLOAT = Bits(FLOAT_BITS, FLOAT_BITS)
+_OTHER_CLASSES = "its classifier has"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def predict_quantized_params(
             cannot be guessed. Only their shapes are used.
         calibration: Batches for `calibrate`, called on the result.
         head: What happens to a classifier whose class count differs from the hypernetwork's: "auto" keeps the
-            user's values and reports it, "predict" predicts it all the same. "keep" keeps every classifier.
+            user's values and warns, "predict" predicts it all the same. "keep" keeps every classifier. "fit"
+            calls `fit_head` on the result, for any number of classes; `calibration` then holds (images, labels).
         inplace: Change `model` itself and return it.
 
     Returns:
@@ -102,7 +104,7 @@ def predict_quantized_params(
         >>> qmodel.eval()(torch.randn(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
-    _check_arguments(model, head)
+    _check_arguments(model, head, calibration)
     by_layer = resolve_bits(bits, quantizable_layers(model))
     network = hypernetwork
     if not isinstance(network, GraphHypernetwork):
@@ -121,15 +123,19 @@ def predict_quantized_params(
     state = to_fake_quantized(result, by_layer, network.config.ranges)
     state.signature = call.signature
     state.unquantized |= {n: why for n, why in graph.outside.items() if n not in state.unquantized}
-    report = PredictionReport(names, kept, state.unquantized)
-    result.ghnqat_report = report  # type: ignore[assignment]
     if calibration is not None:
         try:
-            calibrate(result, calibration)
+            fitted = use_images(result, calibration, network.config, graph, fit=head == "fit")
         except BaseException:
             if inplace:
                 _restore(model, before)
             raise
+        names = tuple(name for name in names if name not in fitted)
+        kept |= dict.fromkeys(fitted, "fitted to the labels")
+    report = PredictionReport(names, kept, state.unquantized)
+    result.ghnqat_report = report  # type: ignore[assignment]
+    if head == "auto" and (reason := _random_head(kept)):
+        warnings.warn(reason, RandomHeadWarning, stacklevel=3)
     return result
 
 
@@ -141,7 +147,6 @@ def _values(model: nn.Module) -> dict[str, Tensor]:
 def _restore(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     """The float model that was passed, with its values."""
     to_float(model, inplace=True)
-    del model.ghnqat_report
     for name, parameter in model.named_parameters():
         parameter.copy_(values[name])
 
@@ -202,15 +207,30 @@ def _reports(qmodel: nn.Module) -> dict[str, PredictionReport]:
     return {name: report for name, report in found if isinstance(report, PredictionReport)}
 
 
-def _check_arguments(model: Any, head: Any) -> None:
+def _random_head(kept: Mapping[str, str]) -> str | None:
+    """What to say of a classifier that is kept for its class count."""
+    found = next((name for name, why in kept.items() if why.startswith(_OTHER_CLASSES)), None)
+    if found is None:
+        return None
+    return (
+        f"{found!r} keeps its values: {kept[found]}. Fit it to labelled images: "
+        f"ghnqat_sdk.fit_head(qmodel, batches), or head='fit' with calibration=batches."
+    )
+
+
+def _check_arguments(model: Any, head: Any, calibration: Any) -> None:
     if not isinstance(model, nn.Module):
         raise ArgumentError(
             f"model is a {type(model).__name__}; expected an nn.Module. Write, for example, "
             f"predict_quantized_params(torchvision.models.resnet18())."
         )
-    if head not in ("auto", "predict", "keep"):
+    if head not in ("auto", "predict", "keep", "fit"):
         raise ArgumentError(
-            f"head={head!r} is unknown. Write head='auto', head='predict' or head='keep'."
+            f"head={head!r} is unknown. Write head='auto', 'predict', 'keep' or 'fit'."
+        )
+    if head == "fit" and calibration is None:
+        raise ArgumentError(
+            "head='fit' needs labelled images. Pass calibration=[(images, labels), ...]."
         )
     if fake_quantized_layers(model):
         raise ArgumentError(
@@ -239,9 +259,9 @@ def _kept_heads(graph: ComputationGraph, num_classes: int, head: Head) -> dict[s
         if node.op != "classifier" or head == "predict":
             continue
         classes = node.parameters[0].shape[0]
-        if head == "auto" and classes == num_classes:
+        if head != "keep" and classes == num_classes:
             continue
-        why = f"its classifier has {classes} classes, the hypernetwork's {num_classes}; head='predict' predicts it"
+        why = f"{_OTHER_CLASSES} {classes} classes, the hypernetwork's {num_classes}; head='predict' predicts it"
         biases = [
             graph.nodes[t] for s, t in graph.edges if s == index and graph.nodes[t].op == "bias"
         ]

@@ -243,3 +243,89 @@ def test_a_broken_image_is_named(data, tmp_path):
 def test_unknown_split_is_refused(data):
     with pytest.raises(ArgumentError, match="'train', 'val', 'test'"):
         load_images(data, "tset")
+
+
+def test_data_of_other_libraries_is_normalised_by_its_own_statistics():
+    dots = torch.tensor([[[0.0, 16.0], [0.0, 16.0]], [[8.0, 8.0], [8.0, 8.0]]])  # 16 is white
+    images = ImageSet.of(dots, [1, 0])
+    assert images.images.shape == (2, 1, 2, 2)
+    assert images.images.unique().tolist() == [0, 128, 255]
+    assert images.classes == ("0", "1")
+    normalised = images.normalise(images.images)
+    assert abs(normalised.mean().item()) < 1e-3
+    assert abs(normalised.std(correction=0).item() - 1) < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 7), (4, 6, 7, 3), (4, 3, 6, 7), (4, 5, 6, 7)])
+def test_arrays_may_have_their_channels_first_or_last_and_any_number_of_them(shape):
+    array = torch.randint(256, shape, dtype=torch.uint8)
+    images = ImageSet.of(array.numpy(), torch.arange(4), classes="abcd")
+    last = shape[-1] == 3
+    expected = array.permute(0, 3, 1, 2) if last else array.view(4, -1, 6, 7)
+    assert torch.equal(images.images, expected)
+    assert images.classes == ("a", "b", "c", "d")
+    assert len(images.mean) == len(images.std) == expected.shape[1]
+
+
+def test_pairs_of_a_picture_and_a_label_are_read_as_torchvision_gives_them(data):
+    from torchvision.datasets import ImageFolder
+
+    reference = load_images(data, "test")
+    images = ImageSet.of(ImageFolder(str(data / "test")))
+    assert torch.equal(images.images, reference.images)
+    assert torch.equal(images.labels, reference.labels)
+    assert images.classes == reference.classes
+    assert ImageSet.of(ImageFolder(str(data / "test")), size=24).images.shape == (300, 3, 24, 24)
+
+
+def test_pairs_of_tensors_are_read(data):
+    pairs = [(torch.full((3, 4, 4), value), label) for value, label in ((0.0, 1), (1.0, 0))]
+    images = ImageSet.of(iter(pairs))
+    assert images.images.flatten(1).tolist() == [[0] * 48, [255] * 48]
+    assert images.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.zeros(4, 64), [0] * 4), r"reshape\(-1, height, width\)"),
+        ((torch.zeros(4, 8, 8), [0.5] * 4), "a whole number from 0"),
+        ((torch.zeros(4, 8, 8), [0] * 3), "each of 4 images"),
+        ((torch.zeros(4, 8, 8), [-1] * 4), "a whole number from 0"),
+        ((torch.zeros(4, 8, 8) - 1, [0] * 4), "before they are normalized"),
+        (([torch.zeros(8, 8)],), r"expected \(image, label\)"),
+        (([(torch.zeros(3, 8, 8), 0), (torch.zeros(3, 9, 9), 0)],), "size=32"),
+        (([],), "expected one"),
+        ((7,), "expected a sequence"),
+    ],
+)
+def test_data_that_is_no_labelled_images_says_what_to_write(arguments, message):
+    with pytest.raises(ArgumentError, match=message):
+        ImageSet.of(*arguments)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_folders_are_read_with_any_channels_and_the_statistics_of_the_training_images(
+    data, channels
+):
+    train, val, test = (
+        load_images(data, split, 24, channels=channels, own_statistics=True)
+        for split in ("train", "val", "test")
+    )
+    assert train.images.shape == (180, channels, 24, 24)
+    assert train.mean == val.mean == test.mean
+    assert train.std == val.std == test.std
+    shown = train.normalise(train.images)[:, : min(3, channels)]
+    torch.testing.assert_close(shown.mean(), torch.tensor(0.0), atol=1e-4, rtol=0)
+    torch.testing.assert_close(shown.std(), torch.tensor(1.0), atol=1e-3, rtol=0)
+
+
+def test_statistics_of_other_images_can_be_taken_over(data):
+    train, test = load_images(data, "train"), load_images(data, "test")
+    assert test.with_statistics_of(train).mean == train.with_statistics_of(train).mean
+    assert torch.equal(test.with_statistics_of(train).images, test.images)
+
+
+def test_other_numbers_of_channels_are_refused(data):
+    with pytest.raises(ArgumentError, match=r"ImageSet\.of"):
+        load_images(data, "train", channels=2)

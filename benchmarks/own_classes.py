@@ -1,0 +1,305 @@
+"""Data with other classes than the hypernetwork's: starts of QAT compared, before training and after some of it.
+
+    python benchmarks/own_classes.py --data data/cifar10 --epochs 0
+    python benchmarks/own_classes.py --data data/cifar10 --networks small_cnn --epochs 1 --minutes 60
+    python benchmarks/own_classes.py --data data/cifar10 --minutes 0
+
+CIFAR-10's images in five classes (pairs of its own) and in two (vehicles, animals), and scikit-learn's digits, if it
+is installed. Starts: He's, predicted parameters, and predicted ones with a classifier by `fit_head`. All train alike:
+4,000 training images, SGD with momentum 0.9 and weight decay 5e-4 at a constant learning rate, batches of 64 that are
+flipped and shifted (digits are not). The rate is the best of three on validation images, for each start and mark.
+A model is measured after it was calibrated on 512 training images. Lines go to
+benchmarks/results/own_classes.jsonl as they come, nothing is measured twice, and the last command only writes the
+table to benchmarks/results/own_classes.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torchvision
+from resumable import append, read_lines
+from torch import Tensor, nn
+
+from ghnqat_sdk import ArgumentError, calibrate, fit_head, from_float, predict_quantized_params
+from ghnqat_sdk.data import ImageSet, draw_moves, load_images, move_images
+from ghnqat_sdk.files import write_atomically
+
+RESULTS = Path(__file__).resolve().parent / "results"
+LINES, TABLE = RESULTS / "own_classes.jsonl", RESULTS / "own_classes.json"
+
+# airplane automobile bird cat deer dog frog horse ship truck
+MERGED = {
+    "five": ((0, 1, 2, 3, 4, 3, 2, 4, 0, 1), ("flying+ships", "cars", "bird+frog", "cat+dog", "deer+horse")),
+    "two": ((0, 0, 1, 1, 1, 1, 1, 1, 0, 0), ("vehicles", "animals")),
+}  # fmt: skip
+DATA = {"five32": 5, "two32": 2, "five64": 5, "digits": 10}
+BITS = {"W4/A4": (4, 4), "W2/A2": (2, 2)}
+STARTS = ("he", "predicted", "fitted")
+RATES = (0.01, 0.03, 0.1)
+TRAINING, VALIDATION, TEST, CALIBRATION, BATCH = 4000, 1000, 2000, 512, 64
+EPOCH = TRAINING // BATCH
+MARKS = {"digits": (0, 60, 200)}
+CIFAR_MARKS = (0, EPOCH, 5 * EPOCH)
+
+
+class Images(NamedTuple):
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet
+
+
+class Task(NamedTuple):
+    """One start of one network on one data set, trained at one rate up to the mark of that index."""
+
+    data: str
+    network: str
+    bits: str
+    start: str
+    mark: int = 0
+    rate: float = 0.0
+
+
+def small_cnn(channels: int, classes: int) -> nn.Module:
+    def block(cin: int, cout: int, stride: int) -> list[nn.Module]:
+        conv = nn.Conv2d(cin, cout, 3, stride, padding=1, bias=False)
+        return [conv, nn.BatchNorm2d(cout), nn.ReLU()]
+
+    widths = ((channels, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1))
+    layers = [layer for width in widths for layer in block(*width)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes))
+
+
+def built(name: str, channels: int, classes: int) -> nn.Module:
+    if name == "small_cnn":
+        return small_cnn(channels, classes)
+    return torchvision.models.get_model(name, num_classes=classes)
+
+
+NETWORKS = ("small_cnn", "resnet18", "mobilenet_v3_small")
+
+
+def marks_of(data: str) -> tuple[int, ...]:
+    return MARKS.get(data, CIFAR_MARKS)
+
+
+@cache
+def images_of(data: str, root: str) -> Images:
+    if data == "digits":
+        return digits()
+    size = int(data[-2:])
+    labels, classes = MERGED[data[:-2]]
+
+    def part(split: str, count: int) -> ImageSet:
+        images = load_images(root, split, size).sample(count, seed=0)
+        return dataclasses.replace(
+            images, labels=torch.tensor(labels)[images.labels], classes=classes
+        )
+
+    return Images(part("train", TRAINING), part("val", VALIDATION), part("test", TEST))
+
+
+def digits() -> Images:
+    """1,000 of the images for training, 297 for validation, 500 for testing."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    everything = ImageSet.of(bunch.images, bunch.target, size=32)
+    order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(0))
+    train, val, test = (everything.take(part) for part in order.split((1000, 297, 500)))
+    return Images(*(part.with_statistics_of(train) for part in (train, val, test)))
+
+
+def available(data: str) -> bool:
+    if data != "digits":
+        return True
+    try:
+        import sklearn  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def he(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def started(task: Task, images: Images) -> nn.Module:
+    torch.manual_seed(0)
+    channels, size = images.train.images.shape[1], images.train.images.shape[2]
+    model = built(task.network, channels, DATA[task.data])
+    bits = BITS[task.bits]
+    if task.start == "he":
+        he(model)
+        return from_float(model, bits)
+    example = torch.zeros(2, channels, size, size)
+    # The untrained classifier of the predicted start is PyTorch's default.
+    qmodel = predict_quantized_params(model, bits, example_inputs=example, head="keep")
+    if task.start == "fitted":
+        calibrate(qmodel, calibration(images), progress=False)
+        fit_head(qmodel, images.train.batches(BATCH), progress=False)
+    return qmodel
+
+
+def calibration(images: Images) -> list[Tensor]:
+    return [batch for batch, _ in images.train.sample(CALIBRATION, seed=0).batches(BATCH)]
+
+
+def train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, images: ImageSet, move: bool
+) -> None:
+    model.train()
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        batch = images.stratified(BATCH, generator)
+        inputs = images.normalise(batch.images)
+        if move:
+            inputs = move_images(inputs, draw_moves(BATCH, 4, generator))
+        loss = nn.functional.cross_entropy(model(inputs), batch.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+
+
+@torch.no_grad()
+def accuracies(model: nn.Module, images: Images, classes: int) -> tuple[float, float]:
+    """Top-1 in percent on validation and test images; chance for a model that is not finite."""
+    ready = copy.deepcopy(model)
+    try:
+        calibrate(ready, calibration(images), progress=False)
+    except ArgumentError as error:
+        if "not finite" in str(error):
+            return 100 / classes, 100 / classes
+        raise
+    ready.eval()
+
+    def top1(of: ImageSet) -> float:
+        hits = sum(int((ready(x).argmax(1) == y).sum()) for x, y in of.batches(100))
+        return round(100 * hits / len(of), 2)
+
+    return top1(images.val), top1(images.test)
+
+
+def measure(task: Task, root: str) -> dict[str, Any]:
+    """The line of a task: accuracies on validation and test images at each of its marks."""
+    images = images_of(task.data, root)
+    model = started(task, images)
+    marks = marks_of(task.data)[: task.mark + 1]
+    found = [accuracies(model, images, DATA[task.data])]
+    optimizer = torch.optim.SGD(model.parameters(), task.rate, momentum=0.9, weight_decay=5e-4)
+    for before, mark in pairwise(marks):
+        train(model, optimizer, range(before, mark), images.train, move=task.data != "digits")
+        found.append(accuracies(model, images, DATA[task.data]))
+    validation, test = zip(*found, strict=True)
+    return {**task._asdict(), "steps": marks, "val": validation, "test": test}
+
+
+def tasks_of(options: argparse.Namespace, known: Sequence[dict[str, Any]]) -> Iterator[Task]:
+    """What is asked for, the long runs at the rates that were best after the short ones."""
+    pairs = [
+        (data, network, bits)
+        for data in options.sets
+        for network in options.networks
+        for bits in options.bits
+        if (bits == "W4/A4" or network == "small_cnn") and (data, network) != ("digits", "resnet18")
+        if (network == "small_cnn" or data != "digits") and available(data)
+    ]
+    last = {0: 0, 1: 1, 5: 2}[options.epochs]
+    for pair in pairs:
+        for start in STARTS:
+            if last == 0:
+                yield Task(*pair, start)
+            for rate in RATES if last == 1 else ():
+                yield Task(*pair, start, 1, rate)
+            if last == 2 and (best := best_rate(known, (*pair, start))):
+                yield Task(*pair, start, 2, best)
+
+
+def best_rate(known: Iterable[dict[str, Any]], key: tuple[str, ...]) -> float | None:
+    """Of the runs to the first mark, the one with the best validation accuracy; None before all were made."""
+    runs = [line for line in known if key_of(line)[:5] == (*key, 1)]
+    if {line["rate"] for line in runs} < set(RATES):
+        return None
+    return max(runs, key=lambda line: line["val"][1])["rate"]
+
+
+def key_of(line: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(line[name] for name in Task._fields)
+
+
+def rows(lines: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str, str], list[float | None]]:
+    """(data, network, bits, start) to test accuracy at each mark, of the run that is best on validation images."""
+    found: dict[tuple[str, str, str, str], list[float | None]] = {}
+    best: dict[tuple[Any, ...], float] = {}
+    for line in lines:
+        key = line["data"], line["network"], line["bits"], line["start"]
+        row = found.setdefault(key, [None, None, None])
+        for index, (val, test) in enumerate(zip(line["val"], line["test"], strict=True)):
+            if val > best.get((key, index), -1.0):
+                best[key, index], row[index] = val, test
+    return found
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    text = [
+        "| data | network | bits | start | 0 steps | 1 epoch (digits: 60 steps) | 5 epochs (200) |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for key, row in sorted(rows(lines).items(), key=lambda item: position(item[0])):
+        cells = ["–" if value is None else f"{value:.1f}" for value in row]
+        text.append(f"| {' | '.join((*key, *cells))} |")
+    return "\n".join(text)
+
+
+def position(key: tuple[str, str, str, str]) -> tuple[int, ...]:
+    orders = tuple(DATA), NETWORKS, tuple(BITS), STARTS
+    return tuple(order.index(name) for order, name in zip(orders, key, strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
+    parser.add_argument("--epochs", type=int, choices=(0, 1, 5), default=0)
+    parser.add_argument("--sets", nargs="+", choices=DATA, default=list(DATA))
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--bits", nargs="+", choices=BITS, default=list(BITS))
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="then take no new work")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    deadline = time.monotonic() + 60 * options.minutes
+    known = list(read_lines(LINES))
+    done = {key_of(line) for line in known}
+    for task in tasks_of(options, known):
+        if tuple(task) in done or time.monotonic() > deadline:
+            continue
+        line = measure(task, options.data)
+        append(LINES, line)
+        known.append(line)
+        print(f"{' '.join(map(str, task))}: test {line['test']}", flush=True)
+    content = [
+        dict(zip(("data", "network", "bits", "start", "test"), (*key, row), strict=True))
+        for key, row in sorted(rows(known).items(), key=lambda item: position(item[0]))
+    ]
+    write_atomically(TABLE, (json.dumps(content, indent=1) + "\n").encode())
+    print(table(known))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""A classifier for any number of classes, in closed form, from images and labels."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ghnqat_sdk.calls import Call, Signature
+from ghnqat_sdk.classifiers import (
+    LABELLED,
+    Classifier,
+    FittedHead,
+    can_be_classifier,
+    last_layer,
+    refuse_fixed,
+    run,
+    traced_classifiers,
+)
+from ghnqat_sdk.errors import ArgumentError, UnfamiliarDataWarning
+from ghnqat_sdk.graph.graph import ComputationGraph
+from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
+from ghnqat_sdk.progress import progress_bar
+from ghnqat_sdk.quantization.calibrate import calibrate
+from ghnqat_sdk.quantization.layers import require_fake_quantized_layers
+from ghnqat_sdk.quantization.state import evaluating
+from ghnqat_sdk.ridge import STRENGTHS
+from ghnqat_sdk.unlike import unlike
+
+
+@dataclass(frozen=True)
+class HeadReport:
+    """What `fit_head` wrote, printed one line for each classifier.
+
+    Attributes:
+        heads: In the order of `layers`.
+    """
+
+    heads: tuple[FittedHead, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """In percent, of the only classifier or the mean over several, on images held out."""
+        return sum(head.accuracy for head in self.heads) / len(self.heads)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.heads))
+
+
+def fit_head(
+    qmodel: nn.Module,
+    batches: Iterable[Any],
+    *,
+    ridge: float | Literal["auto"] = "auto",
+    layers: str | Mapping[str, int] | None = None,
+    progress: bool = True,
+) -> HeadReport:
+    """Write the weight and bias of a fake-quantized model's classifier from labelled images, in place.
+
+    One pass: the features that reach the classifier, quantized as it quantizes them, and ridge regression
+    of one-hot labels on them, in closed form. Every class weighs the same, however many images it has. The
+    strength is the one of nine whose quantized classifier has the smallest cross-entropy on every fifth
+    image of each class, at most 4,096 of them; then all images are fitted to. Logits are scaled to suit
+    cross-entropy. Calibrate before: a model that is not calibrated runs with the statistics of each batch,
+    and stays uncalibrated. Memory grows with the square of the features, not with the images.
+
+    Args:
+        qmodel: From `predict_quantized_params` or `from_float`, its classifier a linear layer or a 1 × 1
+            convolution, which need not have a bias.
+        batches: (images, labels) as a DataLoader gives them: labels (N,), or (N, L) or L tensors (N,) more
+            for several classifiers.
+        ridge: Strength, in units of the mean variance of the features within a class, or "auto".
+        layers: The classifier's name; or, for several, each name with the column of its labels. By default
+            the one before the output.
+        progress: Show a bar, on terminals only.
+
+    Returns:
+        What was written, with the accuracy on images held out.
+
+    Raises:
+        ArgumentError: no fake-quantized model or classifier, labels missing or outside the classes, fewer
+            than five images of each of two classes, features that are not finite, or a layer whose steps
+            are learned or fixed. The model is then as it was.
+
+    Examples:
+        >>> import torch, torchvision
+        >>> from ghnqat_sdk import from_float
+        >>> qmodel = from_float(torchvision.models.resnet18(num_classes=2), (4, 4))
+        >>> images, labels = torch.randn(20, 3, 32, 32), torch.arange(20) % 2
+        >>> fit_head(qmodel, [(images, labels)]).heads[0].layer
+        'fc'
+    """
+    strengths = _strengths(ridge)
+    layers_of = require_fake_quantized_layers(qmodel, "fit_head")
+    stream = _labelled(batches, next(qmodel.parameters()).device)
+    first = next(stream, None)
+    if first is None:
+        raise ArgumentError(f"fit_head got no images. Write {LABELLED}.")
+    columns, rectified = _chosen(qmodel, layers, first[0])
+    heads = [Classifier(name, layers_of[name], column) for name, column in columns.items()]
+    whole: Iterable[_Labelled] = chain([first], stream)
+    with torch.no_grad(), ExitStack() as stack:
+        stack.enter_context(evaluating(qmodel))
+        for head in heads:
+            handle = head.layer.register_forward_pre_hook(head.hear)
+            stack.callback(handle.remove)
+        for call, labels in progress_bar(whole, "fitting the head") if progress else whole:
+            run(qmodel, call)
+            heads = _reached(heads, named=layers is not None)
+            for head in heads:
+                head.count(labels)
+        fits = [head.fit(strengths, rectified=head.name in rectified) for head in heads]
+    for head, (linear, _) in zip(heads, fits, strict=True):
+        head.write(linear)
+    return HeadReport(tuple(fitted for _, fitted in fits))
+
+
+def use_images(
+    qmodel: nn.Module,
+    batches: Iterable[Any],
+    config: HypernetworkConfig,
+    graph: ComputationGraph,
+    *,
+    fit: bool,
+) -> list[str]:
+    """Calibrate a predicted model, and fit its head if asked; warn of images unlike those known.
+
+    Args:
+        qmodel: Changed in place.
+        batches: For `calibrate`, and with labels for `fit_head`.
+        config: Of the hypernetwork that predicted it.
+        graph: Of the model.
+        fit: Whether to call `fit_head`.
+
+    Returns:
+        Names of the parameters that were fitted.
+    """
+    if fit and isinstance(batches, Iterator):
+        batches = list(batches)  # which is read twice
+    remarks: list[str] = []
+    calibrate(qmodel, _noticed(batches, lambda batch: remarks.extend(unlike(config, batch, graph))))
+    heads = fit_head(qmodel, batches).heads if fit else ()
+    if remarks:
+        warnings.warn(" ".join(remarks), UnfamiliarDataWarning, stacklevel=5)
+    fitted = {f"{head.layer}.{what}" for head in heads for what in ("weight", "bias")}
+    return [name for name, _ in qmodel.named_parameters() if name in fitted]
+
+
+def _noticed(batches: Any, look: Callable[[Any], None]) -> Any:
+    """The same batches; `look` is called with the first when it is read."""
+    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Mapping, Tensor)):
+        return batches  # which calibrate refuses
+
+    def watched() -> Iterator[Any]:
+        for index, batch in enumerate(batches):
+            if index == 0:
+                look(batch)
+            yield batch
+
+    return watched()
+
+
+_Labelled = tuple[Call, list[Tensor]]
+"""A batch: what the model takes, and the columns of its labels, each (N,) int64."""
+
+
+def _reached(heads: list[Classifier], named: bool) -> list[Classifier]:
+    """The classifiers that the images reached: all that were named, otherwise the only one."""
+    reached = [head for head in heads if head.heard is not None]
+    if named and len(reached) < len(heads):
+        missed = [head.name for head in heads if head.heard is None]
+        raise ArgumentError(f"No image reached {', '.join(map(repr, missed))} in evaluation mode.")
+    if len(reached) != 1 and not named:
+        columns = ", ".join(f"{head.name!r}: {column}" for column, head in enumerate(heads))
+        raise ArgumentError(
+            f"{len(reached)} classifiers are before the output; expected one. Name each with its "
+            f"column of the labels: layers={{{columns}}}."
+        )
+    return reached
+
+
+def _strengths(ridge: Any) -> tuple[float, ...]:
+    if ridge == "auto":
+        return STRENGTHS
+    if isinstance(ridge, bool) or not isinstance(ridge, (int, float)) or not ridge > 0:
+        raise ArgumentError(f"ridge={ridge!r} is not above 0. Write ridge='auto' or ridge=0.1.")
+    return (float(ridge),)
+
+
+def _labelled(batches: Any, device: torch.device) -> Iterator[_Labelled]:
+    """Batches with images in them, on the model's device, and their labels, on the CPU."""
+    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Mapping, Tensor)):
+        raise ArgumentError(
+            f"fit_head got batches of type {type(batches).__name__}; expected an iterable of "
+            f"(images, labels). Write {LABELLED} for a single batch."
+        )
+    for batch in batches:
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+            what = f"{type(batch).__name__}" if not isinstance(batch, (tuple, list)) else "1 entry"
+            raise ArgumentError(
+                f"fit_head got a batch of {what}, without labels. Write {LABELLED}."
+            )
+        call = Call.of_batch(batch, Signature())
+        if call.rows:
+            yield call.to(device), [column for part in batch[1:] for column in _columns(part)]
+
+
+def _columns(labels: Any) -> list[Tensor]:
+    """The columns, each (N,) int64, of labels (N,) or (N, L)."""
+    wrong = not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex()
+    if wrong or labels.ndim not in (1, 2):
+        what = (
+            f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else repr(labels)
+        )
+        raise ArgumentError(f"Labels are {what}; expected whole numbers (N,). Write {LABELLED}.")
+    return list(labels.cpu().long().view(len(labels), -1).unbind(1))
+
+
+def _chosen(qmodel: nn.Module, layers: Any, call: Call) -> tuple[dict[str, int], set[str]]:
+    """The classifiers with their columns of the labels, and those with a ReLU behind them."""
+    available = require_fake_quantized_layers(qmodel, "fit_head")
+    found = traced_classifiers(qmodel, call) or last_layer(qmodel, available, call)
+    wanted = {layers: 0} if isinstance(layers, str) else layers
+    if wanted is None:
+        wanted = dict.fromkeys(found, 0)
+    if not wanted or not all(can_be_classifier(available.get(name)) for name in wanted):
+        named = ", ".join(map(repr, wanted)) or "This model"
+        choices = ", ".join(repr(name) for name in available if can_be_classifier(available[name]))
+        raise ArgumentError(
+            f"{named}: no fake-quantized classifier there, a linear layer or a 1 × 1 convolution. "
+            f"Name one with layers=…: {choices or 'there is none'}."
+        )
+    for name in wanted:
+        refuse_fixed(name, available[name])
+    return dict(wanted), {name for name, rectified in found.items() if rectified}
