@@ -1,31 +1,15 @@
-"""The Hugging Face Hub: what a repository of a hypernetwork holds, downloads, and errors that say what to do."""
+"""The Hugging Face Hub: downloads, and errors that say what to do."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ghnqat_sdk.errors import CheckpointError
+from ghnqat_sdk.hypernetwork.names import CONFIG_FILE, WEIGHTS_FILE
 from ghnqat_sdk.version import __version__
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-CHECKSUM_FILE = f"{WEIGHTS_FILE}.sha256"
-CARD_FILE = "README.md"
-HUB = "hub"
-"""The name of the newest published weights, which `load_pretrained` looks for in `HUB_REPO`."""
-HUB_REPO = "ghnqat-sdk/all-bits"
-"""Where releases publish weights; the package itself never needs it."""
-
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/\w[\w.-]*", re.ASCII)
-
-
-def is_repo_id(name: object) -> bool:
-    """Whether `name` reads "owner/name"."""
-    return isinstance(name, str) and _REPO_ID.fullmatch(name) is not None
 
 
 def download(repo_id: str, revision: str | None, cache_dir: str | Path | None) -> Path:

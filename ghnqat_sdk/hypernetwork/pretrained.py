@@ -18,21 +18,18 @@ from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.files import digest, write_atomically
 from ghnqat_sdk.hypernetwork.card import model_card, read_evaluations
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
-from ghnqat_sdk.hypernetwork.hub import (
+from ghnqat_sdk.hypernetwork.hub import connected, download
+from ghnqat_sdk.hypernetwork.names import (
     CARD_FILE,
     CHECKSUM_FILE,
     CONFIG_FILE,
+    DEFAULT,
     HUB,
     HUB_REPO,
+    REPO_ID,
     WEIGHTS_FILE,
-    connected,
-    download,
-    is_repo_id,
 )
 from ghnqat_sdk.version import __version__
-
-DEFAULT = "default"
-"""The name of the weights that ship with the package."""
 
 _EMBEDDED = Path(__file__).parent / "weights"
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -138,7 +135,7 @@ def push_to_hub(
         ArgumentError: an argument cannot be meant, the weights are not finite, or a file is no evaluation.
         CheckpointError: the Hub cannot be reached, or refuses.
     """
-    if not is_repo_id(repo_id):
+    if not isinstance(repo_id, str) or not REPO_ID.fullmatch(repo_id):
         raise ArgumentError(
             f"repo_id={repo_id!r} is not 'owner/name'. Write push_to_hub(hypernetwork, 'me/my-ghn')."
         )
@@ -206,7 +203,9 @@ def _locate(source: Any, revision: Any, cache_dir: str | Path | None) -> Path:
                 f"revision={revision!r} is for Hub repos, and {str(source)!r} is local. Leave it out."
             )
         return _EMBEDDED if source == DEFAULT else Path(source)
-    if not published and (not is_repo_id(source) or os.path.exists(source)):
+    repo_id = HUB_REPO if published else str(source)
+    is_local = not isinstance(source, str) or (os.path.exists(source) and not published)
+    if is_local or not REPO_ID.fullmatch(repo_id):
         raise CheckpointError(f"{str(source)!r} is not a folder. {expected}")
     if revision is not None and not (
         isinstance(revision, str) and revision and ".." not in revision
@@ -214,7 +213,6 @@ def _locate(source: Any, revision: Any, cache_dir: str | Path | None) -> Path:
         raise ArgumentError(
             f"revision={revision!r} is not a name. Write a branch, tag or commit, or leave it out."
         )
-    repo_id = HUB_REPO if published else str(source)
     return download(repo_id, revision, cache_dir)
 
 

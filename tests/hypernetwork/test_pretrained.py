@@ -22,7 +22,7 @@ from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.graph.graph import ComputationGraph, Node, ParameterSpec
 from ghnqat_sdk.hypernetwork import pretrained
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
-from ghnqat_sdk.hypernetwork.hub import HUB_REPO
+from ghnqat_sdk.hypernetwork.names import HUB_REPO
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, push_to_hub, save_pretrained
 
 GRAPH = ComputationGraph(
