@@ -9,27 +9,26 @@ Afterwards, measure them: benchmarks/table1.py, families.py and qat_initializati
 from __future__ import annotations
 
 import argparse
-from hashlib import sha256
 from pathlib import Path
 
 import torch
 
 from ghnqat_sdk import load_pretrained, save_pretrained
 from ghnqat_sdk.files import write_atomically
-from ghnqat_sdk.hypernetwork.pretrained import WEIGHTS_FILE
+from ghnqat_sdk.hypernetwork.names import CHECKSUM_FILE, WEIGHTS_FILE
+from ghnqat_sdk.hypernetwork.pretrained import checksum_of
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "ghnqat_sdk" / "hypernetwork" / "weights"
 PAGE = ROOT / "docs" / "weights.md"
-CHECKSUM_FILE = f"{WEIGHTS_FILE}.sha256"
 
 
 def ship(source: Path, target: Path) -> str:
     """Write what `load_pretrained` finds in `source` to `target`; returns the SHA-256."""
     weights = save_pretrained(load_pretrained(source), target, dtype=torch.float16) / WEIGHTS_FILE
-    checksum = sha256(weights.read_bytes()).hexdigest()
-    write_atomically(target / CHECKSUM_FILE, f"{checksum}  {WEIGHTS_FILE}\n".encode())
-    return checksum
+    checksum = checksum_of(weights.read_bytes())
+    write_atomically(target / CHECKSUM_FILE, checksum)
+    return checksum.split()[0].decode()
 
 
 def main() -> None:

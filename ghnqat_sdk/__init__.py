@@ -109,15 +109,17 @@ _HOMES = {
 _SUBMODULES = ("export", "qat")
 
 
-def __getattr__(name: str) -> Any:
-    """Public names are imported when first used: importing the package costs next to nothing."""
-    if name in _SUBMODULES:
-        return importlib.import_module(f"ghnqat_sdk.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"ghnqat_sdk.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # to a type checker, a name that is misspelt is an error
+
+    def __getattr__(name: str) -> Any:
+        """Public names are imported when first used: importing the package costs next to nothing."""
+        if name in _SUBMODULES:
+            return importlib.import_module(f"ghnqat_sdk.{name}")
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"ghnqat_sdk.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

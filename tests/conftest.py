@@ -23,6 +23,13 @@ SMALL = HypernetworkConfig(
 )
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Processes for `-n auto`: none of their own for files that are named, else up to four."""
+    named = any(argument.partition("::")[0].endswith(".py") for argument in config.args)
+    return 0 if named else min(4, os.cpu_count() or 1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out what needs a CUDA device where there is none."""
     if not torch.cuda.is_available():

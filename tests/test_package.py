@@ -1,30 +1,36 @@
-"""The package as it is installed: version, import, typing, public names."""
+"""The package as it is installed: version, import, typing, public names, dependencies."""
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import ghnqat_sdk
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(ghnqat_sdk.__file__).parent
 LATE = ("torchvision", "huggingface_hub", "networkx", "matplotlib", "PIL", "tensorboard", "onnx")
 SUBMODULES = sorted(
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    for path in (ROOT / "ghnqat_sdk").rglob("*.py")
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    for path in PACKAGE.rglob("*.py")
 )
+DISTRIBUTIONS = {"PIL": "pillow", "pytorch_optimizer": "pytorch-optimizer"}
+"""Of modules that are not named like them."""
 
 
-def run(code: str) -> str:
+def run(*arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
+        [sys.executable, "-W", "error", *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -33,6 +39,36 @@ def run(code: str) -> str:
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
+
+
+def project() -> dict[str, Any]:
+    """The table [project] of pyproject.toml."""
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 cannot read TOML")
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def bounds(requirements: Iterable[str]) -> dict[str, str]:
+    """Lower bound by distribution; what refers to the package itself is left out."""
+    pairs = (requirement.split(">=") for requirement in requirements)
+    return {pair[0].partition("[")[0]: pair[1] for pair in pairs if len(pair) == 2}
+
+
+def imported(folder: Path) -> set[str]:
+    """Distributions that the modules below `folder` import, wherever in them."""
+    trees = (ast.parse(path.read_bytes()) for path in folder.rglob("*.py"))
+    names = {name for tree in trees for name in _imports(tree)} - {"ghnqat_sdk"}
+    return {DISTRIBUTIONS.get(name, name) for name in names - sys.stdlib_module_names}
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+
+
+# Version and import
 
 
 def test_version_is_that_of_the_metadata() -> None:
@@ -49,14 +85,21 @@ def test_version_has_its_entry_in_the_changelog() -> None:
     assert versions[0][0] == ghnqat_sdk.__version__
 
 
+def test_citation_is_of_this_version_and_of_the_papers() -> None:
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {ghnqat_sdk.__version__}\n" in text
+    assert re.findall(r"^    year: (\d+)$", text, re.MULTILINE) == ["2023", "2021", "2023"]
+
+
 def test_import_is_silent_and_leaves_heavy_packages_for_later() -> None:
-    assert run("import ghnqat_sdk") == ""
-    assert run(f"import sys, ghnqat_sdk; print([n for n in {LATE} if n in sys.modules])") == "[]\n"
+    assert run("-c", "import ghnqat_sdk") == ""
+    code = f"import sys, ghnqat_sdk; print([n for n in {LATE} if n in sys.modules])"
+    assert run("-c", code) == "[]\n"
 
 
 def test_command_lines_start_without_heavy_packages() -> None:
     code = f"import sys, ghnqat_sdk.cli, ghnqat_sdk.cli.train; print([n for n in {LATE} if n in sys.modules])"
-    assert run(code) == "[]\n"
+    assert run("-c", code) == "[]\n"
 
 
 def test_import_leaves_torch_as_it_was() -> None:
@@ -67,11 +110,15 @@ def test_import_leaves_torch_as_it_was() -> None:
         after = torch.get_rng_state(), random.getstate(), torch.get_num_threads(), torch.get_default_dtype()
         print(torch.equal(before[0], after[0]), before[1:] == after[1:])
     """
-    assert run(code) == "True True\n"
+    assert run("-c", code) == "True True\n"
 
 
 def test_every_module_imports_without_a_warning() -> None:
-    assert run(f"import importlib\nfor name in {SUBMODULES}: importlib.import_module(name)") == ""
+    code = f"import importlib\nfor name in {SUBMODULES}: importlib.import_module(name)"
+    assert run("-c", code) == ""
+
+
+# What is shipped, and its types
 
 
 def test_type_annotations_and_weights_are_shipped() -> None:
@@ -81,6 +128,14 @@ def test_type_annotations_and_weights_are_shipped() -> None:
         for name in ("config.json", "model.safetensors", "model.safetensors.sha256")
     ]
     assert [name for name in ("py.typed", *weights) if not package.joinpath(name).is_file()] == []
+
+
+def test_typed_program_runs_as_its_types_say() -> None:
+    misspelt = "module 'ghnqat_sdk' has no attribute 'predict_quantised_params'"
+    assert run(str(ROOT / "tests" / "typed" / "program.py")) == f"{misspelt}\n(8, 10)\n"
+
+
+# Public names
 
 
 def test_public_names_are_sorted_and_exist() -> None:
@@ -101,3 +156,43 @@ def test_public_name_is_documented(name: str) -> None:
     assert [method.__qualname__ for method in methods if not method.__doc__] == []
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     assert f"::: ghnqat_sdk.{name}\n" in page
+
+
+# Dependencies
+
+
+def test_what_the_package_imports_is_declared_and_what_is_declared_is_imported() -> None:
+    extras = project()["optional-dependencies"]
+    optional = [bounds(extras[name]) for name in ("plot", "onnx", "torchao", "train")]
+    declared = bounds(project()["dependencies"]).keys() | {n for extra in optional for n in extra}
+    assert imported(PACKAGE) | {"numpy"} == declared  # .numpy() needs it, without an import
+
+
+def test_what_tests_and_examples_import_is_in_the_test_extra() -> None:
+    extras = project()["optional-dependencies"]
+    assert "ghnqat-sdk[plot,train,onnx,torchao]" in extras["test"]
+    own = bounds(extras["test"]).keys() | {"typing_extensions"}  # torch brings the latter
+    others = imported(ROOT / "tests") | imported(ROOT / "examples") | imported(ROOT / "benchmarks")
+    local = {
+        path.stem
+        for folder in ("tests", "examples", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert others - local - imported(PACKAGE) - {"numpy"} <= own
+
+
+def test_the_lowest_versions_that_are_tried_are_the_lower_bounds() -> None:
+    extras = project()["optional-dependencies"]
+    names = ("plot", "onnx", "torchao", "train", "test")
+    declared = bounds([*project()["dependencies"], *(r for name in names for r in extras[name])])
+    lines = (ROOT / ".ci" / "lowest.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert {n: _numbers(v) for n, v in pinned.items()} == {
+        n: _numbers(v) for n, v in declared.items()
+    }
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """1.26 and 1.26.0 are one version."""
+    padded = [*map(int, version.split(".")), 0, 0]
+    return tuple(padded[:3])

@@ -222,9 +222,10 @@ def _evaluate(options: argparse.Namespace) -> None:
         if options.protocol == "calibrated"
         else None
     )
+    architectures = [space[index] for index in range(options.graphs)]
     result = evaluate_graphs(
         hypernetwork,
-        [space[index] for index in range(options.graphs)],
+        architectures,
         images,
         bits,
         protocol=options.protocol,
@@ -239,6 +240,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         for name in ("hypernetwork", "space", "graphs", "protocol", "seed")
     }
     facts |= {"split": split, "images": len(images), "bits": bits}
+    facts["families"] = [architecture.family for architecture in architectures]
     text = json.dumps({**facts, **result.as_dict()}, indent=2)
     if options.json == "-":
         print(text)

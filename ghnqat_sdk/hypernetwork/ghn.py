@@ -23,7 +23,7 @@ class TrainingImages(BaseModel):
     """What the images were like that a hypernetwork's networks were trained on."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    size: int = Field(32, ge=1)
+    size: int = Field(default=32, ge=1)
     """Side in pixels."""
     mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
     std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
@@ -38,10 +38,10 @@ class HypernetworkConfig(BaseModel):
     """Version of this file's layout."""
     encoder: EncoderConfig = TransformerConfig()
     decoder: AnyDecoderConfig = DecoderConfig()
-    num_classes: int = Field(10, ge=2, le=100_000)
+    num_classes: int = Field(default=10, ge=2, le=100_000)
     """Classes of the data set it was trained on."""
     images: TrainingImages = TrainingImages()
-    s_max: int = Field(10, ge=1, le=100)
+    s_max: int = Field(default=10, ge=1, le=100)
     """Longest shortest path that becomes a virtual edge."""
     ranges: Ranges = ClippedRanges()
     """How the networks it was trained on find their quantization ranges."""

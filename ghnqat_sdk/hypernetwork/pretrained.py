@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from pydantic import ValidationError
@@ -18,30 +16,25 @@ from torch import Tensor
 
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.files import digest, write_atomically
+from ghnqat_sdk.hypernetwork.card import model_card, read_evaluations
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
+from ghnqat_sdk.hypernetwork.hub import connected, download
+from ghnqat_sdk.hypernetwork.names import (
+    CARD_FILE,
+    CHECKSUM_FILE,
+    CONFIG_FILE,
+    DEFAULT,
+    HUB,
+    HUB_REPO,
+    REPO_ID,
+    WEIGHTS_FILE,
+)
 from ghnqat_sdk.version import __version__
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-DEFAULT = "default"
-"""The name of the weights that ship with the package."""
-
 _EMBEDDED = Path(__file__).parent / "weights"
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/\w[\w.-]*", re.ASCII)
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 # What every file of format 2 holds: the package's defaults may change, the meaning of a file may not.
 _ALWAYS = ("format", "encoder", "decoder", "num_classes", "images", "s_max", "ranges", "vocabulary")
-_CARD = """---
-library_name: ghnqat-sdk
-tags: [ghnqat-sdk, graph-hypernetwork, quantization, quantization-aware-training]
----
-A graph hypernetwork (GHN-QAT, Yun & Wong 2023): it predicts the weights of quantized CNNs with {classes} classes.
-```python
-import ghnqat_sdk, torchvision
-model = torchvision.models.resnet18(num_classes={classes})
-qmodel = ghnqat_sdk.predict_quantized_params(model, bits=(4, 4), hypernetwork="{repo_id}")
-```
-"""
 
 
 def save_pretrained(
@@ -83,8 +76,8 @@ def load_pretrained(
     """Load a hypernetwork: float32, on the CPU, in evaluation mode. Nothing in its files is ever executed.
 
     Args:
-        source: "default" for the weights that ship with the package, else a local folder, else a Hub repo id
-            "owner/name". A `Path` is always a local folder.
+        source: "default" for the weights that ship with the package, "hub" for the newest ones that its authors
+            published, else a local folder, else a Hub repo id "owner/name". A `Path` is always a local folder.
         revision: Branch, tag or commit of the Hub repo; main if omitted.
         cache_dir: Where downloads are kept; the Hub's usual cache if omitted.
 
@@ -95,8 +88,8 @@ def load_pretrained(
     folder = _locate(source, revision, cache_dir)
     try:
         if folder == _EMBEDDED:
-            checksum = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
-            if checksum.encode() not in (folder / f"{WEIGHTS_FILE}.sha256").read_bytes():
+            checksum = (folder / CHECKSUM_FILE).read_bytes()
+            if checksum != checksum_of((folder / WEIGHTS_FILE).read_bytes()):
                 raise CheckpointError(
                     "The weights that ship with ghnqat-sdk are damaged. Reinstall the package."
                 )
@@ -119,31 +112,56 @@ def push_to_hub(
     private: bool = False,
     token: str | None = None,
     commit_message: str = "Upload hypernetwork",
+    data: str | None = None,
+    license: str | None = None,
+    evaluations: Sequence[str | Path] = (),
 ) -> str:
     """Upload to the Hub repo "owner/name", made if needed, as one commit; return the commit's URL.
 
-    A model card is added where the repo has none. `token` defaults to the one of `hf auth login`.
+    The commit has `config.json`, `model.safetensors`, `model.safetensors.sha256` and a model card. A card that the
+    repo has stays, unless something is said here for a new one.
+
+    Args:
+        hypernetwork: What to publish.
+        repo_id: Where.
+        private: Whether a repo that is made here is private.
+        token: Of the Hub; the one of `hf auth login` if omitted.
+        commit_message: Its first line.
+        data: For the card: the data set that it was trained on, such as "CIFAR-10".
+        license: For the card: of the weights, by the Hub's names, such as "apache-2.0".
+        evaluations: For the card: files that `ghnqat evaluate --json FILE` wrote.
 
     Raises:
-        ArgumentError: an argument cannot be meant, or the weights are not finite.
+        ArgumentError: an argument cannot be meant, the weights are not finite, or a file is no evaluation.
         CheckpointError: the Hub cannot be reached, or refuses.
     """
-    if not isinstance(repo_id, str) or not _REPO_ID.fullmatch(repo_id):
+    if not isinstance(repo_id, str) or not REPO_ID.fullmatch(repo_id):
         raise ArgumentError(
             f"repo_id={repo_id!r} is not 'owner/name'. Write push_to_hub(hypernetwork, 'me/my-ghn')."
         )
     files = _contents(hypernetwork, None)
-    with _hub(f"Cannot push to {repo_id!r}", token) as hub:
+    files[CHECKSUM_FILE] = checksum_of(files[WEIGHTS_FILE])
+    card = model_card(
+        hypernetwork.config,
+        repo_id,
+        data=data,
+        license=license,
+        evaluations=read_evaluations(evaluations),
+    )
+    with connected(f"Cannot push to {repo_id!r}", token) as hub:
         from huggingface_hub import CommitOperationAdd
 
         hub.create_repo(repo_id, private=private, exist_ok=True)
-        if not hub.file_exists(repo_id, "README.md"):
-            files["README.md"] = _CARD.format(
-                repo_id=repo_id, classes=hypernetwork.config.num_classes
-            ).encode()
+        if data or license or evaluations or not hub.file_exists(repo_id, CARD_FILE):
+            files[CARD_FILE] = card.encode()
         # Not upload_folder, which may spread the files over several commits.
         additions = [CommitOperationAdd(name, content) for name, content in files.items()]
         return str(hub.create_commit(repo_id, additions, commit_message=commit_message).commit_url)
+
+
+def checksum_of(weights: bytes) -> bytes:
+    """The checksum file of a weights file, as `sha256sum` writes it."""
+    return f"{hashlib.sha256(weights).hexdigest()}  {WEIGHTS_FILE}\n".encode()
 
 
 def _contents(hypernetwork: GraphHypernetwork, dtype: torch.dtype | None) -> dict[str, bytes]:
@@ -178,13 +196,16 @@ def _locate(source: Any, revision: Any, cache_dir: str | Path | None) -> Path:
     )
     if not isinstance(source, (str, os.PathLike)):
         raise ArgumentError(f"Cannot load {source!r}. {expected}")
-    if source == DEFAULT or os.path.isdir(source):
+    published = source == HUB
+    if source == DEFAULT or (os.path.isdir(source) and not published):
         if revision is not None:
             raise ArgumentError(
                 f"revision={revision!r} is for Hub repos, and {str(source)!r} is local. Leave it out."
             )
         return _EMBEDDED if source == DEFAULT else Path(source)
-    if not isinstance(source, str) or not _REPO_ID.fullmatch(source) or os.path.exists(source):
+    repo_id = HUB_REPO if published else str(source)
+    is_local = not isinstance(source, str) or (os.path.exists(source) and not published)
+    if is_local or not REPO_ID.fullmatch(repo_id):
         raise CheckpointError(f"{str(source)!r} is not a folder. {expected}")
     if revision is not None and not (
         isinstance(revision, str) and revision and ".." not in revision
@@ -192,59 +213,7 @@ def _locate(source: Any, revision: Any, cache_dir: str | Path | None) -> Path:
         raise ArgumentError(
             f"revision={revision!r} is not a name. Write a branch, tag or commit, or leave it out."
         )
-    with _hub(f"Cannot load {source!r}: no local folder has that name, and from the Hub") as hub:
-        config = Path(
-            hub.hf_hub_download(source, CONFIG_FILE, revision=revision, cache_dir=cache_dir)
-        )
-        # The cache's folders are named by commit: both files come from the same one.
-        hub.hf_hub_download(source, WEIGHTS_FILE, revision=config.parent.name, cache_dir=cache_dir)
-    return config.parent
-
-
-@contextmanager
-def _hub(doing: str, token: str | None = None) -> Iterator[Any]:
-    """A client for the Hub, whose errors become ours."""
-    from huggingface_hub import HfApi, errors
-
-    reasons: tuple[tuple[type[Exception], str], ...] = (
-        (errors.HFValidationError, "that is not a repo id. Write 'owner/name'."),
-        (
-            errors.OfflineModeIsEnabled,
-            "HF_HUB_OFFLINE is set, and the cache lacks the files. Unset it to go online.",
-        ),
-        (
-            errors.GatedRepoError,
-            "the repo is gated. Accept its terms on its page, then run `hf auth login`.",
-        ),
-        (
-            errors.RepositoryNotFoundError,
-            "there is no such repo, or it is private. Correct it, or `hf auth login`.",
-        ),
-        (
-            errors.RevisionNotFoundError,
-            "there is no such revision. Write a branch, tag or commit, or leave it out.",
-        ),
-        (
-            errors.RemoteEntryNotFoundError,
-            f"{CONFIG_FILE} or {WEIGHTS_FILE} is missing. Upload it by push_to_hub.",
-        ),
-        (
-            errors.HfHubHTTPError,
-            "the Hub refused. Check the token (`hf auth login`) and its permissions, or retry.",
-        ),
-        (
-            Exception,
-            "the Hub cannot be reached. Check the connection, HF_ENDPOINT and the cache folder.",
-        ),
-    )
-    try:
-        yield HfApi(token=token, library_name="ghnqat-sdk", library_version=__version__)
-    except Exception as error:
-        cause = (
-            error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else None
-        ) or error
-        reason = next(reason for kind, reason in reasons if isinstance(cause, kind))
-        raise CheckpointError(f"{doing}: {reason} ({cause!r:.200})") from error
+    return download(repo_id, revision, cache_dir)
 
 
 def _read_config(path: Path) -> HypernetworkConfig:
@@ -260,19 +229,31 @@ def _read_config(path: Path) -> HypernetworkConfig:
             )
         return config
     except ValueError as error:
-        raise CheckpointError(
-            f"{str(path)!r}: {_summary(error)}. Restore the file, or upgrade ghnqat-sdk."
-        ) from error
+        raise CheckpointError(f"{str(path)!r}: {_summary(error)}") from error
 
 
 def _summary(error: ValueError) -> str:
+    """What is wrong with a config, and what to do about it."""
+    advice = "Restore the file, or upgrade ghnqat-sdk."
     if not isinstance(error, ValidationError):
-        return str(error)
+        return f"{error}. {advice}"
     problems = error.errors(include_url=False)
-    if version := [p["input"] for p in problems if p["loc"] == ("format",)]:
-        return f"its format is {version[0]!r}, and ghnqat-sdk {__version__} reads format 2"
+    if formats := [p["input"] for p in problems if p["loc"] == ("format",)]:
+        return _format_advice(formats[0])
     lines = [f"{'.'.join(map(str, p['loc'])) or 'JSON'}: {p['msg']}" for p in problems]
-    return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
+    more = f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
+    return f"{'; '.join(lines[:3])}{more}. {advice}"
+
+
+def _format_advice(found: object) -> str:
+    """What to do about a config of another format, newer or older than the one that this version reads."""
+    (own,) = get_args(HypernetworkConfig.model_fields["format"].annotation)
+    fact = f"its format is {found!r:.20}, and ghnqat-sdk {__version__} reads format {own}"
+    if not isinstance(found, int):
+        return f"{fact}. Restore the file."
+    if found > own:
+        return f"{fact}. It is newer than your package: pip install --upgrade ghnqat-sdk."
+    return f"{fact}. It is too old: download it again (newest revision), or train it with this version."
 
 
 def _read_weights(path: Path, config: HypernetworkConfig) -> GraphHypernetwork:

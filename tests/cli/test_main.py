@@ -8,6 +8,7 @@ from ghnqat_sdk.cli.main import main
 from ghnqat_sdk.data import load_images
 from ghnqat_sdk.graph.draw import draw_graph
 from ghnqat_sdk.graph.trace import trace
+from ghnqat_sdk.hypernetwork.card import read_evaluations
 from ghnqat_sdk.hypernetwork.pretrained import save_pretrained
 from ghnqat_sdk.predict import predict_quantized_params
 from ghnqat_sdk.quantization.report import quantization_report
@@ -173,6 +174,9 @@ def test_evaluate_writes_means_errors_and_maxima(
         protocol,
     )
     assert "top-1" in capsys.readouterr().out
+    (read,) = read_evaluations([result])
+    assert len(read.families) == 2
+    assert sum(read.by_family().values()) > 0
 
 
 @pytest.mark.parametrize(

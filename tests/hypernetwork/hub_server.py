@@ -6,10 +6,24 @@ import base64
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Event
+
+import huggingface_hub
+import pytest
+
+from ghnqat_sdk.hypernetwork.decoder import DecoderConfig
+from ghnqat_sdk.hypernetwork.encoders import TransformerConfig
+from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
+
+TINY = HypernetworkConfig(
+    encoder=TransformerConfig(width=16, layers=1, heads=2),
+    decoder=DecoderConfig(hidden=16, tile=8, kernel=3),
+)
 
 REFUSALS = {
     "me/gated": (403, "GatedRepo"),
@@ -149,3 +163,20 @@ def running_hub() -> Iterator[FakeHub]:
         finally:
             hub.shutdown()
             thread.join()
+
+
+def point_hub_client_to(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Make huggingface_hub take `url` for the real Hub."""
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_nobody")
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # the client's pauses between attempts
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """File name to content."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -8,29 +8,23 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import huggingface_hub.constants
 import huggingface_hub.file_download
 import pytest
 import torch
-from hub_server import FakeHub, commit_id, running_hub
+from hub_server import TINY, FakeHub, commit_id, contents, point_hub_client_to
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.graph.graph import ComputationGraph, Node, ParameterSpec
 from ghnqat_sdk.hypernetwork import pretrained
-from ghnqat_sdk.hypernetwork.decoder import DecoderConfig
-from ghnqat_sdk.hypernetwork.encoders import TransformerConfig
-from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
+from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
+from ghnqat_sdk.hypernetwork.names import HUB_REPO
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, push_to_hub, save_pretrained
 
-TINY = HypernetworkConfig(
-    encoder=TransformerConfig(width=16, layers=1, heads=2),
-    decoder=DecoderConfig(hidden=16, tile=8, kernel=3),
-)
 GRAPH = ComputationGraph(
     (
         Node("input"),
@@ -48,43 +42,6 @@ GRAPH = ComputationGraph(
     ),
     ((0, 1), (1, 2), (2, 3)),
 ).with_bits((4, 4))
-
-
-@pytest.fixture(scope="module")
-def network() -> GraphHypernetwork:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return GraphHypernetwork(TINY).eval()
-
-
-@pytest.fixture
-def saved(network, tmp_path) -> Path:
-    return save_pretrained(network, tmp_path / "ghn")
-
-
-@pytest.fixture
-def hub(monkeypatch, saved):
-    """A hub with the repo me/ghn, which huggingface_hub takes for the real one."""
-    with running_hub() as server:
-        server.repos["me/ghn"] = [contents(saved)]
-        point_hub_client_to(monkeypatch, server.url)
-        yield server
-        huggingface_hub.close_session()
-
-
-def point_hub_client_to(monkeypatch, url: str) -> None:
-    constants = huggingface_hub.constants
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", "hf_nobody")
-    monkeypatch.setattr(time, "sleep", lambda _: None)  # the client's pauses between attempts
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def predict(network: GraphHypernetwork) -> dict[str, torch.Tensor]:
@@ -292,7 +249,12 @@ def test_config_of_many_megabytes_is_refused_unread(saved):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 3, "novelty": 1}, r"format is 3, and ghnqat-sdk \S+ reads format 2"),
+        (
+            {"format": 3, "novelty": 1},
+            r"format is 3, and ghnqat-sdk \S+ reads format 2\..*pip install --upgrade ghnqat-sdk",
+        ),
+        ({"format": 1}, r"format is 1, .* too old: download it again \(newest revision\)"),
+        ({"format": "two"}, r"format is 'two', .* reads format 2\. Restore the file"),
         ({"format": ...}, "missing: format"),
         ({"ranges": ..., "s_max": ...}, "missing: s_max, ranges"),
         ({"novelty": 1}, "novelty: Extra inputs are not permitted"),
@@ -457,6 +419,21 @@ def test_hub_repo_loads_from_one_commit_and_then_from_the_cache(
     hub.log.clear()
     assert_same(load_pretrained("me/ghn", cache_dir=tmp_path / "cache"), network)
     assert hub.log == []
+
+
+def test_hub_is_the_name_of_the_published_weights_even_beside_a_folder_of_that_name(
+    monkeypatch, hub, network, tmp_path
+):
+    (tmp_path / "hub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    hub.repos[HUB_REPO] = hub.repos["me/ghn"]
+    assert_same(load_pretrained("hub", cache_dir=tmp_path / "cache"), network)
+    assert f"GET /{HUB_REPO}/resolve/{commit_id(0)}/model.safetensors" in hub.log
+
+
+def test_published_weights_that_are_absent_say_so(hub, tmp_path):
+    with pytest.raises(CheckpointError, match=f"'{HUB_REPO}'.*there is no such repo"):
+        load_pretrained("hub", cache_dir=tmp_path / "cache")
 
 
 def test_revision_names_an_older_commit(hub, network, saved, tmp_path):
@@ -669,7 +646,14 @@ def test_pushed_hypernetwork_is_one_commit_with_a_card_and_loads_again(hub, netw
     url = push_to_hub(network, "me/new", private=True, commit_message="First")
     assert url == f"{hub.url}/me/new/commit/{commit_id(0)}"
     (files,) = hub.repos["me/new"]
-    assert sorted(files) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(files) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "model.safetensors.sha256",
+    ]
+    checksum = hashlib.sha256(files["model.safetensors"]).hexdigest()
+    assert files["model.safetensors.sha256"] == f"{checksum}  model.safetensors\n".encode()
     assert b"library_name: ghnqat-sdk" in files["README.md"]
     assert b'hypernetwork="me/new"' in files["README.md"]
     assert hub.created[0]["name"] == "new"
@@ -684,6 +668,20 @@ def test_second_push_keeps_the_card_that_the_repo_has(hub, network):
     hub.repos["me/ghn"][0]["README.md"] = b"Mine."
     push_to_hub(network, "me/ghn")
     assert hub.repos["me/ghn"][1]["README.md"] == b"Mine."
+
+
+def test_push_that_says_something_for_the_card_replaces_it(hub, network):
+    hub.repos["me/ghn"][0]["README.md"] = b"Mine."
+    push_to_hub(network, "me/ghn", data="CIFAR-10", license="mit")
+    card = hub.repos["me/ghn"][1]["README.md"].decode()
+    assert "\nlicense: mit\n" in card
+    assert "CIFAR-10, 32 × 32 pixels, 10 classes." in card
+
+
+def test_push_with_a_file_that_is_no_evaluation_sends_nothing(hub, network, saved):
+    with pytest.raises(ArgumentError, match="is no evaluation"):
+        push_to_hub(network, "me/ghn", evaluations=[saved / "config.json"])
+    assert (len(hub.repos["me/ghn"]), hub.log) == (1, [])
 
 
 @pytest.mark.parametrize("repo", ["me/forbidden", "me/private", "me/broken", "me/two--dashes"])
