@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,15 +18,10 @@ from torch import Tensor
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.files import digest, write_atomically
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
+from ghnqat_sdk.hypernetwork.names import CONFIG_FILE, DEFAULT, REPO_ID, WEIGHTS_FILE
 from ghnqat_sdk.version import __version__
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-DEFAULT = "default"
-"""The name of the weights that ship with the package."""
-
 _EMBEDDED = Path(__file__).parent / "weights"
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/\w[\w.-]*", re.ASCII)
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 # What every file of format 2 holds: the package's defaults may change, the meaning of a file may not.
 _ALWAYS = ("format", "encoder", "decoder", "num_classes", "images", "s_max", "ranges", "vocabulary")
@@ -128,7 +122,7 @@ def push_to_hub(
         ArgumentError: an argument cannot be meant, or the weights are not finite.
         CheckpointError: the Hub cannot be reached, or refuses.
     """
-    if not isinstance(repo_id, str) or not _REPO_ID.fullmatch(repo_id):
+    if not isinstance(repo_id, str) or not REPO_ID.fullmatch(repo_id):
         raise ArgumentError(
             f"repo_id={repo_id!r} is not 'owner/name'. Write push_to_hub(hypernetwork, 'me/my-ghn')."
         )
@@ -184,7 +178,7 @@ def _locate(source: Any, revision: Any, cache_dir: str | Path | None) -> Path:
                 f"revision={revision!r} is for Hub repos, and {str(source)!r} is local. Leave it out."
             )
         return _EMBEDDED if source == DEFAULT else Path(source)
-    if not isinstance(source, str) or not _REPO_ID.fullmatch(source) or os.path.exists(source):
+    if not isinstance(source, str) or not REPO_ID.fullmatch(source) or os.path.exists(source):
         raise CheckpointError(f"{str(source)!r} is not a folder. {expected}")
     if revision is not None and not (
         isinstance(revision, str) and revision and ".." not in revision
@@ -193,12 +187,36 @@ def _locate(source: Any, revision: Any, cache_dir: str | Path | None) -> Path:
             f"revision={revision!r} is not a name. Write a branch, tag or commit, or leave it out."
         )
     with _hub(f"Cannot load {source!r}: no local folder has that name, and from the Hub") as hub:
+        if folder := _cached_without_hub(hub, source, revision, cache_dir):
+            return folder
         config = Path(
             hub.hf_hub_download(source, CONFIG_FILE, revision=revision, cache_dir=cache_dir)
         )
         # The cache's folders are named by commit: both files come from the same one.
         hub.hf_hub_download(source, WEIGHTS_FILE, revision=config.parent.name, cache_dir=cache_dir)
     return config.parent
+
+
+def _cached_without_hub(
+    hub: Any, source: str, revision: str | None, cache_dir: str | Path | None
+) -> Path | None:
+    """The cached folder where the Hub cannot be reached, or None where it answers, whatever it says.
+
+    The client tries for half a minute before it says that it cannot connect; asked once, a misspelt path ends at once.
+    """
+    from huggingface_hub import constants, errors, hf_hub_url, try_to_load_from_cache
+
+    url = hf_hub_url(source, CONFIG_FILE, revision=revision, endpoint=hub.endpoint)
+    try:
+        hub.get_hf_file_metadata(url=url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except errors.HfHubHTTPError:
+        return None
+    except Exception:
+        config = try_to_load_from_cache(source, CONFIG_FILE, cache_dir, revision)
+        if not isinstance(config, str) or not Path(config).with_name(WEIGHTS_FILE).exists():
+            raise
+        return Path(config).parent
+    return None
 
 
 @contextmanager
