@@ -102,7 +102,7 @@ def check_hypernetwork(option: str, name: str, revision: str | None = None) -> N
         )
 
 
-def check_output_file(option: str, path: str, *, makes_folders: bool = False) -> None:
+def check_output_file(option: str, path: str) -> None:
     """Refuse a file that could not be written when the work is done; nothing is left behind.
 
     Raises:
@@ -111,7 +111,7 @@ def check_output_file(option: str, path: str, *, makes_folders: bool = False) ->
     target = Path(path)
     if target.exists() and not target.is_file():
         raise ArgumentError(f"{option} {path!r} is not a file. Write another name")
-    _check_writable(option, path, _existing(target.parent) if makes_folders else target.parent)
+    _check_writable(option, path, target.parent)
 
 
 def check_output_folder(option: str, path: str) -> None:
@@ -120,7 +120,9 @@ def check_output_folder(option: str, path: str) -> None:
     Raises:
         ArgumentError: so it is.
     """
-    _check_writable(option, path, _existing(Path(path)))
+    folder = Path(path)
+    existing = next((each for each in (folder, *folder.parents) if each.exists()), folder)
+    _check_writable(option, path, existing)
 
 
 @contextmanager
@@ -133,11 +135,6 @@ def replacing(path: str) -> Iterator[str]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
-    return next((each for each in (folder, *folder.parents) if each.exists()), folder)
 
 
 def _check_writable(option: str, path: str, folder: Path) -> None:

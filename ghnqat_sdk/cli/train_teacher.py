@@ -55,7 +55,7 @@ def add_teacher(commands: Any) -> None:
 
 def _check(options: Namespace) -> None:
     check_image_folder(options.data, "train")
-    check_output_file("--output", options.output, makes_folders=True)
+    check_output_file("--output", options.output)
     if options.config is not None:
         check_input_file("--config", options.config)
 

@@ -49,7 +49,8 @@ def _draw_classes(axes: Axes, starts: dict[str, Score], classes: tuple[str, ...]
         places = [place + offset for place in range(len(classes))]
         axes.bar(places, score.correct, width, color=_COLOURS[name], label=f"{name} start")
     axes.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
-    axes.set_ylim(0, max(starts["predicted"].images))
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    most = max(starts["predicted"].images)
+    axes.set_ylim(0, most)
+    axes.set_yticks(range(0, most + 1, 5))
     axes.set_ylabel("right images of each class")
     axes.legend()
