@@ -219,8 +219,8 @@ def _follow(run: Run, steps: int, as_json: bool) -> None:
     from ghnqat_sdk.training.process import sparing_old_objects
 
     leader = run.processes.rank == 0
-    progress = {"initial": run.progress.step, "total": steps, "unit": "step"}
-    with sparing_old_objects() as spare, tqdm(**progress, disable=not leader or None) as bar:
+    extent = {"initial": run.progress.step, "total": steps, "unit": "step"}
+    with sparing_old_objects() as spare, tqdm(**extent, disable=not leader or None) as bar:
         for report in run.run(steps):
             if report.step % _STEPS_BETWEEN_SPARINGS == 0:
                 spare()
@@ -228,12 +228,11 @@ def _follow(run: Run, steps: int, as_json: bool) -> None:
             bar.set_postfix(standing(run.progress, report), refresh=False)
     if not leader:
         return
-    facts = vars(run.progress) | {"best": _validated(run.progress)}
     if as_json:
-        print(json.dumps(facts))
-        return
-    best = "" if facts["best"] is None else f", best validation {facts['best']:.1f} %"
-    print(f"{run.folder}: {facts['step']} steps{best}")
+        print(json.dumps(vars(run.progress)))
+    else:
+        progress = run.progress
+        print(f"{run.folder}: {progress.step} steps, best validation {progress.best:.1f} %")
 
 
 def standing(progress: Progress, report: StepReport) -> dict[str, str]:
@@ -243,10 +242,5 @@ def standing(progress: Progress, report: StepReport) -> dict[str, str]:
     if losses:
         # The middle one: that of an exploding network would hide the others.
         shown = {"loss": f"{losses[len(losses) // 2]:.3g}"} | shown
-    best = _validated(progress)
-    return shown if best is None else shown | {"best": f"{best:.1f}"}
-
-
-def _validated(progress: Progress) -> float | None:
-    """Best validation in percent; none before the first."""
-    return progress.best if progress.best >= 0 else None
+    # It is negative before the first validation.
+    return shown | {"best": f"{progress.best:.1f}"} if progress.best >= 0 else shown

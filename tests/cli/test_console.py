@@ -45,6 +45,14 @@ def test_torch_is_not_imported_for_help_or_for_what_cannot_be_meant(module, argu
     assert done.stderr.splitlines()[-1] == "[]"
 
 
+def test_importing_the_package_leaves_torch_for_later():
+    code = "import sys, ghnqat_sdk; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
+
+
 def test_a_reader_that_goes_away_ends_the_command_quietly():
     code = (
         "import sys\nfrom ghnqat_sdk.cli.console import *\nparser, commands = new_parser('p', '')\n"

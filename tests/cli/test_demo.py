@@ -77,14 +77,14 @@ def test_without_matplotlib_the_demo_says_how_to_get_it(demo, capsys, monkeypatc
 
 
 def test_a_model_that_cannot_run_on_small_images_is_refused(demo, capsys, tmp_path):
-    (tmp_path / "here" / "mine.py").write_text(
+    (tmp_path / "here" / "for_demo.py").write_text(
         "from torch import nn\n"
         "def big(): return nn.Sequential(nn.Conv2d(3, 4, 99))\n"
         "def seven(): return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 7))\n"
     )
     checkpoint = str(tmp_path / "checkpoint")
     for name, reason in (("big", "2,3,32,32"), ("seven", "tells 7 classes")):
-        assert main(["demo", f"mine:{name}", "--hypernetwork", checkpoint]) == 2
+        assert main(["demo", f"for_demo:{name}", "--hypernetwork", checkpoint]) == 2
         assert reason in capsys.readouterr().err
     assert not (tmp_path / "here" / "ghnqat-demo").exists()
 
