@@ -39,7 +39,7 @@ class Whole:
             value = None
         if value is None or not self.least <= value <= self.most:
             raise ArgumentTypeError(
-                f"{_shown(text)} is no whole number from {self.least} to {self.most}. Write one"
+                f"{_shown(text)} is wrong here. Write a whole number from {self.least} to {self.most}"
             )
         return value
 
@@ -58,7 +58,7 @@ class Real:
             value = math.nan
         if not self.least <= value <= self.most:
             raise ArgumentTypeError(
-                f"{_shown(text)} is no number from {self.least:g} to {self.most:g}. Write one"
+                f"{_shown(text)} is wrong here. Write a number from {self.least:g} to {self.most:g}"
             )
         return value
 

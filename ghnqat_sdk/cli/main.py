@@ -6,7 +6,6 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 from ghnqat_sdk.cli.console import (
@@ -47,6 +46,8 @@ def _add_version(commands: Any) -> None:
 
 
 def _version(options: Namespace) -> None:
+    from importlib.metadata import version
+
     torch = version("torch")  # from its metadata: importing it takes seconds
     if options.json:
         print(json.dumps({"ghnqat_sdk": __version__, "torch": torch}))

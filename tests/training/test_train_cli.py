@@ -124,8 +124,8 @@ def test_fields_are_changed_where_the_run_begins_and_where_it_goes_on(train, tmp
         (["--set", "initial=/no/such/folder"], "/no/such/folder"),
         (["--set", 'hints={"teacher": "/no/such.file"}'], "Train one, ghnqat-train teacher"),
         (["--set", "hypernetwork.num_classes=5"], "of 10 classes"),
-        (["--steps", 0], "'0' is no whole number from 1"),
-        (["--threads", 0], "'0' is no whole number from 1"),
+        (["--steps", 0], "'0' is wrong here. Write a whole number from 1"),
+        (["--threads", 0], "'0' is wrong here. Write a whole number from 1"),
         (["--data", "/no/such/folder"], "--data '/no/such/folder' is not a folder"),
         (["--config", "/no/such/file"], "is no file"),
         (["--resume"], "holds no run to resume. Leave out --resume"),
@@ -243,11 +243,11 @@ def test_an_interrupted_decay_goes_on(train, decay, refused, tmp_path):
 
 
 def test_decays_that_cannot_be_are_one_line(train, decay, refused, tmp_path):
-    assert "'2' is no number from 0 to 1" in refused(
+    assert "'2' is wrong here. Write a number from 0 to 1" in refused(
         *decay("--hints", 2), command="decay", output="no"
     )
     no_steps = [tmp_path / "run", "--steps", 0]
-    assert "'0' is no whole number" in refused(*no_steps, command="decay", output="no")
+    assert "'0' is wrong here" in refused(*no_steps, command="decay", output="no")
     assert "holds a stable run" in refused(*decay(), command="decay", output="run")
     assert train(*decay(), command="decay", output="branch") == 0
     again = [tmp_path / "branch", "--steps", 2]
@@ -280,7 +280,7 @@ def test_a_teacher_is_trained_and_gives_hints(train, images, tmp_path, capsys):
     [
         ('{"width": 0}', [], "is no TeacherConfig: width: "),
         ("{", [], "is no TeacherConfig: "),
-        ("{}", ["--threads", -1], "'-1' is no whole number from 0"),
+        ("{}", ["--threads", -1], "'-1' is wrong here. Write a whole number from 0"),
         ("{}", ["--data", "/no/such/folder"], "is not a folder"),
         ("{}", ["--config", "/no/such/file"], "/no/such/file"),
     ],
