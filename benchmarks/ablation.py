@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from ghnqat_sdk.cli.train import _assign
+from ghnqat_sdk.cli.train_config import assign
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.training.config import RunConfig, load_recipe
@@ -42,7 +42,7 @@ def configured(recipe: str, changes: Sequence[str]) -> RunConfig:
     """A recipe with some fields changed."""
     fields = load_recipe(recipe).model_dump(mode="json")
     for change in changes:
-        _assign(fields, change)
+        assign(fields, change)
     return RunConfig.model_validate_json(json.dumps(fields))
 
 

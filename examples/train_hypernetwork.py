@@ -46,7 +46,7 @@ def tiny_config() -> RunConfig:
 def advance(run: Run, steps: int) -> None:
     for report in run.run(steps):
         loss = sum(network.loss for network in report.networks) / len(report.networks)
-        print(f"step {report.step}: loss {loss:.3f} at learning rate {report.learning_rate:.1e}")
+        print(f"step {report.step}: loss {loss:.4g} at learning rate {report.learning_rate:.1e}")
 
 
 def train(folder: Path, steps: int) -> None:

@@ -1,8 +1,10 @@
-"""Progress of slow work, on terminals only."""
+"""What slow work shows meanwhile: on stderr, and on terminals only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -13,3 +15,16 @@ def progress_bar(items: Iterable[T], description: str, total: int | None = None)
     from tqdm import tqdm
 
     return tqdm(items, desc=description, total=total, disable=None, leave=False)
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """`what` stands on stderr while the block runs, only where stderr is a terminal, and is wiped afterwards."""
+    shown = sys.stderr is not None and sys.stderr.isatty()
+    if shown:
+        print(f"{what} ...", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

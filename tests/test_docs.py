@@ -17,7 +17,7 @@ from ghnqat_sdk.training.config import RunConfig, recipe_names
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"]
-PARSERS = {"ghnqat": cli._parser, "ghnqat-train": training_cli._parser}
+PARSERS = {"ghnqat": cli.make_parser, "ghnqat-train": training_cli.make_parser}
 SMALL = {
     "quickstart": ["--images", "20"],
     "qat_finetune": ["--steps", "2", "--batch", "8", "--images", "20"],

@@ -21,6 +21,8 @@ def download(repo_id: str, revision: str | None, cache_dir: str | Path | None) -
     with connected(
         f"Cannot load {repo_id!r}: no local folder has that name, and from the Hub"
     ) as hub:
+        if folder := _cached_without_hub(hub, repo_id, revision, cache_dir):
+            return folder
         config = Path(
             hub.hf_hub_download(repo_id, CONFIG_FILE, revision=revision, cache_dir=cache_dir)
         )
@@ -28,6 +30,29 @@ def download(repo_id: str, revision: str | None, cache_dir: str | Path | None) -
         commit = config.parent.name
         hub.hf_hub_download(repo_id, WEIGHTS_FILE, revision=commit, cache_dir=cache_dir)
     return config.parent
+
+
+def _cached_without_hub(
+    hub: Any, repo_id: str, revision: str | None, cache_dir: str | Path | None
+) -> Path | None:
+    """The cached folder where the Hub cannot be reached, or None where it answers.
+
+    The client tries for half a minute before it says that it cannot connect; asked once, a
+    misspelt path ends at once.
+    """
+    from huggingface_hub import constants, errors, hf_hub_url, try_to_load_from_cache
+
+    url = hf_hub_url(repo_id, CONFIG_FILE, revision=revision, endpoint=hub.endpoint)
+    try:
+        hub.get_hf_file_metadata(url=url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except errors.HfHubHTTPError:
+        return None
+    except Exception:
+        config = try_to_load_from_cache(repo_id, CONFIG_FILE, cache_dir, revision)
+        if not isinstance(config, str) or not Path(config).with_name(WEIGHTS_FILE).exists():
+            raise
+        return Path(config).parent
+    return None
 
 
 @contextmanager

@@ -1,4 +1,7 @@
+import importlib
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,36 +182,101 @@ def test_evaluate_writes_means_errors_and_maxima(
     assert sum(read.by_family().values()) > 0
 
 
+@pytest.fixture
+def refused(capsys):
+    """The one line on stderr of a command that cannot be meant."""
+
+    def call(*arguments: str) -> str:
+        assert main(list(arguments)) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("ghnqat: ")
+        assert captured.err.count("\n") == 1
+        return captured.err
+
+    return call
+
+
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "advice"),
     [
-        ["predict", "resnet999"],
-        ["predict", "no_such_module:make"],
-        ["predict", "deepnets/id/notanumber"],
-        ["predict", "deepnets/id/²"],
-        ["predict", "deepnets/id/99999"],
-        ["predict", "deepnets/test/3"],
-        ["predict", "other/id/3"],
-        ["predict", "id/3"],
-        ["predict", "resnet18", "--bits", "4"],
-        ["predict", "resnet18", "--hypernetwork", "/no/such/folder"],
-        ["inspect", "resnet18", "--input", "a,b"],
-        ["inspect", "deepnets/id/20", "--picture", "graph.gif"],
-        ["inspect", "deepnets/id/20", "--bits", "4"],
-        ["inspect", "deepnets/id/20", "--plot", "report.png"],
-        ["inspect", "deepnets/id/20", "--data", "/no/such/folder"],
-        ["inspect", "deepnets/id/20", "--first-last-bits", "8"],
-        ["inspect", "deepnets/id/20", "--hypernetwork", "/no/such/folder"],
-        ["inspect", "deepnets/id/20", "--bits", "4,4", "--data", "/no/such/folder"],
-        ["inspect", "deepnets/id/20", "--bits", "4,4", "--input", "1,3,1,1"],
-        ["evaluate", "--data", "/no/such/folder"],
-        ["evaluate", "--data", "/no/such/folder", "--graphs", "0"],
-        ["evaluate", "--data", "/no/such/folder", "--space", "families", "--split", "id"],
-        ["evaluate", "--data", "/no/such/folder", "--space", "deepnets", "--split", "test"],
+        (["predict", "resnet999"], "MODULE:CALLABLE"),
+        (["predict", "no_such_module:make"], "No module named 'no_such_module'"),
+        (["predict", "deepnets/id/99999"], "from 0 to 499"),
+        (["predict", "deepnets/id/20", "--bits", "no*=4,4"], "no layer has such a name"),
+        (["predict", "deepnets/id/20", "--bits", "4,4", "--revision", "main"], "Leave it out"),
+        (["predict", "deepnets/id/20", "--hypernetwork", "./no"], "is not a folder"),
+        (["predict", "deepnets/id/20", "--input", "1,3,1,1"], "--input 1,3,1,1 does not fit"),
+        (["inspect", "deepnets/id/20", "--plot", "report.png"], "Add --bits 4,4"),
+        (["inspect", "deepnets/id/20", "--data", "/no/such/folder"], "Add --bits 4,4"),
+        (["inspect", "deepnets/id/20", "--first-last-bits", "8"], "Add --bits 4,4"),
+        (["inspect", "deepnets/id/20", "--hypernetwork", "/no/such/folder"], "Add --bits 4,4"),
+        (["inspect", "deepnets/id/20", "--bits", "4,4", "--input", "1,3,1,1"], "does not fit"),
+        (["evaluate", "--data", "{data}", "--space", "families", "--split", "id"], "test, val"),
+        (["evaluate", "--data", "{data}", "--split", "test"], "id, deep, wide, bn-free, val"),
+        (["evaluate", "--data", "{data}", "--split", "deep", "--graphs", "101"], "at most 100"),
     ],
 )
-def test_mistakes_are_one_line_and_no_traceback(capsys, arguments):
-    assert main(arguments) == 1
-    captured = capsys.readouterr()
-    assert captured.err.startswith("ghnqat: ")
-    assert "Traceback" not in captured.err
+def test_what_only_the_work_can_find_out_is_one_line_too(refused, data, arguments, advice):
+    assert advice in refused(*(word.format(data=data) for word in arguments))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_missing_device_is_refused_before_images_are_read(refused, data):
+    assert "Write --device cpu" in refused("evaluate", "--data", str(data), "--device", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("def make(size): ...", "TypeError"),
+        ("def make(): return 3", "gives a int, not an nn.Module"),
+        ("raise SystemExit(3)", "SystemExit"),
+        ("def make(:", "SyntaxError"),
+        ("", "has no attribute 'make'"),
+    ],
+)
+def test_a_module_of_the_users_that_makes_no_model_is_refused(
+    refused, tmp_path, monkeypatch, body, reason
+):
+    monkeypatch.delitem(sys.modules, "faulty", raising=False)
+    (tmp_path / "faulty.py").write_text(body)
+    monkeypatch.chdir(tmp_path)
+    importlib.invalidate_caches()
+    assert reason in refused("inspect", "faulty:make")
+
+
+def test_a_folder_of_runs_says_which_of_its_folders_holds_weights(refused, tmp_path, small):
+    save_pretrained(small, tmp_path / "run" / "last")
+    line = refused("predict", "deepnets/id/20", "--hypernetwork", str(tmp_path / "run"))
+    assert "there is one in last" in line
+
+
+def test_bits_follow_patterns_of_layers(capsys, checkpoint):
+    bits = ["--bits", "*.classifier=8,8;*=2,4;", "--hypernetwork", checkpoint]
+    assert main(["inspect", "deepnets/id/20", *bits]) == 2
+    capsys.readouterr()
+    bits = ["--bits", "stem*=8,8;*=2,4", "--hypernetwork", checkpoint, "--json"]
+    assert main(["inspect", "deepnets/id/20", *bits]) == 0
+    nodes = json.loads(capsys.readouterr().out)["nodes"]
+    found = {node["module"]: node["bits"] for node in nodes if node["op"] == "conv"}
+    assert {tuple(b) for name, b in found.items() if name.startswith("stem")} == {(8, 8)}
+    assert {tuple(b) for name, b in found.items() if not name.startswith("stem")} == {(2, 4)}
+
+
+def test_a_file_that_cannot_be_finished_leaves_the_one_before(
+    capsys, tmp_path, checkpoint, monkeypatch
+):
+    output = tmp_path / "model.safetensors"
+    output.write_bytes(b"before")
+
+    def fails(model: object, path: str) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_model", fails)
+    options = ["--hypernetwork", checkpoint, "--output", str(output)]
+    assert main(["predict", "deepnets/id/20", *options]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert output.read_bytes() == b"before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "model.safetensors"]

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -504,6 +505,26 @@ def test_unreachable_hub_says_so(monkeypatch, network, tmp_path):
         CheckpointError, match=r"Cannot push to 'me/ghn': the Hub cannot be reached"
     ):
         push_to_hub(network, "me/ghn")
+
+
+def test_unreachable_hub_is_asked_once(monkeypatch, tmp_path):
+    """A misspelt local path is told so at once."""
+    point_hub_client_to(monkeypatch, "http://127.0.0.1:9")
+    pauses = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    with pytest.raises(CheckpointError, match="no local folder has that name, and from the Hub"):
+        load_pretrained("my/folder", cache_dir=tmp_path / "cache")
+    assert pauses == []
+
+
+def test_unreachable_hub_leaves_what_is_in_the_cache(monkeypatch, hub, network, tmp_path):
+    load_pretrained("me/ghn", cache_dir=tmp_path / "cache")
+    point_hub_client_to(monkeypatch, "http://127.0.0.1:9")
+    assert_same(load_pretrained("me/ghn", cache_dir=tmp_path / "cache"), network)
+    (weights,) = (tmp_path / "cache").glob("models--me--ghn/snapshots/*/model.safetensors")
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="cannot be reached"):
+        load_pretrained("me/ghn", cache_dir=tmp_path / "cache")
 
 
 def test_silent_hub_times_out(monkeypatch, hub, tmp_path):

@@ -193,6 +193,8 @@ def test_a_broken_image_is_named_on_the_command_line(capsys, data, tmp_path, con
         str(tmp_path / "run"),
         "--steps",
         "1",
+        "--set",
+        "hints=null",
     ]
     assert ghnqat_train(run) == 1
     error = capsys.readouterr().err

@@ -1,16 +1,21 @@
 """The console script ghnqat-train."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from ghnqat_sdk.cli.train import main
+from ghnqat_sdk.cli.train_run import standing
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
 from ghnqat_sdk.training.checkpoint import load_training_state
 from ghnqat_sdk.training.config import RunConfig, load_config, recipe_names
+from ghnqat_sdk.training.sampler import Draw
 from ghnqat_sdk.training.teacher import load_teacher
+from ghnqat_sdk.training.trainer import NetworkReport, Progress, StepReport
 
 Train = Callable[..., int]
 
@@ -40,9 +45,9 @@ def train(data, tmp_path, config) -> Train:
 def refused(train, capsys) -> Callable[..., str]:
     """The one line on stderr of a command that fails."""
 
-    def call(*arguments: object, **options: str) -> str:
+    def call(*arguments: object, status: int = 2, **options: str) -> str:
         capsys.readouterr()
-        assert train(*arguments, **options) == 1
+        assert train(*arguments, **options) == status
         captured = capsys.readouterr()
         assert captured.out == ""
         assert captured.err.startswith("ghnqat-train: ")
@@ -67,7 +72,7 @@ def test_recipes_are_listed_and_printed(capsys):
 
 
 def test_an_unknown_recipe_is_one_line(capsys):
-    assert main(["recipes", "nope"]) == 1
+    assert main(["recipes", "nope"]) == 2
     assert "'nope' is unknown. Write one of all-bits" in capsys.readouterr().err
 
 
@@ -117,12 +122,12 @@ def test_fields_are_changed_where_the_run_begins_and_where_it_goes_on(train, tmp
         (["--set", "networks.0.max_macs=10"], "No network of the space 'custom'"),
         (["--set", "validation.max_macs=10"], "No validation network of the space 'custom'"),
         (["--set", "initial=/no/such/folder"], "/no/such/folder"),
-        (["--set", 'hints={"teacher": "/no/such.file"}'], "is no whole teacher"),
+        (["--set", 'hints={"teacher": "/no/such.file"}'], "Train one, ghnqat-train teacher"),
         (["--set", "hypernetwork.num_classes=5"], "of 10 classes"),
-        (["--steps", 0], "--steps 0 is too small"),
-        (["--threads", 0], "--threads 0 is too small"),
-        (["--data", "/no/such/folder"], "No images under '/no/such/folder'"),
-        (["--config", "/no/such/file"], "cannot be read"),
+        (["--steps", 0], "'0' is wrong here. Write a whole number from 1"),
+        (["--threads", 0], "'0' is wrong here. Write a whole number from 1"),
+        (["--data", "/no/such/folder"], "--data '/no/such/folder' is not a folder"),
+        (["--config", "/no/such/file"], "is no file"),
         (["--resume"], "holds no run to resume. Leave out --resume"),
     ],
 )
@@ -137,9 +142,43 @@ def test_the_recipe_that_ships_is_what_runs_where_none_is_chosen(
 ):
     """It needs a teacher, which is said before anything is trained."""
     monkeypatch.chdir(tmp_path)
-    assert main(["run", "--data", str(data), "--output", "run", "--steps", "1"]) == 1
-    assert "'teacher.safetensors' is no whole teacher" in capsys.readouterr().err
+    assert main(["run", "--data", str(data), "--output", "run", "--steps", "1"]) == 2
+    assert "hints.teacher = 'teacher.safetensors' is no file" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_must_be_there(refused, tmp_path):
+    for folder in ("nothing", "no/such"):
+        assert "holds no run to resume" in refused("--steps", 1, "--resume", output=folder)
+    (tmp_path / "empty").mkdir()
+    assert "holds no run to resume" in refused("--steps", 1, "--resume", output="empty")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "empty"]
+
+
+def test_a_finished_run_goes_on_to_more_steps_as_if_it_had_never_stopped(train, tmp_path, capsys):
+    assert train("--steps", 3, output="whole") == 0
+    assert train("--steps", 1, output="parts") == 0
+    capsys.readouterr()
+    assert train("--steps", 3, "--resume", output="parts") == 0
+    summary = capsys.readouterr().out
+    assert summary.startswith(f"{tmp_path / 'parts'}: 3 steps, best validation ")
+    whole, parts = (load_training_state(tmp_path / name)[0] for name in ("whole", "parts"))
+    names = [name for name in whole if name.startswith("model.")]
+    assert names
+    assert all(torch.equal(whole[name], parts[name]) for name in names)
+
+
+def test_what_stands_beside_the_bar_has_few_digits_and_no_validation_before_the_first():
+    draw = Draw(None, (4, 4), 8)
+    losses = (2.345678, math.inf, 1637105.25, 0.5)
+    report = StepReport(1, tuple(NetworkReport(draw, loss, None, 0.1) for loss in losses))
+    progress = Progress(step=1, images=123_456)
+    assert standing(progress, report) == {"loss": "2.35", "images": "0.12M"}
+    exploded = StepReport(1, report.networks[2:3])
+    progress.best = 12.345
+    shown = {"loss": "1.64e+06", "images": "0.12M", "best": "12.3"}
+    assert standing(progress, exploded) == shown
+    assert standing(Progress(), StepReport(1, ())) == {"images": "0.00M"}
 
 
 def test_a_config_of_an_older_layout_is_refused_and_kept(train, refused, tmp_path, contents):
@@ -155,7 +194,7 @@ def test_a_state_of_other_sizes_is_refused_and_kept(train, refused, tmp_path, co
     train("--steps", 1)
     before = contents(tmp_path / "run")
     change = ["--set", "hypernetwork.decoder.hidden=24"]
-    assert "does not fit its config" in refused("--steps", 2, "--resume", *change)
+    assert "does not fit its config" in refused("--steps", 2, "--resume", *change, status=1)
     assert contents(tmp_path / "run") == before
 
 
@@ -164,7 +203,7 @@ def test_a_damaged_state_is_refused_and_kept(train, refused, tmp_path, contents)
     state = tmp_path / "run" / "checkpoint.safetensors"
     state.write_bytes(state.read_bytes()[:-10])
     before = contents(tmp_path / "run")
-    assert "is damaged" in refused("--steps", 2, "--resume")
+    assert "is damaged" in refused("--steps", 2, "--resume", status=1)
     assert contents(tmp_path / "run") == before
 
 
@@ -204,14 +243,17 @@ def test_an_interrupted_decay_goes_on(train, decay, refused, tmp_path):
 
 
 def test_decays_that_cannot_be_are_one_line(train, decay, refused, tmp_path):
-    assert "are no decay" in refused(*decay("--hints", 2), command="decay", output="no")
-    assert "--steps 0" in refused(tmp_path / "run", "--steps", 0, command="decay", output="no")
+    assert "'2' is wrong here. Write a number from 0 to 1" in refused(
+        *decay("--hints", 2), command="decay", output="no"
+    )
+    no_steps = [tmp_path / "run", "--steps", 0]
+    assert "'0' is wrong here" in refused(*no_steps, command="decay", output="no")
     assert "holds a stable run" in refused(*decay(), command="decay", output="run")
     assert train(*decay(), command="decay", output="branch") == 0
     again = [tmp_path / "branch", "--steps", 2]
     assert "decays already" in refused(*again, command="decay", output="no")
     nothing = [tmp_path / "nothing", "--steps", 2]
-    assert "cannot be read" in refused(*nothing, command="decay", output="no")
+    assert "holds no run to branch off" in refused(*nothing, command="decay", output="no")
     assert not (tmp_path / "no").exists()
 
 
@@ -238,8 +280,8 @@ def test_a_teacher_is_trained_and_gives_hints(train, images, tmp_path, capsys):
     [
         ('{"width": 0}', [], "is no TeacherConfig: width: "),
         ("{", [], "is no TeacherConfig: "),
-        ("{}", ["--threads", -1], "--threads -1 is too small"),
-        ("{}", ["--data", "/no/such/folder"], "No images under"),
+        ("{}", ["--threads", -1], "'-1' is wrong here. Write a whole number from 0"),
+        ("{}", ["--data", "/no/such/folder"], "is not a folder"),
         ("{}", ["--config", "/no/such/file"], "/no/such/file"),
     ],
 )

@@ -1,0 +1,229 @@
+"""The argument `model`, and what goes with it: from words to modules."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+from ghnqat_sdk.cli.arguments import (
+    Whole,
+    bit_width,
+    bits_by_layer,
+    hypernetwork_name,
+    model_name,
+    revision,
+    shape,
+)
+from ghnqat_sdk.cli.paths import check_hypernetwork
+from ghnqat_sdk.errors import ArgumentError, CheckpointError, TraceError
+from ghnqat_sdk.progress import working
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ghnqat_sdk.calls import Call
+    from ghnqat_sdk.graph.graph import ComputationGraph
+    from ghnqat_sdk.training.spaces.protocol import Space
+
+MOST_CLASSES = 100_000
+_MODEL = (
+    "a torchvision model (resnet18), MODULE:CALLABLE that returns one, or an architecture of a space (deepnets/id/3, "
+    "families/test/7)"
+)
+
+
+def add_model(parser: ArgumentParser) -> None:
+    """The model, its classes and its input."""
+    parser.add_argument("model", type=model_name, help=_MODEL)
+    parser.add_argument(
+        "--classes",
+        type=Whole(1, MOST_CLASSES),
+        default=10,
+        help="of a torchvision model or an architecture (default: 10)",
+    )
+    parser.add_argument(
+        "--input",
+        type=shape,
+        metavar="N,C,H,W",
+        help="shape of an example input, where it cannot be guessed",
+    )
+
+
+def add_hypernetwork(parser: ArgumentParser) -> None:
+    """Which weights predict."""
+    parser.add_argument(
+        "--hypernetwork",
+        type=hypernetwork_name,
+        default="default",
+        help="'default', a folder or a Hub repo (default: default)",
+    )
+    parser.add_argument(
+        "--revision", type=revision, help="branch, tag or commit of a Hub repo (default: main)"
+    )
+
+
+def add_bits(parser: ArgumentParser, default: str | None = "4,4") -> None:
+    """At which bits, layer by layer if need be."""
+    parser.add_argument(
+        "--bits",
+        type=bits_by_layer,
+        default=default,
+        metavar="W,A",
+        help="2 to 8 bits, or 32 for float; or by names of layers, the first that matches counts: 'stem*=8,8;*=4,4' "
+        f"(default: {default or 'no prediction'})",
+    )
+    parser.add_argument(
+        "--first-last-bits",
+        type=bit_width,
+        metavar="BITS",
+        help="bits of the first and the last layers (default: --bits)",
+    )
+
+
+def check_prediction(options: Namespace) -> None:
+    """Refuse a hypernetwork that cannot be there."""
+    check_hypernetwork("--hypernetwork", options.hypernetwork, options.revision)
+
+
+def build_model(name: str, classes: int) -> nn.Module:
+    """The module that the argument `model` names.
+
+    Raises:
+        ArgumentError: there is none of that name, or the user's callable does not give one.
+    """
+    with working(f"building {name}"):
+        if ":" in name:
+            return _of_the_user(name)
+        if "/" in name:
+            space, split, index = name.split("/")
+            return open_space(space, split)[int(index)].build(classes)
+        return _of_torchvision(name, classes)
+
+
+def open_space(name: str, split: str) -> Space:
+    """A split of a space of architectures."""
+    from ghnqat_sdk.training.spaces.deepnets import DeepNets
+    from ghnqat_sdk.training.spaces.families import Families
+
+    spaces: dict[str, Callable[[str], Space]] = {"deepnets": DeepNets, "families": Families}
+    return spaces[name](split)
+
+
+def example_of(sizes: tuple[int, ...] | None) -> Tensor | None:
+    """The example input of this shape, on the meta device."""
+    if sizes is None:
+        return None
+    import torch
+
+    return torch.empty(sizes, device="meta")
+
+
+def traced(model: nn.Module, sizes: tuple[int, ...] | None) -> tuple[ComputationGraph, Call]:
+    """The graph of the model, and the inputs that it was recorded on.
+
+    Raises:
+        ArgumentError: it cannot be run on inputs of the shape that was given.
+        TraceError: without a shape, it cannot be traced at all.
+    """
+    from ghnqat_sdk.graph.trace import trace_with_call
+
+    with working("tracing"):
+        try:
+            return trace_with_call(model, example_of(sizes))
+        except TraceError as error:
+            if sizes is None:
+                raise
+            text = ",".join(map(str, sizes))
+            raise ArgumentError(f"--input {text} does not fit the model: {error}") from error
+
+
+def predicted(options: Namespace, model: nn.Module, head: Any = "auto") -> nn.Module:
+    """The model itself, with predicted parameters.
+
+    Raises:
+        ArgumentError: patterns of bits that fit no layer, or a Hub repo or revision that is not there.
+    """
+    from ghnqat_sdk.predict import predict_quantized_params
+
+    with working("loading the hypernetwork and predicting"), hub_names():
+        return predict_quantized_params(
+            model,
+            options.bits,
+            hypernetwork=options.hypernetwork,
+            revision=options.revision,
+            example_inputs=example_of(options.input),
+            head=head,
+            first_last_bits=options.first_last_bits,
+            inplace=True,
+        )
+
+
+@contextmanager
+def hub_names() -> Iterator[None]:
+    """A repo or a revision that the Hub does not have is a mistake of the user, not a failure of the Hub."""
+    try:
+        yield
+    except CheckpointError as error:
+        from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+        if isinstance(error.__cause__, (RepositoryNotFoundError, RevisionNotFoundError)):
+            raise ArgumentError(str(error)) from error
+        raise
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that this machine lacks.
+
+    Raises:
+        ArgumentError: so it does.
+    """
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = re.split(r"[\n.]", str(error))[0]
+        raise ArgumentError(
+            f"--device {name!r} is not there: {reason}. Write --device cpu"
+        ) from error
+
+
+def _of_torchvision(name: str, classes: int) -> nn.Module:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise ArgumentError(
+            f"{name!r} is no torchvision classifier ({', '.join(known[:4])}, …). For a model of your own, write "
+            f"MODULE:CALLABLE, for example my_models:make_resnet20"
+        )
+    model: nn.Module = models.get_model(name, weights=None, num_classes=classes)
+    return model
+
+
+def _of_the_user(name: str) -> nn.Module:
+    from torch import nn
+
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, "")
+    try:
+        factory: Any = reduce(getattr, attribute.split("."), importlib.import_module(module))
+        model: Any = factory()
+    except (Exception, SystemExit) as error:  # whatever the user's module does
+        raise ArgumentError(
+            f"{name!r} cannot be made: {type(error).__name__}: {error}. Write MODULE:CALLABLE, a module that can be "
+            f"imported from here and what it calls without arguments to make a model"
+        ) from error
+    finally:
+        sys.path.remove("")
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            f"{name!r} gives a {type(model).__name__}, not an nn.Module. Write MODULE:CALLABLE that returns a model"
+        )
+    return model

@@ -1,0 +1,90 @@
+"""The config of a run, from a recipe or a file and the fields that the command line changes."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ghnqat_sdk.cli.paths import check_hypernetwork
+from ghnqat_sdk.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+    from ghnqat_sdk.training.config import RunConfig
+
+RUN_FILE = "run.json"
+_SEE = "See: ghnqat-train recipes all-bits"
+
+
+def run_config(options: Namespace, resume: bool) -> RunConfig:
+    """The config that the options of `run` ask for; a run that goes on keeps its own.
+
+    Raises:
+        ArgumentError: a file that holds no config, fields that are wrong, or files that it names and that are missing.
+    """
+    from pydantic import ValidationError
+
+    from ghnqat_sdk.training.config import RunConfig, load_config, load_recipe
+
+    saved = Path(options.output) / RUN_FILE
+    if options.config or (resume and saved.exists() and not options.recipe):
+        config = load_config(options.config or saved)
+    else:
+        config = load_recipe(options.recipe or "all-bits")
+    fields = config.model_dump(mode="json")
+    for text in options.set:
+        assign(fields, text)
+    try:
+        config = RunConfig.model_validate_json(json.dumps(fields))
+    except ValidationError as error:
+        raise ArgumentError(f"The config is not valid: {problems(error)}. {_SEE}") from error
+    _check_files(config)
+    return config
+
+
+def problems(error: ValidationError) -> str:
+    """Field by field, in one line."""
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+
+
+def assign(fields: dict[str, Any], text: str) -> None:
+    """Change one field of a nested config, as in sampling.meta_batch=4 or networks.0.share=0.5.
+
+    Raises:
+        ArgumentError: the text is not FIELD=VALUE, or there is no such place.
+    """
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise ArgumentError(
+            f"--set {text!r} is not FIELD=VALUE. Write, for example, --set sampling.meta_batch=4"
+        )
+    *way, last = path.split(".")
+    place: Any = fields
+    try:
+        for name in way:
+            place = place[int(name)] if isinstance(place, list) else place[name]
+        key = int(last) if isinstance(place, list) else last
+        place[key] = _parsed(value)
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise ArgumentError(f"--set {text!r}: there is no field {path!r}. {_SEE}") from error
+
+
+def _parsed(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
+
+
+def _check_files(config: RunConfig) -> None:
+    """What the config names is looked for before images are read."""
+    if config.initial is not None:
+        check_hypernetwork("The config's initial =", config.initial)
+    if config.hints is not None and not Path(config.hints.teacher).is_file():
+        raise ArgumentError(
+            f"The config's hints.teacher = {config.hints.teacher!r} is no file. Train one, ghnqat-train teacher "
+            f"--output teacher.safetensors, or go without: --set hints=null"
+        )

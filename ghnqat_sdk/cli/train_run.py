@@ -1,0 +1,246 @@
+"""`ghnqat-train run` and `decay`: train a hypernetwork, continue, branch off."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ghnqat_sdk.cli.arguments import Real, Whole, assignment, recipe_name
+from ghnqat_sdk.cli.console import add_command, add_json_flag
+from ghnqat_sdk.cli.paths import (
+    FILE,
+    FOLDER,
+    IMAGES,
+    check_image_folder,
+    check_input_file,
+    check_output_folder,
+)
+from ghnqat_sdk.cli.train_config import RUN_FILE, run_config
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.progress import working
+
+if TYPE_CHECKING:
+    from ghnqat_sdk.training.config import RunConfig
+    from ghnqat_sdk.training.run import Run
+    from ghnqat_sdk.training.trainer import Progress, StepReport
+
+MOST_STEPS = 1_000_000_000
+MOST_THREADS = 1024
+_STEPS_BETWEEN_SPARINGS = 50
+
+
+def add_run(commands: Any) -> None:
+    """The command and its options."""
+    run = add_command(
+        commands,
+        "run",
+        "train, or continue a run",
+        check=_check_run,
+        run=_run,
+        description="Train until --steps are done, or continue a run to more of them. With torchrun, every process "
+        "trains on architectures of its own: torchrun --nproc-per-node 2 -m ghnqat_sdk.cli.train run ...",
+    )
+    _add_training(
+        run, "folder of the run", "optimizer steps that are done at the end, of a resumed run too"
+    )
+    source = run.add_mutually_exclusive_group()
+    source.add_argument(
+        "--recipe",
+        type=recipe_name,
+        help="a name that `ghnqat-train recipes` lists (default: all-bits)",
+    )
+    source.add_argument("--config", type=FILE, metavar="FILE", help="a run's config as JSON")
+    run.add_argument(
+        "--set",
+        action="append",
+        type=assignment,
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field, as sampling.meta_batch=4",
+    )
+    run.add_argument("--resume", action="store_true", help="continue the run in --output")
+
+
+def add_decay(commands: Any) -> None:
+    """The command and its options."""
+    decay = add_command(
+        commands,
+        "decay",
+        "branch weights that ship off a stable run",
+        check=_check_decay,
+        run=_decay,
+        description="Copy the state of a stable run, and train it on while the learning rate falls to zero and hints "
+        "fade. The stable run stays as it is.",
+    )
+    decay.add_argument("run", type=FOLDER, metavar="RUN", help="folder of the stable run")
+    _add_training(
+        decay, "folder of the branch; continues one that is there", "steps until the rate is zero"
+    )
+    decay.add_argument(
+        "--hints",
+        type=Real(0, 1),
+        default=0.5,
+        help="share of them in which hints fade (default: 0.5)",
+    )
+
+
+def _add_training(parser: ArgumentParser, output: str, steps: str) -> None:
+    parser.add_argument(
+        "--data",
+        type=IMAGES,
+        required=True,
+        help="image folder (train/<class>/*.jpg) or torchvision's CIFAR-10",
+    )
+    parser.add_argument("--output", type=FOLDER, required=True, metavar="FOLDER", help=output)
+    parser.add_argument("--steps", type=Whole(1, MOST_STEPS), required=True, help=steps)
+    parser.add_argument(
+        "--threads",
+        type=Whole(1, MOST_THREADS),
+        default=1,
+        help="CPU threads of each process (default: 1)",
+    )
+    add_json_flag(parser)
+
+
+def _check_run(options: Namespace) -> None:
+    started = _holds_state(options.output)
+    if options.resume and not started:
+        raise ArgumentError(
+            f"--output {options.output!r} holds no run to resume. Leave out --resume to start one there"
+        )
+    if started and not _resumes(options):
+        raise ArgumentError(
+            f"--output {options.output!r} holds a run already. Add --resume, or choose another folder"
+        )
+    if options.config is not None:
+        check_input_file("--config", options.config)
+    _check_training(options)
+
+
+def _check_decay(options: Namespace) -> None:
+    branch = Path(options.output)
+    if not (branch / RUN_FILE).exists() and not (
+        _holds_state(options.run) and Path(options.run, RUN_FILE).is_file()
+    ):
+        raise ArgumentError(
+            f"RUN {options.run!r} holds no run to branch off. Train one first: ghnqat-train run --output "
+            f"{options.run}"
+        )
+    _check_training(options)
+
+
+def _check_training(options: Namespace) -> None:
+    check_image_folder(options.data, "train")
+    check_output_folder("--output", options.output)
+
+
+def _holds_state(folder: str) -> bool:
+    return Path(folder, "checkpoint.safetensors").is_file()
+
+
+def _resumes(options: Namespace) -> bool:
+    """Asked to, or started again by torchrun after a process was killed."""
+    return options.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def _run(options: Namespace) -> None:
+    with working("loading torch"):
+        config = run_config(options, _resumes(options))
+    advice = f"and --steps is {options.steps}. Write a larger number to go on"
+    _train(config, options, options.steps, advice)
+
+
+def _decay(options: Namespace) -> None:
+    from ghnqat_sdk.training.config import load_config
+    from ghnqat_sdk.training.distributed import Processes
+    from ghnqat_sdk.training.run import branch
+
+    saved = Path(options.output) / RUN_FILE
+    processes = Processes.from_environment()
+    if processes.rank == 0 and not saved.exists():
+        branch(options.run, options.output, options.steps, options.hints)
+    processes.wait()
+    config = load_config(saved)
+    if config.decay is None:
+        raise ArgumentError(
+            f"--output {options.output!r} holds a stable run. Choose another folder for the branch"
+        )
+    last = config.decay.start + config.decay.steps
+    _train(config, options, last, "the last of its decay. Choose another --output for another one")
+
+
+def _train(config: RunConfig, options: Namespace, steps: int, advice: str) -> None:
+    """Train until `steps` are done; `advice` is for those who have them already."""
+    import torch
+
+    from ghnqat_sdk.training.distributed import Processes
+    from ghnqat_sdk.training.process import (
+        flush_denormals,
+        keep_compiled_convolutions,
+        keep_freed_memory,
+    )
+    from ghnqat_sdk.training.run import Run, open_features
+
+    _check_steps(options.output, steps, advice)
+    keep_compiled_convolutions()
+    keep_freed_memory()
+    flush_denormals()
+    torch.set_num_threads(options.threads)
+    processes = Processes.from_environment()
+    try:
+        with working("loading images and the state"):
+            train, validation = (config.data.load(options.data, part) for part in ("train", "val"))
+            features = open_features(config, train, processes)
+            run = Run(
+                config, options.output, train, validation, features=features, processes=processes
+            )
+            run.resume()
+        _follow(run, steps, options.json)
+    finally:
+        processes.leave()
+
+
+def _check_steps(output: str, steps: int, advice: str) -> None:
+    from ghnqat_sdk.training.checkpoint import load_training_state
+
+    state = load_training_state(Path(output))
+    done = 0 if state is None else state[1].get("step", 0)
+    if done >= steps:
+        raise ArgumentError(f"{output!r} has done {done} steps, {advice}")
+
+
+def _follow(run: Run, steps: int, as_json: bool) -> None:
+    from tqdm import tqdm
+
+    from ghnqat_sdk.training.process import sparing_old_objects
+
+    leader = run.processes.rank == 0
+    extent = {"initial": run.progress.step, "total": steps, "unit": "step"}
+    with sparing_old_objects() as spare, tqdm(**extent, disable=not leader or None) as bar:
+        for report in run.run(steps):
+            if report.step % _STEPS_BETWEEN_SPARINGS == 0:
+                spare()
+            bar.update()
+            bar.set_postfix(standing(run.progress, report), refresh=False)
+    if not leader:
+        return
+    if as_json:
+        print(json.dumps(vars(run.progress)))
+    else:
+        progress = run.progress
+        print(f"{run.folder}: {progress.step} steps, best validation {progress.best:.1f} %")
+
+
+def standing(progress: Progress, report: StepReport) -> dict[str, str]:
+    """What stands beside the bar: the loss of this step, images so far, and the best validation once there is one."""
+    losses = sorted(one.loss for one in report.networks if math.isfinite(one.loss))
+    shown = {"images": f"{progress.images / 1e6:.2f}M"}
+    if losses:
+        # The middle one: that of an exploding network would hide the others.
+        shown = {"loss": f"{losses[len(losses) // 2]:.3g}"} | shown
+    # It is negative before the first validation.
+    return shown | {"best": f"{progress.best:.1f}"} if progress.best >= 0 else shown

@@ -1,0 +1,157 @@
+"""Every option of every command of both scripts, fed with every kind of value that it cannot take."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ghnqat_sdk.cli import arguments, main, paths, train
+
+SCRIPTS = {"ghnqat": main, "ghnqat-train": train}
+LONG = "9" * 5000
+NO_TEXT = ["", " ", "a\0b"]
+NO_NUMBER = ["", "x", "1.5.2", "nan", "inf", "1,2", LONG, "²"]
+NO_BITS = ["", "4", "4,4,4", "1,4", "4,9", "x,y", "4,", "4.0,4", "4,4;", LONG]
+NO_FOLDER = [*NO_TEXT, "file", "no/such/folder", "/proc/none/x"]
+
+BAD = {
+    arguments.bits_pair: [*NO_BITS, "*=4,4"],
+    arguments.bits_by_layer: [*NO_BITS, "=4,4", "*=", "*=4", "*=4,4;*=2,2", "*=4,4;4,4"],
+    arguments.bit_width: ["", "1", "9", "-4", "4.0", "4,4", LONG],
+    arguments.shape: ["", "0,3,32,32", "1,-3,32,32", "a,b", "1,3,32,", "99999,3,999,999", LONG],
+    arguments.device: ["", "foo", "cuda:x", "cpu:1", "cuda:", "meta", " cpu"],
+    arguments.hypernetwork_name: [*NO_FOLDER, "./my-ghn", "runs/x/last", "../x", "a:b", "folder"],
+    arguments.revision: [*NO_TEXT, "../x"],
+    arguments.assignment: ["", "seed", "=1", "a b=1"],
+    arguments.recipe_name: [*NO_TEXT, "nope", "../all-bits"],
+    arguments.model_name: [*NO_TEXT, "../x", ":", "a:", ":b", "a b", "id/3", "deepnets/id", "deepnets/id/²",
+                           "deepnets/id/-1", "deepnets/no/3", "no/id/3", "a/b:c", "-", f"deepnets/id/{LONG}"],
+    paths.IMAGES: [*NO_FOLDER, "folder"],
+    paths.FILE: [*NO_TEXT, "folder", "no/such/file"],
+    paths.FOLDER: [*NO_TEXT, "file", "file/x", "/proc/none"],
+    paths.PICTURE: [*NO_TEXT, "graph.gif", "graph", "folder.png", "no/such/graph.png", "/proc/graph.png"],
+    paths.TENSORS: [*NO_TEXT, "model.pt", "folder.safetensors", "no/x.safetensors", "file/x.safetensors"],
+}  # fmt: skip
+"""By converter."""
+
+
+def bad_values(action: argparse.Action) -> list[str]:
+    """What an option cannot take. A new converter needs its line in the table above."""
+    if action.choices is not None:
+        return ["", "no such choice"]
+    if isinstance(action.type, (arguments.Whole, arguments.Real)):
+        outside = [str(action.type.least - 1), str(action.type.most + 1)]
+        return [*NO_NUMBER, *outside]
+    return BAD[action.type]
+
+
+def commands() -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
+    for script, module in SCRIPTS.items():
+        (chosen,) = (a for a in module.make_parser()._actions if a.dest == "command")
+        yield from ((script, name, parser) for name, parser in chosen.choices.items())
+
+
+def options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    return [action for action in parser._actions if action.dest != "help"]
+
+
+GOOD = {
+    "model": "deepnets/id/20", "name": "all-bits", "run": "run", "data": "{data}", "output": "new", "steps": "1",
+}  # fmt: skip
+
+
+def command_line(parser: argparse.ArgumentParser, wrong: argparse.Action, value: str) -> list[str]:
+    """The required arguments as they should be, and one that is wrong."""
+    words: list[str] = []
+    for action in options(parser):
+        if action is wrong:
+            words += [f"{action.option_strings[0]}={value}"] if action.option_strings else [value]
+        elif action.required:
+            words += [*action.option_strings[:1], GOOD[action.dest]]
+    if wrong.dest in ("data", "plot") and parser.prog == "ghnqat inspect":
+        words += ["--bits", "4,4"]
+    return words
+
+
+def every_mistake() -> Iterator[tuple[str, str, argparse.Action]]:
+    for script, name, parser in commands():
+        for action in options(parser):
+            yield pytest.param(script, name, action, id=f"{script}-{name}-{action.dest}")
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a file, an empty folder, folders that are named like files, and a run."""
+    for folder in ("folder", "folder.png", "folder.safetensors", "run"):
+        (tmp_path / folder).mkdir()
+    for file in ("file", "run/run.json", "run/checkpoint.safetensors"):
+        (tmp_path / file).write_text("x")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(path) for path in folder.rglob("*"))
+
+
+def parser_of(script: str, command: str) -> argparse.ArgumentParser:
+    return next(p for s, name, p in commands() if (s, name) == (script, command))
+
+
+@pytest.mark.parametrize(("script", "command", "action"), list(every_mistake()))
+def test_no_bad_value_is_taken(script, command, action, workplace, data, capsys):
+    parser = parser_of(script, command)
+    wrong = next(each for each in options(parser) if each.dest == action.dest)
+    values = ["x"] if wrong.nargs == 0 else bad_values(wrong)
+    before = listing(workplace)
+    for value in values:
+        line = [
+            word.format(data=data) if "{" in word else word
+            for word in command_line(parser, wrong, value)
+        ]
+        assert SCRIPTS[script].main([command, *line]) == 2, line
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith(f"{script}: ")
+        assert captured.err.count("\n") == 1
+        assert len(captured.err) > len(script) + 20
+    assert listing(workplace) == before
+
+
+@pytest.mark.parametrize(
+    ("script", "command"), [pytest.param(s, n, id=f"{s}-{n}") for s, n, _ in commands()]
+)
+def test_no_unknown_or_missing_argument_is_taken(script, command, workplace, data, capsys):
+    parser = parser_of(script, command)
+    good = [word.format(data=data) for word in command_line(parser, argparse.Action([], ""), "")]
+    required = [action for action in options(parser) if action.required]
+    valued = [a.option_strings[0] for a in options(parser) if a.option_strings and a.nargs is None]
+    lines = [[*good, "--no-such-option"], [*good, "one", "two", "three"]]
+    lines += [[*good, option] for option in valued]
+    lines += [[]] if required else []
+    before = listing(workplace)
+    for line in lines:
+        assert SCRIPTS[script].main([command, *line]) == 2, line
+        assert capsys.readouterr().err.count("\n") == 1
+    assert listing(workplace) == before
+
+
+def test_every_command_takes_json():
+    without = [
+        f"{script} {name}"
+        for script, name, parser in commands()
+        if "json" not in [a.dest for a in options(parser)]
+    ]
+    assert without == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_command_and_an_unknown_one_are_one_line(script, capsys):
+    for line in ([], ["nothing"], ["--nothing"], [""]):
+        assert SCRIPTS[script].main(line) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith(f"{script}: ")
+        assert captured.err.count("\n") == 1
