@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ghnqat_sdk.quantization.convert import from_float, to_float
     from ghnqat_sdk.quantization.report import quantization_report
     from ghnqat_sdk.quantization.store import load_quantized, save_quantized
+    from ghnqat_sdk.ranking import rank_architectures
     from ghnqat_sdk.search import suggest_bits
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "push_to_hub",
     "qat",
     "quantization_report",
+    "rank_architectures",
     "save_pretrained",
     "save_quantized",
     "suggest_bits",
@@ -100,6 +102,7 @@ _HOMES = {
     "prediction_report": "predict",
     "push_to_hub": "hypernetwork.pretrained",
     "quantization_report": "quantization.report",
+    "rank_architectures": "ranking",
     "save_pretrained": "hypernetwork.pretrained",
     "save_quantized": "quantization.store",
     "suggest_bits": "search",

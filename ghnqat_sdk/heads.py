@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,11 +24,12 @@ from ghnqat_sdk.classifiers import (
     run,
     traced_classifiers,
 )
+from ghnqat_sdk.data import load_images
 from ghnqat_sdk.errors import ArgumentError, UnfamiliarDataWarning
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
 from ghnqat_sdk.progress import progress_bar
-from ghnqat_sdk.quantization.calibrate import calibrate
+from ghnqat_sdk.quantization.calibrate import CHUNK, calibrate
 from ghnqat_sdk.quantization.layers import require_fake_quantized_layers
 from ghnqat_sdk.quantization.state import evaluating
 from ghnqat_sdk.ridge import STRENGTHS
@@ -119,6 +121,27 @@ def fit_head(
     for head, (linear, _) in zip(heads, fits, strict=True):
         head.write(linear)
     return HeadReport(tuple(fitted for _, fitted in fits))
+
+
+def fit_head_to_folder(
+    qmodel: nn.Module, root: str | Path, *, size: int = 32, count: int = 4000
+) -> HeadReport:
+    """Calibrate a model and fit its head to the training images of a data folder, in place.
+
+    Args:
+        qmodel: As in `fit_head`, with as many classes as the folder has.
+        root: As in `load_images`; images are normalized by their own mean and deviation.
+        size: Side in pixels that images are resized to.
+        count: At most so many images, drawn at random, the same in every call.
+
+    Raises:
+        ArgumentError: as in `calibrate` and `fit_head`.
+        DataError: as in `load_images`.
+    """
+    images = load_images(root, "train", size, own_statistics=True).sample(count, seed=0)
+    batches = list(images.batches(CHUNK))
+    calibrate(qmodel, batches)
+    return fit_head(qmodel, batches)
 
 
 def use_images(

@@ -21,6 +21,10 @@ PARSERS = {"ghnqat": cli.make_parser, "ghnqat-train": training_cli.make_parser}
 SMALL = {
     "quickstart": ["--images", "20"],
     "qat_finetune": ["--steps", "2", "--batch", "8", "--images", "20"],
+    "image_folder": [
+        *("--model", "squeezenet1_1", "--size", "32", "--steps", "2", "--batch", "8"),
+        *("--plot", "confused.png"),
+    ],
     "inspect_graph": ["resnet18"],
     "torchvision_models": ["squeezenet1_1", "mobilenet_v3_small"],
     "train_hypernetwork": ["--steps", "2"],

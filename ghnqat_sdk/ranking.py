@@ -1,0 +1,279 @@
+"""Networks ranked by the accuracy that they have with predicted parameters, without training any."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ghnqat_sdk.bits import Bits, parse_bits
+from ghnqat_sdk.data import ImageSet
+from ghnqat_sdk.errors import ArgumentError, GhnqatError
+from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
+from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
+from ghnqat_sdk.predict import predict_quantized_params
+from ghnqat_sdk.progress import progress_bar
+from ghnqat_sdk.quantization.layers import require_fake_quantized_layers
+
+BATCH = 64
+_PAIRS = "rank_architectures([('small', model), ...], (4, 4), images)"
+
+
+@dataclass(frozen=True)
+class RankedNetwork:
+    """One network with predicted parameters.
+
+    Attributes:
+        name: As given.
+        accuracy: Top-1 in percent on images that nothing was fitted to.
+        macs: Multiply-accumulates of its quantized layers for one image.
+        weight_bits: Bits of all their weights together.
+    """
+
+    name: str
+    accuracy: float
+    macs: int
+    weight_bits: int
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Networks from the best to the worst; printed as a table.
+
+    Attributes:
+        networks: By falling accuracy.
+        failed: Name to the reason why a network has no accuracy.
+    """
+
+    networks: tuple[RankedNetwork, ...]
+    failed: dict[str, str]
+
+    def front(
+        self, *, macs: float | None = None, weight_bits: float | None = None
+    ) -> tuple[RankedNetwork, ...]:
+        """Networks within the budget that none beats in accuracy at the same cost or less: the Pareto front.
+
+        Costs that are not given play no part; with none, the best network alone is on the front.
+        """
+        limits = {"macs": macs, "weight_bits": weight_bits}
+        given = {cost: limit for cost, limit in limits.items() if limit is not None}
+        within = [x for x in self.networks if all(getattr(x, c) <= m for c, m in given.items())]
+        return tuple(x for x in within if not any(_beats(other, x, given) for other in within))
+
+    def __str__(self) -> str:
+        width = max((len(network.name) for network in self.networks), default=7)
+        lines = [f"{'network':{width}}  {'accuracy':>9}  {'MACs':>14}  {'weight bits':>14}"]
+        lines += [
+            f"{x.name:{width}}  {x.accuracy:7.1f} %  {x.macs:14,}  {x.weight_bits:14,}"
+            for x in self.networks
+        ]
+        return "\n".join([*lines, *(f"{name}: {why}" for name, why in self.failed.items())])
+
+    def to_json(self) -> str:
+        """For machines."""
+        return json.dumps({"networks": [*map(asdict, self.networks)], "failed": self.failed})
+
+    def plot(self, path: str | Path, cost: str = "macs") -> None:
+        """Draw accuracy against "macs" or "weight_bits", with the Pareto front (needs matplotlib)."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(layout="constrained")
+        axes = figure.add_subplot()
+        best = sorted(self.front(**{cost: float("inf")}), key=lambda x: getattr(x, cost))
+        for networks, style in ((self.networks, "o"), (best, "-")):
+            costs = [getattr(network, cost) for network in networks]
+            axes.plot(costs, [network.accuracy for network in networks], style)
+        for network in best:
+            axes.annotate(network.name, (getattr(network, cost), network.accuracy))
+        axes.set_xscale("log")
+        axes.set_xlabel({"macs": "multiply-accumulates", "weight_bits": "bits of weights"}[cost])
+        axes.set_ylabel("accuracy, %")
+        figure.savefig(path)
+
+
+def rank_architectures(
+    models: Iterable[Any],
+    bits: Bits,
+    images: ImageSet,
+    *,
+    validation: ImageSet | None = None,
+    hypernetwork: str | Path | GraphHypernetwork = DEFAULT,
+    processes: int = 1,
+    results: str | Path | None = None,
+    progress: bool = True,
+) -> Ranking:
+    """Rank networks by their accuracy with predicted, calibrated parameters.
+
+    Where the images have another number of classes than the hypernetwork's, each network's classifier is
+    fitted to them (`fit_head`); otherwise it is predicted.
+
+    Args:
+        models: Pairs (name, nn.Module), which stay as they are, or architectures of a space, such as
+            `Families("test")`, which are built for the classes of the images.
+        bits: (weight, activation) of all networks.
+        images: To calibrate with, and to fit classifiers to.
+        validation: To measure with; by default every third of `images`, which is then used for nothing else.
+        hypernetwork: As in `predict_quantized_params`.
+        processes: How many work at once, each with a copy of the images.
+        results: File of JSON lines, to which each network's is appended when it is known. What is in it for
+            the same bits and images is not measured again.
+        progress: Show a bar, on terminals only.
+
+    Raises:
+        ArgumentError: an entry of another kind, a name given twice, bits that are none, or no networks.
+    """
+    bits = parse_bits(bits)
+    named = [_named(entry) for entry in models]
+    names = [name for name, _ in named]
+    if not names or len(set(names)) < len(names):
+        raise ArgumentError(
+            f"{len(names)} networks with {len(set(names))} names; expected one name for each of at "
+            f"least one. Write {_PAIRS}."
+        )
+    fitting, measured = _parts(images, validation)
+    study = f"{bits[0]},{bits[1]} {fitting.digest()} {measured.digest()} {_label(hypernetwork)}"
+    lines = _known(results, study)
+    missing = [(name, entry) for name, entry in named if name not in lines]
+    measure = partial(_measure, bits, fitting, measured, hypernetwork)
+    found = _measured(missing, measure, processes)
+    for line in progress_bar(found, "ranking", len(missing)) if progress else found:
+        lines[line["name"]] = line
+        if results is not None:
+            _append(Path(results), {"study": study, **line})
+    return _ranking([lines[name] for name in names])
+
+
+def _beats(other: RankedNetwork, network: RankedNetwork, costs: Iterable[str]) -> bool:
+    """Whether `other` is at least as good in everything and better in something."""
+    gains = [other.accuracy - network.accuracy]
+    gains += [getattr(network, cost) - getattr(other, cost) for cost in costs]
+    return min(gains) >= 0 and max(gains) > 0
+
+
+def _named(entry: Any) -> tuple[str, Any]:
+    if hasattr(entry, "build") and hasattr(entry, "key"):
+        return "/".join(map(str, entry.key)), entry
+    pair = isinstance(entry, (tuple, list)) and len(entry) == 2
+    if not pair or not isinstance(entry[0], str) or not isinstance(entry[1], nn.Module):
+        raise ArgumentError(
+            f"A network is given as {type(entry).__name__}; expected a pair (name, nn.Module) or an "
+            f"architecture of a space. Write {_PAIRS}."
+        )
+    return entry[0], entry[1]
+
+
+def _parts(images: Any, validation: ImageSet | None) -> tuple[ImageSet, ImageSet]:
+    """What is fitted to, and what is measured with."""
+    if not isinstance(images, ImageSet):
+        raise ArgumentError(
+            f"images is a {type(images).__name__}; expected an ImageSet. Write "
+            f"load_images(folder, 'train') or ImageSet.of(images, labels)."
+        )
+    if validation is not None:
+        return images, validation
+    # By label, so that a third of each class is held out.
+    order = images.labels.argsort(stable=True)
+    held = torch.arange(len(order)) % 3 == 2
+    return images.take(order[~held]), images.take(order[held])
+
+
+def _label(hypernetwork: Any) -> str:
+    return "given" if isinstance(hypernetwork, GraphHypernetwork) else str(hypernetwork)
+
+
+def _measured(
+    missing: Sequence[tuple[str, Any]], measure: Any, processes: int
+) -> Iterator[dict[str, Any]]:
+    """A line for each network, as they come."""
+    if processes == 1:
+        yield from map(measure, missing)
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        for future in as_completed([pool.submit(measure, named) for named in missing]):
+            yield future.result()
+
+
+def _measure(
+    bits: Bits, fitting: ImageSet, measured: ImageSet, hypernetwork: Any, named: tuple[str, Any]
+) -> dict[str, Any]:
+    """The line of one network: its accuracy and costs, or why it has none."""
+    name, entry = named
+    network = hypernetwork
+    if not isinstance(network, GraphHypernetwork):
+        network = load_pretrained(network)
+    classes = len(fitting.classes)
+    try:
+        model = entry if isinstance(entry, nn.Module) else entry.build(classes)
+        qmodel = predict_quantized_params(
+            model,
+            bits,
+            hypernetwork=network,
+            example_inputs=fitting.normalise(fitting.images[:2]),
+            calibration=list(fitting.batches(BATCH)),
+            head="auto" if classes == network.config.num_classes else "fit",
+        )
+        return {"name": name, "accuracy": _accuracy(qmodel, measured), **_costs(qmodel, measured)}
+    except GhnqatError as error:
+        return {"name": name, "error": str(error)}
+
+
+@torch.no_grad()
+def _accuracy(qmodel: nn.Module, images: ImageSet) -> float:
+    qmodel.eval()
+    hits = sum(int((qmodel(x).argmax(1) == y).sum()) for x, y in images.batches(BATCH))
+    return 100 * hits / len(images)
+
+
+@torch.no_grad()
+def _costs(qmodel: nn.Module, images: ImageSet) -> dict[str, int]:
+    """Of one image, over all quantized layers."""
+    layers = require_fake_quantized_layers(qmodel, "rank_architectures")
+    macs: list[int] = []
+
+    def count(layer: Any, _: Any, output: torch.Tensor) -> None:
+        macs.append(output[0].numel() * layer.weight[0].numel())
+
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(qmodel))
+        for layer in layers.values():
+            stack.callback(layer.register_forward_hook(count).remove)
+        qmodel(images.normalise(images.images[:1]))
+    bits = [x.weight.numel() * x.weight_quantizer.bits for x in layers.values()]
+    return {"macs": sum(macs), "weight_bits": sum(bits)}
+
+
+def _known(results: str | Path | None, study: str) -> dict[str, dict[str, Any]]:
+    """Lines of the same study by name; one cut off when its process was killed is passed over."""
+    path = None if results is None else Path(results)
+    lines = {}
+    for text in path.read_text().splitlines() if path is not None and path.exists() else ():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if line.pop("study") == study:
+            lines[line["name"]] = line
+    return lines
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a+b") as file:
+        if file.tell() and not path.read_bytes().endswith(b"\n"):
+            file.write(b"\n")
+        file.write(json.dumps(line).encode() + b"\n")
+
+
+def _ranking(lines: Sequence[dict[str, Any]]) -> Ranking:
+    networks = [RankedNetwork(**line) for line in lines if "error" not in line]
+    networks.sort(key=lambda network: (-network.accuracy, network.macs))
+    failed = {line["name"]: line["error"] for line in lines if "error" in line}
+    return Ranking(tuple(networks), failed)

@@ -1,0 +1,136 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import ghnqat_sdk as gq
+from ghnqat_sdk.data import ImageSet
+from ghnqat_sdk.ranking import RankedNetwork, Ranking, rank_architectures
+
+
+def cnn(width: int, classes: int = 3) -> nn.Module:
+    body = [nn.Conv2d(3, width, 3, stride=2), nn.BatchNorm2d(width), nn.ReLU()]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+
+
+@pytest.fixture
+def images() -> ImageSet:
+    """Brighter in the channel of their class."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(90) % 3
+    noise = torch.randint(100, (90, 3, 8, 8), generator=generator)
+    bright = 80 * nn.functional.one_hot(labels, 3)[:, :, None, None]
+    return ImageSet.of((noise + bright).to(torch.uint8), labels)
+
+
+def ranking() -> Ranking:
+    rows = [("a", 90.0, 50, 9), ("b", 80.0, 20, 9), ("c", 70.0, 30, 5), ("d", 60.0, 10, 10)]
+    return Ranking(tuple(RankedNetwork(*row) for row in rows), {"e": "no way"})
+
+
+def names(networks: tuple[RankedNetwork, ...]) -> str:
+    return "".join(network.name for network in networks)
+
+
+def test_networks_come_by_accuracy_with_their_costs(small, images):
+    models = [("wide", cnn(16)), ("narrow", cnn(2))]
+    report = rank_architectures(models, (4, 8), images, hypernetwork=small)
+    accuracies = [network.accuracy for network in report.networks]
+    assert accuracies == sorted(accuracies, reverse=True)
+    by_name = {network.name: network for network in report.networks}
+    assert by_name["wide"].weight_bits == 4 * (16 * 27 + 3 * 16)
+    assert by_name["wide"].macs == 16 * 27 * 9 + 3 * 16
+    assert by_name["wide"].accuracy > 60
+
+
+def test_the_models_stay_as_they_are_and_two_runs_agree(small, images):
+    model = cnn(4)
+    before = [tensor.clone() for tensor in model.state_dict().values()]
+    first, second = (
+        rank_architectures([("m", model)], (4, 4), images, hypernetwork=small) for _ in range(2)
+    )
+    assert first == second
+    assert all(map(torch.equal, before, model.state_dict().values()))
+
+
+def test_architectures_of_a_space_are_built_for_the_classes(small, images):
+    class Wide:
+        key = ("toys", "test", 7)
+
+        def build(self, num_classes: int) -> nn.Module:
+            return cnn(8, num_classes)
+
+    report = rank_architectures([Wide()], (4, 4), images, hypernetwork=small)
+    assert names(report.networks) == "toys/test/7"
+
+
+def test_what_is_known_is_not_measured_again_and_half_a_line_is_passed_over(
+    small, images, tmp_path
+):
+    path = tmp_path / "ranking.jsonl"
+    rank_architectures([("a", cnn(4))], (4, 4), images, hypernetwork=small, results=path)
+    line = json.loads(path.read_text())
+    path.write_text(json.dumps(line | {"accuracy": 12.5}) + "\n" + '{"stu')
+    models = [("a", cnn(4)), ("b", cnn(8))]
+    report = rank_architectures(models, (4, 4), images, hypernetwork=small, results=path)
+    assert {network.name: network.accuracy for network in report.networks}["a"] == 12.5
+    other_bits = rank_architectures(models, (8, 8), images, hypernetwork=small, results=path)
+    assert 12.5 not in [network.accuracy for network in other_bits.networks]
+    assert len(path.read_text().splitlines()) == 5
+
+
+def test_two_processes_find_what_one_finds(images):
+    models = [("a", cnn(4)), ("b", cnn(8))]
+    torch.manual_seed(0)
+    one, two = (rank_architectures(models, (4, 4), images, processes=n) for n in (1, 2))
+    assert [x.name for x in one.networks] == [x.name for x in two.networks]
+    for first, second in zip(one.networks, two.networks, strict=True):
+        assert abs(first.accuracy - second.accuracy) < 10
+
+
+def test_a_network_that_cannot_be_measured_does_not_stop_the_others(small, images):
+    models = [("grey", nn.Sequential(nn.Conv2d(1, 4, 3))), ("fine", cnn(4))]
+    report = rank_architectures(models, (4, 4), images, hypernetwork=small)
+    assert names(report.networks) == "fine"
+    assert "grey" in report.failed
+    assert "grey: " in str(report)
+
+
+def test_the_front_has_what_nothing_beats_within_the_budget():
+    assert names(ranking().front(macs=100)) == "abd"
+    assert names(ranking().front(macs=25)) == "bd"
+    assert names(ranking().front(weight_bits=100)) == "ac"
+    assert names(ranking().front(macs=100, weight_bits=9)) == "abc"
+    assert names(ranking().front()) == "a"
+
+
+def test_a_ranking_is_printed_drawn_and_written_for_machines(tmp_path):
+    assert [line.split()[0] for line in str(ranking()).splitlines()] == [
+        *("network", "a", "b", "c", "d", "e:")
+    ]
+    written = json.loads(ranking().to_json())
+    assert written["networks"][1] == {
+        "name": "b", "accuracy": 80.0, "macs": 20, "weight_bits": 9,
+    }  # fmt: skip
+    ranking().plot(tmp_path / "ranking.png", "weight_bits")
+    assert (tmp_path / "ranking.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ([], "0 networks"),
+        ([("a", cnn(2)), ("a", cnn(2))], "2 networks with 1 names"),
+        ([cnn(2)], r"expected a pair \(name, nn.Module\)"),
+        ([("a", "resnet18")], r"expected a pair \(name, nn.Module\)"),
+    ],
+)
+def test_what_is_no_list_of_networks_is_refused(small, images, models, message):
+    with pytest.raises(gq.ArgumentError, match=message):
+        rank_architectures(models, (4, 4), images, hypernetwork=small)
+
+
+def test_images_without_labels_are_refused(small):
+    with pytest.raises(gq.ArgumentError, match=r"ImageSet\.of"):
+        rank_architectures([("a", cnn(2))], (4, 4), torch.zeros(4, 3, 8, 8), hypernetwork=small)
