@@ -90,7 +90,7 @@ class _Copier:
 
     def of_object(self, value: Any, name: str) -> Any:
         """An object that is no more than its attributes, such as a module."""
-        kind = type(value)
+        kind: Any = type(value)
         twin = kind.__new__(kind)
         self.memo[id(value)] = twin
         if _keeps_state(kind):
@@ -248,7 +248,10 @@ def _is_plain(kind: type) -> bool:
 def _keeps_state(kind: type) -> bool:
     """Whether a class says itself what of it is copied, and how."""
     get, put = getattr(kind, "__getstate__", None), getattr(kind, "__setstate__", None)
-    plain_get = get in (None, *(getattr(each, "__getstate__", None) for each in (object, nn.Module)))
+    plain_get = get in (
+        None,
+        *(getattr(each, "__getstate__", None) for each in (object, nn.Module)),
+    )
     # Those of torch's own layers add attributes that files of old versions lack.
     plain_put = put is None or getattr(put, "__module__", "").startswith("torch.nn.")
     return not (plain_get and plain_put)

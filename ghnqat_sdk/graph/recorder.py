@@ -15,7 +15,6 @@ from ghnqat_sdk.errors import TraceError
 from ghnqat_sdk.graph.graph import ComputationGraph, Node, ParameterSpec
 from ghnqat_sdk.graph.ops import BY_FUNCTION, BY_NAME, Op, Role
 
-
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 
 

@@ -157,10 +157,10 @@ def _twin(model: nn.Module, shapes_only: bool) -> nn.Module:
     its weights, as do methods of its modules. Others are left out: what they change is not the
     copy's.
     """
-    if shapes_only:
-        twin = copy_module(model, share=True, tensor=_stand_in)
-    else:
-        twin = copy_module(model, share=True).cpu()
+    tensor = _stand_in if shapes_only else None
+    twin = copy_module(model, share=True, tensor=tensor)
+    if not shapes_only:
+        twin.cpu()
     modules = list(twin.modules())
     own = {id(module) for module in modules}
     for module in modules:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ class FakeQuantizedLayer:
 
     def macs(self, input: Tensor, output: Tensor) -> int:
         """Multiply-accumulates of one call."""
-        count = BY_NAME[self.op].macs
+        count = BY_NAME[type(self).op].macs
         assert count is not None
         return count(tuple(input.shape), tuple(self.weight.shape), tuple(output.shape))
 
@@ -47,7 +48,7 @@ class _FakeQuantizedConv(FakeQuantizedLayer):
     _conv_forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
     def forward(self, input: Tensor) -> Tensor:
-        x, weight = self.quantized(input)
+        x, weight = FakeQuantizedLayer.quantized(self, input)
         return self._conv_forward(x, weight, self.bias)
 
 
@@ -70,7 +71,7 @@ class FakeQuantizedLinear(FakeQuantizedLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., features in) to (..., features out)."""
-        x, weight = self.quantized(input)
+        x, weight = FakeQuantizedLayer.quantized(self, input)
         return F.linear(x, weight, self.bias)
 
 
@@ -80,7 +81,7 @@ class _FakeQuantizedConvTranspose(FakeQuantizedLayer):
     spatial_dims: int
 
     def forward(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        x, weight = self.quantized(input)
+        x, weight = FakeQuantizedLayer.quantized(self, input)
         padding = self._output_padding(
             x,
             output_size,
@@ -129,7 +130,9 @@ class _Operands(TorchFunctionMode):
             operands = dict(zip(("input", "weight"), args, strict=False))
             for name in ("input", "weight"):
                 operands.setdefault(name, kwargs.pop(name, None))
-            x, weight = self.layer.quantized(operands["input"], operands["weight"])
+            x, weight = FakeQuantizedLayer.quantized(
+                self.layer, operands["input"], operands["weight"]
+            )
             return function(x, weight, *args[2:], **kwargs)
         return function(*args, **kwargs)
 
@@ -190,3 +193,23 @@ def fixed_input_range(name: str, layer: Any) -> tuple[float, float]:
         )
     low, high = quantizer.range_of(layer.weight)  # the same for every tensor
     return low, high
+
+
+@contextmanager
+def layer_at(layer: Any, weight: int, activation: int) -> Iterator[None]:
+    """One fake-quantized layer at other bits."""
+    before = layer.weight_quantizer.bits, layer.input_quantizer.bits
+    layer.weight_quantizer.bits, layer.input_quantizer.bits = weight, activation
+    try:
+        yield
+    finally:
+        layer.weight_quantizer.bits, layer.input_quantizer.bits = before
+
+
+@contextmanager
+def all_in_float(layers: dict[str, Any]) -> Iterator[None]:
+    """No layer quantized."""
+    with ExitStack() as stack:
+        for layer in layers.values():
+            stack.enter_context(layer_at(layer, FLOAT_BITS, FLOAT_BITS))
+        yield

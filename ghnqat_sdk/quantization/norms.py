@@ -40,7 +40,8 @@ class CalibratedNorm:
             return forward(input)
 
     def _check_values(self: Any, input: Tensor) -> None:
-        if BY_NAME[_row(type(self))].statistics != "batch" or input.ndim < 2:
+        op = op_of(self)
+        if op is None or op.statistics != "batch" or input.ndim < 2:
             return
         if input.numel() // max(1, input.shape[1]) < 2:
             raise ArgumentError(
@@ -52,23 +53,28 @@ class CalibratedNorm:
 
 @contextmanager
 def _evaluating(norm: nn.Module) -> Iterator[None]:
-    norm.training = False
+    _set(norm, training=False)
     try:
         yield
     finally:
-        norm.training = True
+        _set(norm, training=True)
 
 
 @contextmanager
 def _batch_statistics(norm: Any) -> Iterator[None]:
     """Without running statistics, a norm in evaluation mode takes those of its input."""
     mean, variance, tracks = norm.running_mean, norm.running_var, norm.track_running_stats
-    norm.running_mean = norm.running_var = None
-    norm.track_running_stats = False
+    _set(norm, running_mean=None, running_var=None, track_running_stats=False)
     try:
         yield
     finally:
-        norm.running_mean, norm.running_var, norm.track_running_stats = mean, variance, tracks
+        _set(norm, running_mean=mean, running_var=variance, track_running_stats=tracks)
+
+
+def _set(norm: nn.Module, **values: Any) -> None:
+    """As torch does, whatever the norm's class makes of an assignment."""
+    for name, value in values.items():
+        nn.Module.__setattr__(norm, name, value)
 
 
 class CalibratedBatchNorm1d(CalibratedNorm, nn.BatchNorm1d):
@@ -113,5 +119,3 @@ def calibrated_norms(model: nn.Module) -> dict[str, Any]:
         for name, module in model.named_modules()
         if isinstance(module, CalibratedNorm) and is_norm(module)  # type: ignore[arg-type]
     }
-
-
