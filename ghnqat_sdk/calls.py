@@ -183,5 +183,7 @@ def meta_like(tensor: Tensor) -> Tensor:
 def _numbers_like(tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         return torch.zeros_like(tensor, device="cpu")
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(tensor.dtype)
+    generator = torch.Generator("cpu").manual_seed(0)
+    wide = torch.float32
+    numbers = torch.randn(tensor.shape, generator=generator, dtype=wide, device="cpu")
+    return numbers.to(tensor.dtype)

@@ -1,154 +1,272 @@
-"""A copy of a model for predicted tensors, and the checked copy of these tensors into it."""
+"""A copy of a model that shares nothing with it that matters."""
 
 from __future__ import annotations
 
 import copy
+import copyreg
+import types
+import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from ghnqat_sdk.errors import ArgumentError, GhnqatError
+from ghnqat_sdk.errors import ArgumentError
 
 _ATOMS = frozenset(
-    (bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size)
+    (
+        *(bool, int, float, complex, str, bytes, type(None), type, slice, range),
+        *(torch.dtype, torch.device, torch.Size, types.ModuleType, types.BuiltinFunctionType),
+    )
 )
 """Types whose values are never changed, and so need no copy."""
 
+_COMPILED = "_compiled_call_impl"
+"""Attribute of a module that `module.compile()` made: it runs the module that was compiled, no copy."""
+
 
 def copy_module(
-    model: nn.Module, ready: Mapping[int, Any] | None = None, *, share: bool = False
+    model: nn.Module,
+    ready: Mapping[int, Any] | None = None,
+    *,
+    share: bool = False,
+    tensor: Callable[[Tensor], Tensor] | None = None,
 ) -> nn.Module:
-    """A deep copy of `model`, several times as fast as `copy.deepcopy`, values of hooks included.
+    """A deep copy of `model`, several times as fast as `copy.deepcopy`.
+
+    What `copy.deepcopy` refuses or leaves pointing at `model` is the copy's own as well: tensors
+    with a history, weak references to modules, and modules that functions have closed over.
 
     Args:
         model: Stays as it is.
         ready: What stands for an object of the model in the copy, by the object's id.
         share: Whether what cannot be copied (a lock, an open file) is shared, instead of refused.
+        tensor: Gives the copy of a tensor that is not in `ready`.
 
     Raises:
         ArgumentError: something cannot be copied; the message names the attribute.
     """
-    memo: dict[int, Any] = dict(ready or {})
-    memo[id(memo)] = [model]  # deepcopy keeps alive what it has copied; ids stay unique
-    return _copied_module(model, memo, share)
+    return _Copier(model, ready or {}, share, tensor).copied(model, type(model).__name__)
 
 
-def _copied_module(module: nn.Module, memo: dict[int, Any], share: bool) -> nn.Module:
-    if id(module) in memo:
-        return memo[id(module)]
-    kind = type(module)
-    if hasattr(kind, "__deepcopy__") or kind.__reduce_ex__ is not object.__reduce_ex__:
-        return copy.deepcopy(module, memo)
-    twin = kind.__new__(kind)
-    memo[id(module)] = twin
-    for name, value in vars(module).items():
-        vars(twin)[name] = _copied(value, memo, share, f"{kind.__name__}.{name}")
-    return twin
+class _Copier:
+    """One deep copy.
 
+    Attributes:
+        memo: The copies so far, by the id of the original, as `copy.deepcopy` keeps them.
+        inside: The ids of the modules that are copied.
+    """
 
-def _copied(value: Any, memo: dict[int, Any], share: bool, name: str) -> Any:
-    kind = type(value)
-    if kind in _ATOMS:
-        return value
-    if id(value) in memo:
-        return memo[id(value)]
-    if isinstance(value, nn.Module):
-        return _copied_module(value, memo, share)
-    if kind is dict or kind is OrderedDict:
-        twin: Any = kind()
-        memo[id(value)] = twin
-        twin.update(
-            (key, _copied(item, memo, share, f"{name}[{key!r}]")) for key, item in value.items()
-        )
-        return twin
-    if kind is tuple and all(type(item) in _ATOMS for item in value):
-        return value
-    if isinstance(value, Tensor) and not value.is_leaf:
-        return memo.setdefault(id(value), value.detach().clone())
-    try:
-        return copy.deepcopy(value, memo)
-    except Exception as error:  # whatever the user's class raises
-        if share:
+    def __init__(
+        self,
+        model: nn.Module,
+        ready: Mapping[int, Any],
+        share: bool,
+        tensor: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        self.memo: dict[int, Any] = dict(ready)
+        self.kept: list[Any] = [model]  # deepcopy keeps alive what it has copied; ids stay unique
+        self.memo[id(self.memo)] = self.kept
+        self.inside = {id(module) for module in model.modules()}
+        self.share = share
+        self.tensor = tensor
+
+    def copied(self, value: Any, name: str) -> Any:
+        """The copy of any value; `name` is what messages call it."""
+        kind = type(value)
+        if kind in _ATOMS:
             return value
-        raise ArgumentError(
-            f"{name} cannot be copied: {type(error).__name__}: {error}. Take it out of the model "
-            f"before, or write inplace=True where the model itself may change."
-        ) from error
+        if id(value) in self.memo:
+            return self.memo[id(value)]
+        maker = _MAKERS.get(kind)
+        if maker is not None:
+            return maker(self, value, name)
+        if _is_plain(kind):
+            return self.of_object(value, name)
+        return self.of_tensor(value, name) if isinstance(value, Tensor) else self.other(value, name)
 
+    def of_object(self, value: Any, name: str) -> Any:
+        """An object that is no more than its attributes, such as a module."""
+        kind: Any = type(value)
+        twin = kind.__new__(kind)
+        self.memo[id(value)] = twin
+        if _keeps_state(kind):
+            state = value.__getstate__() if hasattr(value, "__getstate__") else vars(value)
+            self.kept.append(state)
+            _set_state(twin, self.copied(state, name))
+            return twin
+        attributes = vars(twin)
+        for key, item in vars(value).items():
+            if key != _COMPILED:
+                attributes[key] = self.copied(item, f"{kind.__name__}.{key}")
+        return twin
 
-def copy_with(model: nn.Module, predicted: Mapping[str, Tensor]) -> nn.Module:
-    """A deep copy of `model` whose parameters `copy_into` can fill at once.
+    def of_dict(self, value: dict[Any, Any], name: str) -> Any:
+        """Values are copied, and keys that are modules."""
+        twin = type(value)()
+        self.memo[id(value)] = twin
+        for key, item in value.items():
+            twin[self.of_key(key, name)] = self.copied(item, f"{name}[{key!r}]")
+        return twin
 
-    A predicted tensor that is just like its parameter becomes the copy's parameter; the others of these names are left
-    empty.
-    """
-    ready: dict[int, Any] = {}
-    for name, parameter in model.named_parameters():
-        if name in predicted and type(parameter) is nn.Parameter:
-            value = predicted[name]
-            if not _alike(value, parameter):
-                value = torch.empty_like(parameter, requires_grad=False)
-            ready[id(parameter)] = nn.Parameter(value, parameter.requires_grad)
-    return copy_module(model, ready)
+    def of_key(self, key: Any, name: str) -> Any:
+        """The key of a dict."""
+        return key if isinstance(key, (str, int)) else self.copied(key, name)
 
+    def of_list(self, value: list[Any], name: str) -> Any:
+        """Entry by entry."""
+        twin: list[Any] = []
+        self.memo[id(value)] = twin
+        twin.extend(self.copied(item, f"{name}[{index}]") for index, item in enumerate(value))
+        return twin
 
-def _alike(value: Tensor, parameter: Tensor) -> bool:
-    """Whether `value` can stand for `parameter`: the same kind of tensor in memory that is its own."""
-    same = all(
-        getattr(value, what) == getattr(parameter, what) for what in ("shape", "dtype", "device")
-    )
-    return (
-        same
-        and value.stride() == parameter.stride()
-        and value.untyped_storage().nbytes() == value.nbytes
-    )
+    def of_tuple(self, value: tuple[Any, ...], name: str) -> Any:
+        """Entry by entry."""
+        twin = tuple(self.copied(item, f"{name}[{index}]") for index, item in enumerate(value))
+        same = all(one is other for one, other in zip(twin, value, strict=True))
+        return value if same else self.memo.setdefault(id(value), twin)
 
+    def of_tensor(self, value: Tensor, name: str) -> Any:
+        """A tensor with a history becomes one without."""
+        if self.tensor is not None:
+            twin = self.tensor(value)
+        elif value.is_leaf:
+            return self.other(value, name)
+        else:
+            twin = value.detach().clone()
+        return self.memo.setdefault(id(value), twin)
 
-def copy_into(
-    model: nn.Module, predicted: Mapping[str, Tensor], kept: Mapping[str, str]
-) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Copy predicted tensors into the parameters of `model`, in place, and account for every parameter.
+    def of_generator(self, value: torch.Generator, name: str) -> Any:
+        """A random number generator in the same state."""
+        return self.memo.setdefault(id(value), value.clone_state())
 
-    Args:
-        model: The model to change; dtype, device and requires_grad of its parameters stay.
-        predicted: Tensors by parameter name.
-        kept: Reasons for parameters that are not predicted.
+    def of_reference(self, value: weakref.ref[Any], name: str) -> Any:
+        """A weak reference to a module of the model is one to its copy."""
+        target = value()
+        return weakref.ref(self.copied(target, name)) if self.belongs(target) else value
 
-    Raises:
-        GhnqatError: a tensor has another shape than its parameter, holds NaN or infinity, or a parameter is
-            neither predicted nor kept with a reason.
-    """
-    parameters = dict(model.named_parameters())
-    _check(parameters, predicted, kept)
-    with torch.no_grad():
-        for name, value in predicted.items():
-            if parameters[name].data_ptr() != value.data_ptr():
-                parameters[name].copy_(value)
-    return (
-        tuple(name for name in parameters if name in predicted),
-        {name: kept[name] for name in parameters if name not in predicted},
-    )
+    def of_proxy(self, value: Any, name: str) -> Any:
+        """As a weak reference."""
+        modules = getattr(value, "modules", None)
+        target = getattr(modules, "__self__", None)
+        return weakref.proxy(self.copied(target, name)) if self.belongs(target) else value
 
+    def of_method(self, value: types.MethodType, name: str) -> Any:
+        """A method of the copy."""
+        return types.MethodType(value.__func__, self.copied(value.__self__, name))
 
-def _check(
-    parameters: Mapping[str, Tensor], predicted: Mapping[str, Tensor], kept: Mapping[str, str]
-) -> None:
-    for name, value in predicted.items():
-        if name not in parameters or parameters[name].shape != value.shape:
-            wanted = tuple(parameters[name].shape) if name in parameters else "no such parameter"
-            raise GhnqatError(
-                f"Predicted {name!r} has shape {tuple(value.shape)}; the model has {wanted}."
-            )
-        # NaN and infinity reach the sum, which reads the tensor once; only an overflow needs the second look.
-        if not value.sum().isfinite() and not value.isfinite().all():
-            raise GhnqatError(
-                f"Predicted {name!r} holds NaN or infinity; the hypernetwork's weights are damaged."
-            )
-    missing = [name for name in parameters if name not in predicted and name not in kept]
-    if missing:
-        raise GhnqatError(
-            f"Neither predicted nor kept with a reason: {missing}. This is a bug; please report it."
+    def of_function(self, value: types.FunctionType, name: str) -> Any:
+        """A function that has closed over modules of the model runs those of the copy."""
+        if not self.belongs(value):
+            return value
+        old = value.__closure__ or ()
+        new = tuple(types.CellType() for _ in old)
+        twin = types.FunctionType(
+            value.__code__, value.__globals__, value.__name__, value.__defaults__, new
         )
+        twin.__kwdefaults__ = value.__kwdefaults__
+        twin.__dict__.update(value.__dict__)
+        self.memo[id(value)] = twin
+        for cell, other in zip(old, new, strict=True):
+            held = _held(cell)
+            other.cell_contents = self.copied(held, name) if self.belongs(held) else held
+        return twin
+
+    def belongs(self, value: Any, seen: frozenset[int] = frozenset()) -> bool:
+        """Whether it is a module of the model, a method of one, or a function around them."""
+        kind = type(value)
+        if kind is types.MethodType:
+            return id(value.__self__) in self.inside
+        if kind is types.FunctionType and id(value) not in seen:
+            cells = value.__closure__ or ()
+            return any(self.belongs(_held(cell), seen | {id(value)}) for cell in cells)
+        return id(value) in self.inside
+
+    def other(self, value: Any, name: str) -> Any:
+        """Whatever its class makes of `copy.deepcopy`."""
+        try:
+            if self.tensor is None:
+                return copy.deepcopy(value, self.memo)
+            with _TensorsBy(self.tensor):
+                return copy.deepcopy(value, self.memo)
+        except Exception as error:  # whatever the user's class raises
+            if self.share:
+                return value
+            raise ArgumentError(
+                f"{name} cannot be copied: {type(error).__name__}: {error}. Take it out of the "
+                f"model before, or write inplace=True where the model itself may change."
+            ) from error
+
+
+_MAKERS: dict[type, Callable[[_Copier, Any, str], Any]] = {
+    dict: _Copier.of_dict,
+    OrderedDict: _Copier.of_dict,
+    list: _Copier.of_list,
+    tuple: _Copier.of_tuple,
+    Tensor: _Copier.of_tensor,
+    nn.Parameter: _Copier.of_tensor,
+    torch.Generator: _Copier.of_generator,
+    weakref.ReferenceType: _Copier.of_reference,
+    weakref.ProxyType: _Copier.of_proxy,
+    weakref.CallableProxyType: _Copier.of_proxy,
+    types.MethodType: _Copier.of_method,
+    types.FunctionType: _Copier.of_function,
+}
+
+
+class _TensorsBy(TorchFunctionMode):
+    """Tensors that `copy.deepcopy` comes upon are copied by a function."""
+
+    def __init__(self, tensor: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.tensor = tensor
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is Tensor.__deepcopy__:
+            return self.tensor(args[0])
+        return function(*args, **kwargs or {})
+
+
+def _is_plain(kind: type) -> bool:
+    """Whether its instances are copied attribute by attribute, as `copy.deepcopy` would."""
+    module = issubclass(kind, nn.Module)
+    return (
+        kind.__reduce_ex__ is object.__reduce_ex__
+        and kind.__reduce__ is object.__reduce__
+        and not hasattr(kind, "__deepcopy__")
+        and (module or (kind.__new__ is object.__new__ and kind.__dictoffset__ != 0))
+        and kind not in copyreg.dispatch_table
+        and not any(vars(base).get("__slots__") for base in kind.__mro__)
+    )
+
+
+def _keeps_state(kind: type) -> bool:
+    """Whether a class says itself what of it is copied, and how."""
+    get, put = getattr(kind, "__getstate__", None), getattr(kind, "__setstate__", None)
+    plain_get = get in (
+        None,
+        *(getattr(each, "__getstate__", None) for each in (object, nn.Module)),
+    )
+    # Those of torch's own layers add attributes that files of old versions lack.
+    plain_put = put is None or getattr(put, "__module__", "").startswith("torch.nn.")
+    return not (plain_get and plain_put)
+
+
+def _set_state(twin: Any, state: Any) -> None:
+    if hasattr(twin, "__setstate__"):
+        twin.__setstate__(state)
+    else:
+        vars(twin).update(state)
+
+
+def _held(cell: types.CellType) -> Any:
+    """What a closure holds; None for a variable that is not set yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None

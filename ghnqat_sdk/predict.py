@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS, Bits, Pair, parse_bits, resolve_bits
-from ghnqat_sdk.copying import copy_into, copy_with
 from ghnqat_sdk.errors import ArgumentError, RandomHeadWarning, ReplacedWeightsWarning
+from ghnqat_sdk.filling import copy_into, copy_with
 from ghnqat_sdk.graph.annotate import annotate_bits, first_last_layers
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.ops import quantizable_layers

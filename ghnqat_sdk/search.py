@@ -18,8 +18,8 @@ from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT
 from ghnqat_sdk.predict import predict_quantized_params
-from ghnqat_sdk.quantization.layers import fake_quantized_layers
-from ghnqat_sdk.quantization.report import all_in_float, layer_at, output_difference, run_on
+from ghnqat_sdk.quantization.layers import all_in_float, fake_quantized_layers, layer_at
+from ghnqat_sdk.quantization.report import output_difference, run_on
 from ghnqat_sdk.quantization.state import evaluating
 
 
@@ -178,7 +178,7 @@ def _counting(layers: Mapping[str, Any], macs: dict[str, int]) -> Iterator[None]
     def count(name: str) -> Any:
         def hook(layer: Any, args: Any, kwargs: Any, output: torch.Tensor) -> None:
             x = args[0] if args else kwargs["input"]
-            macs[name] = macs.get(name, 0) + layer.macs(x, output)
+            macs[name] = macs.get(name, 0) + type(layer).macs(layer, x, output)
 
         return hook
 

@@ -26,11 +26,11 @@ from ghnqat_sdk.qat import fix_steps
 from ghnqat_sdk.quantization.convert import to_float
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
 from ghnqat_sdk.quantization.layers import (
-    calibrated_norms,
     fake_quantized_layers,
     fixed_input_range,
     require_calibrated_layers,
 )
+from ghnqat_sdk.quantization.norms import calibrated_norms
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
 from ghnqat_sdk.quantization.report import outputs_on
 from ghnqat_sdk.quantization.state import evaluating

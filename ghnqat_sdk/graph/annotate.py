@@ -22,7 +22,7 @@ def annotate_bits(
     told: list[Pair] = []
     for index, node in enumerate(graph.nodes):
         follows = told[before[index]] if index in before else elsewhere
-        told.append(by_layer.get(_layer(node, by_layer), follows) if node.quantized else follows)
+        told.append(by_layer.get(layer_of(node, by_layer), follows) if node.quantized else follows)
     pairs = {id(node): pair for node, pair in zip(graph.nodes, told, strict=True)}
     return graph.with_bits(lambda node: pairs[id(node)])
 
@@ -34,7 +34,7 @@ def first_last_layers(graph: ComputationGraph, by_layer: Mapping[str, Pair]) -> 
     return [
         name
         for index in sorted(found)
-        if (name := _layer(graph.nodes[index], by_layer)) in by_layer
+        if (name := layer_of(graph.nodes[index], by_layer)) in by_layer
     ]
 
 
@@ -57,7 +57,7 @@ def _reached(graph: ComputationGraph, steps: Collection[tuple[int, int]], start:
     return found
 
 
-def _layer(node: Node, layers: Collection[str]) -> str:
+def layer_of(node: Node, layers: Collection[str]) -> str:
     """The layer that a node runs in: its module, or one above it, as for parametrized weights."""
     name = node.module
     while name and name not in layers:

@@ -236,15 +236,16 @@ def op_of(module: nn.Module) -> Op | None:
 
 
 def quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that run a quantized op and are called for it, by name."""
-    hidden = {
-        id(inner)
-        for module in model.modules()
-        if (op := op_of(module)) is not None and op.opaque
-        for inner in module.modules()
-    }
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if id(module) not in hidden and (op := op_of(module)) is not None and op.quantized
-    }
+    """The modules that run a quantized op and are called for it, by name.
+
+    Those whose `forward` was replaced on the object are left out: no class decides what they run.
+    """
+    found: dict[str, nn.Module] = {}
+    hidden: set[int] = set()
+    for name, module in model.named_modules():
+        op = op_of(module)
+        if op is not None and op.opaque:
+            hidden.update(id(inner) for inner in module.modules())
+        if op is not None and op.quantized and "forward" not in vars(module):
+            found[name] = module
+    return {name: module for name, module in found.items() if id(module) not in hidden}

@@ -15,6 +15,8 @@ from ghnqat_sdk.errors import TraceError
 from ghnqat_sdk.graph.graph import ComputationGraph, Node, ParameterSpec
 from ghnqat_sdk.graph.ops import BY_FUNCTION, BY_NAME, Op, Role
 
+_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
+
 
 class Recorder(TorchFunctionMode):
     """Sees every torch call as the model wrote it (a convolution, an addition), nested calls left out.
@@ -40,7 +42,10 @@ class Recorder(TorchFunctionMode):
         self.parameters = parameters
         self._data: dict[int, tuple[int, ...]] = {}  # tensor id → nodes whose output it holds
         self._origin: dict[int, tuple[str, ...]] = {}  # tensor id → parameters it is made of
-        self._filled: dict[int, tuple[int, ...]] = {}  # memory of written views → nodes, too
+        self._since: dict[int, int] = {}  # tensor id → the call that gave it its data
+        self._filled: dict[int, tuple[int, ...]] = {}  # memory that was written into → nodes
+        self._written: dict[int, int] = {}  # memory → the last call that wrote into it
+        self._calls = 0
         self._claimed: set[str] = set()
         self._used: set[str] = set()
         # ids stay unique while their tensors live
@@ -111,12 +116,12 @@ class Recorder(TorchFunctionMode):
     def _note(
         self, function: Any, op: Op | None, args: Any, kwargs: Any, produced: list[Tensor]
     ) -> None:
+        self._calls += 1
         received = [*tensors_in(args), *tensors_in(kwargs)]
         sources, origin = self._sources(received), self._origins(received)
         if sources:
-            data = {id(t) for t in received if id(t) in self._data}
             name = _refine(op, function, args, kwargs, produced[0])
-            if name is not None and BY_NAME[name].joins and len(data) < 2:
+            if name is not None and BY_NAME[name].joins and self._count(received) < 2:
                 name = None
             if name is not None or origin:
                 node = self._build(name or _by_mixing(op), function, args, kwargs, received)
@@ -125,18 +130,21 @@ class Recorder(TorchFunctionMode):
             self._alive.append(tensor)
             if sources:
                 self._data[id(tensor)] = sources
+                self._since[id(tensor)] = self._calls
                 self._origin.pop(id(tensor), None)
             elif origin:
                 self._origin[id(tensor)] = origin
 
     def _spread(self, written: Tensor) -> None:
-        """What was written into a view is in all tensors that share its memory."""
-        memory = written.untyped_storage()._cdata
-        if written._is_view():
-            held = (*self._filled.get(memory, ()), *self._sources([written]))
-            self._filled[memory] = tuple(dict.fromkeys(held))
-        else:
-            self._filled.pop(memory, None)
+        """What was written into a tensor is in all that share its memory."""
+        if written.layout is not torch.strided:
+            return
+        storage = written.untyped_storage()
+        memory, held = storage._cdata, self._data.get(id(written), ())
+        if written.numel() * written.element_size() < storage.nbytes():
+            held = tuple(dict.fromkeys((*self._filled.get(memory, ()), *held)))
+        self._filled[memory] = held
+        self._written[memory] = self._calls
 
     def _build(
         self, name: str, function: Any, args: Any, kwargs: Any, received: Sequence[Tensor]
@@ -160,14 +168,17 @@ class Recorder(TorchFunctionMode):
     def _check_layer(
         self, name: str, function: Any, module: str, claims: Sequence[ParameterSpec]
     ) -> None:
-        """Take down what computes with a weight, and not within the layer that could be quantized."""
-        op = BY_NAME[name]
-        weighs = op.entering == "weight" and any(claim.role != "bias" for claim in claims)
-        foreign = name == "other" and any(len(claim.shape) > 1 for claim in claims)
-        unseen = op.quantized and self._modules[-1] not in self.layers
-        if unseen or weighs or foreign:
-            what = getattr(function, "__name__", str(function))
-            self.outside[module] = f"{what} computes with its weight outside of any layer"
+        """Take down what computes with a weight, and not within the layer that could be quantized.
+
+        Norms, biases, slopes and what is added or concatenated (positions, tokens) are float by
+        design.
+        """
+        op, what = BY_NAME[name], getattr(function, "__name__", str(function))
+        if op.quantized:
+            if self._modules[-1] not in self.layers:
+                self.outside[module] = f"{what} computes with its weight outside of any layer"
+        elif not op.joins and any(_is_weight(claim) for claim in claims):
+            self.outside[module] = f"{what} computes with its weight in float"
 
     def _claim(self, tensor: Tensor, role: Role) -> list[ParameterSpec]:
         """The parameters behind `tensor` that no node has yet: those of its size, or all where none has."""
@@ -194,11 +205,19 @@ class Recorder(TorchFunctionMode):
         return index
 
     def _sources(self, tensors: Sequence[Tensor]) -> tuple[int, ...]:
-        found = [s for t in tensors for s in self._data.get(id(t), ())]
-        if self._filled:
-            memories = [t.untyped_storage()._cdata for t in tensors if t.layout is torch.strided]
-            found += [s for memory in memories for s in self._filled.get(memory, ())]
-        return tuple(dict.fromkeys(found))
+        """The nodes whose output the tensors hold, by themselves or by what else wrote into their memory."""
+        found: dict[int, None] = {}
+        for tensor in tensors:
+            found |= dict.fromkeys(self._data.get(id(tensor), ()))
+            if self._filled and tensor.layout is torch.strided:
+                memory = tensor.untyped_storage()._cdata
+                if self._written.get(memory, 0) > self._since.get(id(tensor), 0):
+                    found |= dict.fromkeys(self._filled[memory])
+        return tuple(found)
+
+    def _count(self, tensors: Sequence[Tensor]) -> int:
+        """How many of them hold data."""
+        return len({id(tensor) for tensor in tensors if self._sources([tensor])})
 
     def _origins(self, tensors: Sequence[Tensor]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(n for t in tensors for n in self._origin.get(id(t), ())))
@@ -219,6 +238,11 @@ class Recorder(TorchFunctionMode):
                     self.nodes[index] = replace(node, op="classifier")
                 elif node.op == "bias" or not (node.parameters or node.quantized):
                     waiting.append(index)
+
+
+def _is_weight(parameter: ParameterSpec) -> bool:
+    table = parameter.role == "table" and len(parameter.shape) > 1
+    return table or parameter.role == "weight"
 
 
 def _refine(op: Op | None, function: Any, args: Any, kwargs: Any, output: Tensor) -> str | None:
@@ -274,7 +298,8 @@ def _extra_role(name: str, tensor: Tensor) -> Role:
 def _in_place(function: Any, kwargs: Any) -> bool:
     name = getattr(function, "__name__", "")
     plain = name.endswith("_") and not name.endswith("__")
-    return bool(kwargs.get("inplace")) or plain or name == "__setitem__"
+    assigned = name == "__setitem__" or function == _SET_DATA
+    return bool(kwargs.get("inplace")) or plain or assigned
 
 
 def _written(function: Any, args: Any, kwargs: Any) -> Tensor | None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ghnqat_sdk.calls import Call, meta_like, tensors_in
 from ghnqat_sdk.copying import copy_module
@@ -60,20 +60,27 @@ def trace_with_call(model: nn.Module, example_inputs: Any = None) -> tuple[Compu
     given = example_inputs is not None
     candidates = [Call.of(example_inputs)] if given else list(_guesses(model))
     failures: list[Exception] = []
-    for mode in (True, None, False):
-        for index, call in enumerate(candidates):
-            try:
-                on_meta = call.on_meta()
-                return _run(_twin(model, shapes_only=True), on_meta, mode, True), on_meta
-            except Exception as error:  # whatever the user's forward raises
-                failures.append(error)
-                if not _reads_values(error):
-                    continue
-            found = _trace_on_numbers(model, candidates[index:], mode, failures)
+    with _random_numbers_stay(), torch.no_grad():
+        for mode in (True, None, False):
+            found = _trace_in(model, candidates, mode, failures)
             if found is not None:
                 return found
-            break
     raise _explain(model, given, failures[0]) from failures[0]
+
+
+def _trace_in(
+    model: nn.Module, calls: Sequence[Call], mode: bool | None, failures: list[Exception]
+) -> tuple[ComputationGraph, Call] | None:
+    """The graph of the first of `calls` that a copy of the model runs on, in one mode."""
+    for index, call in enumerate(calls):
+        try:
+            on_meta = call.on_meta()
+            return _run(_twin(model, shapes_only=True), on_meta, mode, True), on_meta
+        except Exception as error:  # whatever the user's forward raises
+            failures.append(error)
+            if _reads_values(error):
+                return _trace_on_numbers(model, calls[index:], mode, failures)
+    return None
 
 
 def _refuse(model: Any) -> None:
@@ -82,16 +89,21 @@ def _refuse(model: Any) -> None:
             f"model is a {type(model).__name__}; expected an nn.Module. Write, for example, "
             f"trace(torchvision.models.resnet18())."
         )
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TraceError(
-            "torch.jit modules hide their operations. Pass the nn.Module that was scripted or traced."
-        )
+    for name, module in model.named_modules():
+        hidden = isinstance(module, torch.jit.ScriptModule)
+        if hidden and (not name or next(module.parameters(), None) is not None):
+            raise TraceError(
+                f"torch.jit modules hide their operations, and {name or 'the model'!r} is one. Pass "
+                f"the nn.Module that was scripted or traced."
+            )
     if hasattr(model, "_orig_mod"):
         raise TraceError(
             "This is a compiled module. Pass the module that was compiled: model._orig_mod"
         )
-    if isinstance(model, nn.DataParallel):
-        raise TraceError("DataParallel runs copies of its module. Pass that: model.module")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise TraceError(
+            f"{type(model).__name__} runs its module elsewhere. Pass that: model.module"
+        )
     lazy = [
         n for n, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)
     ]
@@ -138,36 +150,33 @@ def _reads_values(error: Exception) -> bool:
     return isinstance(error, NotImplementedError) or "meta" in text.lower() or "item()" in text
 
 
-class _OnMeta(TorchFunctionMode):
-    """Tensors that are copied become meta tensors, those in lists and caches of the user too."""
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if function is Tensor.__deepcopy__:
-            return meta_like(args[0])
-        return function(*args, **kwargs or {})
-
-
 def _twin(model: nn.Module, shapes_only: bool) -> nn.Module:
     """A copy to run and throw away, on the meta device or the CPU, without the user's hooks.
 
     Hooks that are objects of their own (weight norm, pruning) are copied with the model, and make
-    its weights. Functions are left out: what they change is not the copy's.
+    its weights, as do methods of its modules. Others are left out: what they change is not the
+    copy's.
     """
-    if shapes_only:
-        tensors = (*model.parameters(), *model.buffers())
-        ready = {id(tensor): _stand_in(tensor) for tensor in tensors}
-        with _OnMeta():
-            twin = copy_module(model, ready, share=True)
-    else:
-        twin = copy_module(model, share=True).cpu()
-    for module in twin.modules():
+    tensor = _stand_in if shapes_only else None
+    twin = copy_module(model, share=True, tensor=tensor)
+    if not shapes_only:
+        twin.cpu()
+    modules = list(twin.modules())
+    own = {id(module) for module in modules}
+    for module in modules:
         for hooks in _HOOKS:
             kept = getattr(module, hooks)
-            for key in [key for key, hook in kept.items() if isinstance(hook, types.FunctionType)]:
+            for key in [key for key, hook in kept.items() if not _makes_weights(hook, own)]:
                 del kept[key]
     return twin
+
+
+def _makes_weights(hook: Any, own: Collection[int]) -> bool:
+    """Whether a hook is an object of the copy; `own` holds the ids of its modules."""
+    if isinstance(hook, types.MethodType):
+        return id(hook.__self__) in own
+    functions = (types.FunctionType, types.BuiltinFunctionType, functools.partial)
+    return not isinstance(hook, functions)
 
 
 def _stand_in(tensor: Tensor) -> Tensor:
@@ -185,17 +194,16 @@ def _run(twin: nn.Module, call: Call, mode: bool | None, shapes_only: bool) -> C
     recorder = Recorder(dict(twin.named_parameters()), layers, shapes_only)
     for name, module in twin.named_modules():
         _announce(module, name, recorder)
-    with _random_numbers_stay(), torch.no_grad():
-        for tensor in call.tensors():
-            recorder.add_input(tensor)
-        with recorder:
-            outputs = call.run(twin)
-        return recorder.finish(list(tensors_in(outputs)))
+    for tensor in call.tensors():
+        recorder.add_input(tensor)
+    with recorder:
+        outputs = call.run(twin)
+    return recorder.finish(list(tensors_in(outputs)))
 
 
 def _announce(module: nn.Module, name: str, recorder: Recorder) -> None:
     """Let the recorder know when a module of the copy runs, by a call or by its forward alone."""
-    forward = module.forward
+    forward = getattr(module, "_orig_mod", module.forward)  # what torch.compile has wrapped
 
     def announced(*args: Any, **kwargs: Any) -> Any:
         recorder.enter(name)

@@ -17,7 +17,7 @@ from ghnqat_sdk.quantization.functional import (
     percentile_range,
     scale_and_zero_point,
 )
-from ghnqat_sdk.quantization.layers import calibrated_norms
+from ghnqat_sdk.quantization.norms import calibrated_norms
 from ghnqat_sdk.quantization.observers import Observed, layers_with_ranges, observing
 from ghnqat_sdk.quantization.state import signature_of, states_of
 

@@ -7,24 +7,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ghnqat_sdk.bits import FLOAT_BITS, Bits, Pair, resolve_bits
+from ghnqat_sdk.bits import Bits, Pair, resolve_bits
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.ops import op_of, quantizable_layers
 from ghnqat_sdk.quantization.calibrate import calibrate
-from ghnqat_sdk.quantization.layers import (
-    CalibratedNorm,
-    FakeQuantizedLayer,
-    fake_quantized_class,
-    fake_quantized_layers,
-    float_class,
-    is_norm,
-)
+from ghnqat_sdk.quantization.classes import CHANGED, fake_quantized_class, float_class
+from ghnqat_sdk.quantization.layers import all_in_float, fake_quantized_layers
+from ghnqat_sdk.quantization.norms import is_norm
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer, LearnedStepQuantizer
 from ghnqat_sdk.quantization.ranges import ClippedRanges, MinMaxRanges
 from ghnqat_sdk.quantization.state import QuantizationState, require_module
 
+_QUANTIZERS = ("input_quantizer", "weight_quantizer")
 _MEMBERS = ("quantization", "observe", "__module__")
+_FUSING = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
 
 
 def to_fake_quantized(
@@ -52,45 +49,60 @@ def to_fake_quantized(
     """
     state = QuantizationState(warn=warn)
     layers = quantizable_layers(model)
-    for name, layer in layers.items():
-        weight_bits, input_bits = bits[name] if isinstance(bits, Mapping) else bits
-        _change_class(layer, state)
-        layer.input_quantizer = FakeQuantizer(input_bits, "activation", ranges, noise)
-        layer.weight_quantizer = FakeQuantizer(weight_bits, "weight", ranges, noise)
-        # Modules that fuse the layers inside them do not where one has a hook.
-        layer.register_forward_pre_hook(_called)
-        state.bits[name] = Bits(weight_bits, input_bits)
     for name, module in model.named_modules():
-        if is_norm(module):
-            _change_class(module, state)
-        elif name not in layers and (reason := _float_reason(module)) is not None:
+        reason = _why_not(module, name in layers)
+        if reason is not None:
             state.unquantized[name] = reason
+            continue
+        if name in layers or is_norm(module) or isinstance(module, _FUSING):
+            _change_class(module, state)
+        if name in layers:
+            weight_bits, input_bits = bits[name] if isinstance(bits, Mapping) else bits
+            _put(module, "input_quantizer", FakeQuantizer(input_bits, "activation", ranges, noise))
+            _put(module, "weight_quantizer", FakeQuantizer(weight_bits, "weight", ranges, noise))
+            state.bits[name] = Bits(weight_bits, input_bits)
     return state
 
 
 def _change_class(module: nn.Module, state: QuantizationState) -> None:
-    module.__class__ = fake_quantized_class(type(module))
+    # Past any `__setattr__` of the user's.
+    object.__setattr__(module, "__class__", fake_quantized_class(type(module)))
     vars(module)["quantization"] = state
     vars(module)["__module__"] = "torch.nn"  # torch.fx keeps modules of torch.nn whole
 
 
-def _called(layer: nn.Module, args: Any) -> None:
-    """A hook that changes nothing."""
+def _put(module: nn.Module, name: str, quantizer: FakeQuantizer) -> None:
+    """A part of a layer, in the layer's mode."""
+    module._modules[name] = quantizer.train(module.training)
 
 
-def _float_reason(module: nn.Module) -> str | None:
-    """Why a module with weights of its own stays float, as far as its class tells."""
+def _why_not(module: nn.Module, layer: bool) -> str | None:
+    """Why a module stays as it is that has a weight or statistics, as far as its class tells.
+
+    `layer` says whether it is among the layers to quantize.
+    """
     op, kind = op_of(module), type(module).__qualname__
+    if layer or is_norm(module):
+        taken = _taken(module)
+        return None if taken is None else f"{kind} has a {taken!r} of its own"
     if op is not None and op.quantized:
+        if "forward" in vars(module):
+            return "its forward was replaced on the object"
         return "the module around it reads its weight and does not call it"
     if op is not None and op.opaque:
         return f"{kind} computes with its weights in one call of its own"
-    statistics = getattr(module, "running_mean", None)
-    if isinstance(statistics, Tensor) and not isinstance(module, CalibratedNorm):
+    if isinstance(getattr(module, "running_mean", None), Tensor):
         return f"{kind} is no norm of torch's: it keeps its running statistics"
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase, nn.Bilinear)):
         return f"{kind} is computed in float"
     return None
+
+
+def _taken(module: nn.Module) -> str | None:
+    """An attribute of the user's that has the name of one of ours, if there is one."""
+    own = (vars(module), module._modules, module._parameters, module._buffers)
+    names = (*_QUANTIZERS, *_MEMBERS)
+    return next((name for name in names if any(name in each for each in own)), None)
 
 
 def from_float(
@@ -148,24 +160,20 @@ def to_float(
     require_module(model, "to_float(qmodel)")
     result = model if inplace else copy_module(model)
     if calibration is not None:
-        for layer in fake_quantized_layers(result).values():
-            layer.input_quantizer.bits = layer.weight_quantizer.bits = FLOAT_BITS
-        calibrate(result, calibration)
+        with all_in_float(fake_quantized_layers(result)):
+            calibrate(result, calibration)
     for module in result.modules():
-        if isinstance(module, (FakeQuantizedLayer, CalibratedNorm)):
+        if isinstance(module, CHANGED):
             _to_float(module)
     return result
 
 
 def _to_float(module: Any) -> None:
-    module.__class__ = float_class(type(module))
-    for name in ("input_quantizer", "weight_quantizer"):
+    object.__setattr__(module, "__class__", float_class(type(module)))
+    for name in _QUANTIZERS:
         module._modules.pop(name, None)
     for name in _MEMBERS:
         vars(module).pop(name, None)
-    hooks = module._forward_pre_hooks
-    for key in [key for key, hook in hooks.items() if hook is _called]:
-        del hooks[key]
 
 
 def fix_learned_steps(model: nn.Module) -> None:
@@ -176,4 +184,4 @@ def fix_learned_steps(model: nn.Module) -> None:
             if isinstance(learned, LearnedStepQuantizer):
                 fixed = FakeQuantizer(learned.bits, learned.kind, learned.ranges)
                 fixed.freeze(*learned.range_of(layer.weight))
-                setattr(layer, name, fixed)
+                _put(layer, name, fixed)

@@ -169,9 +169,32 @@ def uniform_noise(
 
 def _numbers(x: Tensor, *numbers: Tensor) -> tuple[Any, ...]:
     """0-d tensors for arithmetic with x: scalars make elementwise CPU kernels five times as fast as 0-d tensors do."""
-    if not torch.compiler.is_compiling() and x.device.type == "cpu":
+    readable = not (torch.compiler.is_compiling() or any(map(_is_batched, numbers)))
+    if readable and x.device.type == "cpu":
         return tuple(number.item() for number in numbers)
     return tuple(number.to(x.device) for number in numbers)
+
+
+def _is_batched(number: Tensor) -> bool:
+    """Whether `torch.vmap` runs for many values of it at once, which have no one number."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(number):
+        if functorch.is_batchedtensor(number):
+            return True
+        number = functorch.get_unwrapped(number)
+    return False
+
+
+def _kept(ctx: Any, tensors: tuple[Tensor, ...], **numbers: Any) -> None:
+    """Keep tensors, and numbers that may be tensors, for the backward pass."""
+    ctx.plain = {name: x for name, x in numbers.items() if not isinstance(x, Tensor)}
+    ctx.names = [name for name in numbers if name not in ctx.plain]
+    ctx.save_for_backward(*tensors, *(numbers[name] for name in ctx.names))
+
+
+def _numbers_of(ctx: Any, saved: tuple[Tensor, ...]) -> dict[str, Any]:
+    """The numbers that `_kept` kept; `saved` are those that are tensors."""
+    return ctx.plain | dict(zip(ctx.names, saved, strict=True))
 
 
 def _rounded(x: Tensor, inverse: Any, scale: Any, lowest: Any, highest: Any) -> Tensor:
@@ -193,14 +216,14 @@ class _LearnedStep(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, scale, _, number, zero_point, levels = inputs
-        ctx.save_for_backward(x, output, scale)
-        ctx.inside = (-zero_point - 0.5) * number, (levels - zero_point + 0.5) * number
+        low, high = (-zero_point - 0.5) * number, (levels - zero_point + 0.5) * number
+        _kept(ctx, (x, output, scale), low=low, high=high)
         ctx.levels = levels
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, quantized, scale = ctx.saved_tensors
-        grad_x = _inside(grad, x, *ctx.inside)
+        x, quantized, scale, *saved = ctx.saved_tensors
+        grad_x = _inside(grad, x, **_numbers_of(ctx, saved))
         # The scale's gradient: level - x / scale inside, the level outside. The level is
         # quantized / scale everywhere, and grad_x is 0 outside.
         total = _dot(grad, quantized) - _dot(grad_x, x)
@@ -248,15 +271,15 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, _, _, _, scale, zero_point, levels = inputs
-        ctx.save_for_backward(x)
         # Values that round into 0 … levels are inside, so the limits lie half a step beyond the
         # outermost levels.
-        ctx.inside = ((-zero_point - 0.5) * scale, (levels - zero_point + 0.5) * scale)
+        low, high = (-zero_point - 0.5) * scale, (levels - zero_point + 0.5) * scale
+        _kept(ctx, (x,), low=low, high=high)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
-        low, high = ctx.inside
+        x, *saved = ctx.saved_tensors
+        low, high = _numbers_of(ctx, saved).values()
         grad_x = grad_low = grad_high = None
         if ctx.needs_input_grad[0]:
             grad_x = _inside(grad, x, low, high)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,11 @@ from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.calls import Call, tensors_in
 from ghnqat_sdk.errors import ArgumentError, GhnqatError
 from ghnqat_sdk.quantization.functional import fake_quantize, scale_and_zero_point
-from ghnqat_sdk.quantization.layers import require_fake_quantized_layers
+from ghnqat_sdk.quantization.layers import (
+    all_in_float,
+    layer_at,
+    require_fake_quantized_layers,
+)
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
 from ghnqat_sdk.quantization.state import evaluating
 
@@ -246,23 +250,3 @@ def outputs_on(qmodel: nn.Module, batch: Any) -> list[Tensor]:
 def output_difference(one: Tensor, other: Tensor) -> float:
     """Mean squared difference relative to the mean square of `other`."""
     return ((one - other).square().sum() / other.square().sum().clamp(min=1e-30)).item()
-
-
-@contextmanager
-def layer_at(layer: Any, weight: int, activation: int) -> Iterator[None]:
-    """One fake-quantized layer at other bits."""
-    before = layer.weight_quantizer.bits, layer.input_quantizer.bits
-    layer.weight_quantizer.bits, layer.input_quantizer.bits = weight, activation
-    try:
-        yield
-    finally:
-        layer.weight_quantizer.bits, layer.input_quantizer.bits = before
-
-
-@contextmanager
-def all_in_float(layers: dict[str, Any]) -> Iterator[None]:
-    """No layer quantized."""
-    with ExitStack() as stack:
-        for layer in layers.values():
-            stack.enter_context(layer_at(layer, FLOAT_BITS, FLOAT_BITS))
-        yield

@@ -71,7 +71,7 @@ def signature_of(model: nn.Module) -> Signature:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, without the warning before calibration; afterwards all is as before."""
     states = states_of(model)
-    modes = {module: module.training for module in model.modules()}
+    modes = [(module, module.training) for module in model.modules()]
     warned = [state.warn for state in states]
     try:
         for state in states:
@@ -81,7 +81,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for state, warn in zip(states, warned, strict=True):
             state.warn = warn
-        for module, training in modes.items():
+        for module, training in modes:
             module.training = training
 
 

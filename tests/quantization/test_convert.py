@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from ghnqat_sdk.errors import ArgumentError, UncalibratedWarning
+from ghnqat_sdk.quantization.classes import LAYERS
 from ghnqat_sdk.quantization.convert import to_fake_quantized, to_float
 from ghnqat_sdk.quantization.functional import fake_quantize
-from ghnqat_sdk.quantization.layers import LAYERS, fake_quantized_layers
+from ghnqat_sdk.quantization.layers import fake_quantized_layers
 from ghnqat_sdk.quantization.ranges import MinMaxRanges
 
 RANGES = MinMaxRanges()

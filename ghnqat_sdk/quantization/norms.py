@@ -1,0 +1,121 @@
+"""Norms with running statistics, as a fake-quantized model has them: one class for each of torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.graph.ops import op_of
+from ghnqat_sdk.quantization.state import QuantizationState
+
+
+class CalibratedNorm:
+    """A norm that evaluates with the statistics of the batch until the model is calibrated.
+
+    Predicted weights come without running statistics; the buffers of the user's model belong to
+    other weights.
+    """
+
+    quantization: QuantizationState
+    observe: Callable[[Tensor], None] | None = None
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        """As the norm's own, with the statistics that hold."""
+        forward = super().forward  # type: ignore[misc]
+        if self.training:
+            if not self.quantization.frozen_norms:
+                return forward(input)
+            with _evaluating(self):
+                return forward(input)
+        if self.observe is not None:
+            self.observe(input)
+        if self.quantization.check_calibrated():
+            return forward(input)
+        self._check_values(input)
+        with _batch_statistics(self):
+            return forward(input)
+
+    def _check_values(self: Any, input: Tensor) -> None:
+        op = op_of(self)
+        if op is None or op.statistics != "batch" or input.ndim < 2:
+            return
+        if input.numel() // max(1, input.shape[1]) < 2:
+            raise ArgumentError(
+                f"Batch norm got an input of shape {tuple(input.shape)}, one value per channel, "
+                f"before calibration, when it needs the statistics of a batch. Call "
+                f"ghnqat_sdk.calibrate(model, batches) first, or pass two or more images."
+            )
+
+
+@contextmanager
+def _evaluating(norm: nn.Module) -> Iterator[None]:
+    _set(norm, training=False)
+    try:
+        yield
+    finally:
+        _set(norm, training=True)
+
+
+@contextmanager
+def _batch_statistics(norm: Any) -> Iterator[None]:
+    """Without running statistics, a norm in evaluation mode takes those of its input."""
+    mean, variance, tracks = norm.running_mean, norm.running_var, norm.track_running_stats
+    _set(norm, running_mean=None, running_var=None, track_running_stats=False)
+    try:
+        yield
+    finally:
+        _set(norm, running_mean=mean, running_var=variance, track_running_stats=tracks)
+
+
+def _set(norm: nn.Module, **values: Any) -> None:
+    """As torch does, whatever the norm's class makes of an assignment."""
+    for name, value in values.items():
+        nn.Module.__setattr__(norm, name, value)
+
+
+class CalibratedBatchNorm1d(CalibratedNorm, nn.BatchNorm1d):
+    """`nn.BatchNorm1d` that uses batch statistics until calibration."""
+
+
+class CalibratedBatchNorm2d(CalibratedNorm, nn.BatchNorm2d):
+    """`nn.BatchNorm2d` that uses batch statistics until calibration."""
+
+
+class CalibratedBatchNorm3d(CalibratedNorm, nn.BatchNorm3d):
+    """`nn.BatchNorm3d` that uses batch statistics until calibration."""
+
+
+class CalibratedSyncBatchNorm(CalibratedNorm, nn.SyncBatchNorm):
+    """`nn.SyncBatchNorm` that evaluates with its process's batch statistics until calibration."""
+
+
+class CalibratedInstanceNorm1d(CalibratedNorm, nn.InstanceNorm1d):
+    """`nn.InstanceNorm1d` that uses each image's own statistics until calibration."""
+
+
+class CalibratedInstanceNorm2d(CalibratedNorm, nn.InstanceNorm2d):
+    """`nn.InstanceNorm2d` that uses each image's own statistics until calibration."""
+
+
+class CalibratedInstanceNorm3d(CalibratedNorm, nn.InstanceNorm3d):
+    """`nn.InstanceNorm3d` that uses each image's own statistics until calibration."""
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a norm with running statistics, which calibration re-estimates."""
+    op = op_of(module)
+    has = getattr(module, "running_mean", None) is not None
+    return has and op is not None and op.statistics is not None
+
+
+def calibrated_norms(model: nn.Module) -> dict[str, Any]:
+    """The norms with running statistics of a fake-quantized model, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, CalibratedNorm) and is_norm(module)  # type: ignore[arg-type]
+    }
