@@ -1,4 +1,4 @@
-"""`suggest_bits` against the same bits everywhere, at the same budget: prints the table of docs/usage.md.
+"""`suggest_bits` against the same bits everywhere, at the same budget: prints the table of docs/bits.md.
 
     python benchmarks/mixed_precision.py --data data/cifar10
 

@@ -13,8 +13,8 @@ rate of each start and bit-width is the best of four or five on validation image
 networks, or after 400 for longer runs; those are trained first. A model is measured after it was calibrated on 512
 training images. Lines go to benchmarks/results/qat_initialization.jsonl as they come; the second call stops taking new
 work after an hour, the third tries changes to the predicted start on the validation networks, the fourth trains one
-network at another learning rate, and the last only writes the table (docs/qat_start.md) and its plot anew, with --shown
-for the measurements of earlier weights.
+network at another learning rate, and the last only writes the tables into docs/results.md anew, with --shown for the
+measurements of earlier weights. benchmarks/plots.py draws them.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from typing import Any, NamedTuple
 
 import torch
 from networks import cheap, named
+from page_parts import write_part
 from resumable import measure_all, read_lines
 from torch import Tensor, nn
 
 from ghnqat_sdk import ArgumentError, calibrate, from_float, predict_quantized_params
 from ghnqat_sdk.data import ImageSet, draw_moves, load_images, move_images
-from ghnqat_sdk.files import write_atomically
 from ghnqat_sdk.hypernetwork import pretrained
 from ghnqat_sdk.qat import learn_steps
 
 ROOT = Path(__file__).resolve().parents[1]
 LINES = ROOT / "benchmarks" / "results" / "qat_initialization.jsonl"
-PAGE, PLOT = ROOT / "docs" / "qat_start.md", ROOT / "docs" / "qat_start.svg"
+PART = "the start of QAT"
 
 BITS = {"W4/A4": (4, 4), "W2/A2": (2, 2)}
 STARTS = {
@@ -71,48 +71,21 @@ MARKS = (0, 25, 50, 100, 200, 400, 800, 1600, 3200, 6400)
 TABLE_MARKS = (0, 25, 100, 400, 1600, 6400)
 FEWEST = 4  # networks in a mean that is shown
 BATCH, PADDING, IMAGES, CALIBRATION = 128, 4, 1000, 512
-TEXT = """# The start of quantization-aware training
+TEXT = """{tables}
 
-Test accuracy on CIFAR-10 (JPEG) while unseen networks are trained with quantization, from predicted parameters and
-from others, in percent.
+- Networks: {networks}.
+- Starts: predicted parameters; He's normal initialization (fan in); that of PyTorch's layers; and He's followed by as
+  many steps in float as then follow with quantization.
+- All train alike: SGD with momentum 0.9 and weight decay 5e-4 at a constant learning rate, batches of 128 flipped and
+  shifted training images. The learning rate is the best of {rates} (predicted) or {other_rates}
+  (others) on validation images{best}.
+- To be measured, a copy is calibrated on 512 training images and classifies 1,000 test images. ± is the standard error
+  over networks.
+- SHA-256 of the weights: `{weights}`{later}.
 
 ```bash
 python benchmarks/qat_initialization.py --data data/cifar10 --steps 100
 ```
-
-{tables}
-
-![Mean test accuracy by training step](qat_start.svg)
-
-## How it is measured
-
-- Networks: {networks}.
-- Starts: parameters predicted by the weights below; He's normal initialization (fan in); that of PyTorch's layers;
-  and He's followed by as many steps in float as then follow with quantization.
-- All train alike: SGD with momentum 0.9 and weight decay 5e-4 at a constant learning rate, batches of 128 flipped and
-  shifted training images, gradients clipped at 5. The learning rate of each start and bit-width is the best of
-  {rates} (predicted) or {other_rates} (others) on 1,000 validation images for three small
-  validation networks{best}.
-  Where a network was trained at more than one, the run with the best validation accuracy of that network at that step
-  counts; a network that was trained at another one only counts with that.
-- Every convolution and linear layer is quantized, the first and the last like the rest, with ranges that follow each
-  batch in training. To be measured, a copy is calibrated on 512 training images and classifies 1,000 test images.
-- ± is the standard error over networks. Each network was trained once from each start at each learning rate.
-- Columns are of the networks that were trained so far, four at least, fewer in longer runs.
-- SHA-256 of the weights: `{weights}`{later}.
-
-## Changes to the predicted start
-
-Mean validation accuracy of the three validation networks, each trained once, at the best of the learning rates that
-were tried. SHA-256 of the weights: `{changed}`.
-
-{changes}
-
-```bash
-python benchmarks/qat_initialization.py --data data/cifar10 --starts noise flat head steps
-```
-
-`predict_quantized_params` makes none of these changes.
 """
 
 
@@ -347,8 +320,11 @@ def measure(task: Task, data: str) -> dict[str, Any]:
 class Curves:
     """Test accuracy by step of each (network, bits, start), from the run with the best validation accuracy there."""
 
-    def __init__(self, lines: Iterable[dict[str, Any]], weights: str) -> None:
+    def __init__(
+        self, lines: Iterable[dict[str, Any]], weights: str, nets: Sequence[str] | None = None
+    ) -> None:
         self.weights = weights
+        self.wanted = networks() if nets is None else tuple(nets)
         lines = sorted(
             (line for line in lines if line["weights"] in ("", weights)),
             key=lambda line: line["steps"],
@@ -364,7 +340,7 @@ class Curves:
             if line["net"] in tuning_networks() and line["steps"] == TUNING_STEPS[0]:
                 ends = line["val"]["0"], line["val"][str(TUNING_STEPS[0])]
                 self.tuning.setdefault((bits, start, line["rate"]), []).append(ends)
-            elif line["net"] in networks():
+            elif line["net"] in self.wanted:
                 best = found.setdefault((line["net"], bits, start), {})
                 # After n steps in float n steps with quantization follow: only the last of them counts.
                 for mark in [str(line["steps"])] if start == "float" else line["test"]:
@@ -375,7 +351,7 @@ class Curves:
         }
 
     def nets(self) -> list[str]:
-        return [net for net in networks() if any(key[0] == net for key in self.of)]
+        return [net for net in self.wanted if any(key[0] == net for key in self.of)]
 
     def at(self, step: int, bits: str, start: str) -> dict[str, float]:
         """Accuracy by network."""
@@ -454,8 +430,8 @@ def steps_to_reach(curves: Curves, bits: str) -> str:
     return f"At {bits}, He needs {reached:,} steps to reach {what}."
 
 
-def page(curves: Curves, changed: Curves, shipped: str) -> str:
-    """docs/qat_start.md; the changes to the predicted start may have been measured with other weights."""
+def page(curves: Curves, shipped: str) -> str:
+    """The part of docs/results.md."""
     tables = [
         part
         for bits in BITS
@@ -464,8 +440,6 @@ def page(curves: Curves, changed: Curves, shipped: str) -> str:
     ]
     return TEXT.format(
         tables="\n\n".join(tables),
-        changes=changes_table(changed),
-        changed=changed.weights,
         networks=networks_of(curves),
         rates=", ".join(map(str, RATES[True])),
         other_rates=", ".join(map(str, RATES[False])),
@@ -508,33 +482,6 @@ def rates_of(curves: Curves) -> str:
         if named:
             texts.append(f"after {steps} steps, {'; '.join(named)}")
     return ": " + ". For longer runs: ".join(texts) if texts else ""
-
-
-def plot(curves: Curves, path: Path) -> None:
-    """Means by step, at the marks that all networks of a start have."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    matplotlib.rcParams["svg.hashsalt"] = "qat"
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    for place, bits in enumerate(BITS):
-        axes = figure.add_subplot(1, len(BITS), place + 1)
-        for start, name in STARTS.items():
-            everywhere = {mark: curves.at(mark, bits, start) for mark in MARKS}
-            most = max(map(len, everywhere.values()))
-            points = [
-                (mark, statistics.fmean(v.values()))
-                for mark, v in everywhere.items()
-                if most and len(v) == most
-            ]
-            if points:
-                axes.plot(*zip(*points, strict=True), marker="o", label=f"{name} ({most} networks)")
-        axes.set_xscale("symlog", linthresh=25)
-        axes.set_title(bits)
-        axes.set_xlabel("steps")
-        axes.set_ylabel("mean test accuracy, %")
-        axes.legend()
-    figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
@@ -580,9 +527,9 @@ def main() -> None:
     changed = next(
         (line["weights"] for line in reversed(lines) if line["start"] in CHANGES), curves.weights
     )
-    write_atomically(PAGE, page(curves, Curves(lines, changed), weights).encode())
-    plot(curves, PLOT)
+    write_part(PART, page(curves, weights))
     print("\n\n".join(table(curves, bits) for bits in BITS))
+    print("\nValidation networks:\n\n" + changes_table(Curves(lines, changed)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Time of one QAT step beside one in float, on one thread: prints the table of docs/performance.md.
+"""Time of one QAT step beside one in float, on one thread: prints the table of docs/results.md.
 
 python benchmarks/qat_step.py
 """

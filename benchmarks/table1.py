@@ -10,7 +10,7 @@ For weights that are not at hand any more, --baseline takes their SHA-256 and sh
 The paper's protocol has all bit-widths, the calibrated one W4/A4. The unit of work is one graph at all bit-widths of
 a protocol, with one set of weights. Each is appended to benchmarks/results/table1.jsonl when it is done, and what
 stands there is not measured again. Splits take turns, so that an unfinished table is a balanced one.
-benchmarks/results/table1.json holds the figures of the table, and docs/table1.md, with --write-docs, the page that
+benchmarks/results/table1.json holds the figures of the table, and docs/results.md, with --write-docs, the part that
 follows from them.
 """
 
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from page_parts import write_part
 from resumable import measure_all, read_lines
 from torch import Tensor
 
@@ -41,7 +42,7 @@ from ghnqat_sdk.training.spaces.deepnets import DeepNets
 ROOT = Path(__file__).resolve().parents[1]
 LINES = ROOT / "benchmarks" / "results" / "table1.jsonl"
 SUMMARY = LINES.with_suffix(".json")
-PAGE = ROOT / "docs" / "table1.md"
+PART = "table 1"
 
 SPLITS = {"id": "ID", "deep": "Deep", "wide": "Wide", "bn-free": "BN-free"}
 GRAPHS = dict(zip(SPLITS, (200, 100, 50, 100), strict=True))
@@ -96,35 +97,20 @@ PAPER = {
         (74.6, 1.2, 89.8),
     ),
 }
-TEXT = """# Table 1 of the paper
+TEXT = """{passed}
 
-CIFAR-10 accuracy of unseen networks with predicted parameters, in percent: mean ± standard error over graphs;
-maximum. The paper's rows are those of Table 1 in [GHN-QAT](https://arxiv.org/abs/2309.13773) (Yun & Wong, 2023). GHN-Q
-is the earlier [work](https://arxiv.org/abs/2208.12489) that it starts from: trained in float, quantized only in use.
-Our rows are measured with this package.
+{tables}
 
-{passed}
+- ± is the standard error over graphs, and the last figure the maximum. GHN-Q is the
+  [work](https://arxiv.org/abs/2208.12489) that GHN-QAT starts from: trained in float, quantized only in use. The paper
+  has no figures of it at W2/A2, where it fell to random accuracy.
+- Ours: the first {graphs} graphs of the splits of [ConvNets-250K (re-created)](evaluation.md#splits), since the paper's
+  graphs are not public; {images:,} test images of CIFAR-10 (JPEG) drawn with seed {seed}{fewer}.
+- One hypernetwork for all bit-widths; the paper trains one for each.{baseline}{weights}
 
 ```bash
 python benchmarks/table1.py --data data/cifar10{options} --write-docs
 ```
-
-{tables}
-
-## How it is measured
-
-- Data: CIFAR-10 (JPEG), {images:,} test images drawn with seed {seed}{fewer}. They are stored as JPEG files of
-  quality 75; figures on the original images may differ slightly. All graphs see the same ones, so that easier or
-  harder images move all of our figures together; ±, which is over graphs, leaves that out.
-- Graphs: the first {graphs} of the splits `id`, `deep`, `wide` and `bn-free` of
-  [ConvNets-250K (re-created)](evaluation.md#splits). The paper's graphs are not public, so our figures are not on the
-  very graphs that the paper's are.
-- Every convolution and linear layer is quantized, the first and the last like the rest.
-- [Protocols](evaluation.md#two-protocols): the paper's uses the statistics and ranges of each batch of 64 images, the
-  calibrated one fixes them beforehand.
-- Our GHN-QAT is one hypernetwork for all bit-widths; the paper trains one for each.{baseline}
-- The paper gives no figures of GHN-Q at W2/A2, where it fell to random accuracy. Top-5 of the paper's GHN-QAT is left
-  out: the copy of the paper that was at hand does not have it.{weights}
 """
 BASELINE_NOTE = """
 - Our GHN-Q was trained in float and is told float, the only setting that it knows. What it predicts is quantized to
@@ -321,10 +307,10 @@ def table(summary: dict[str, Any], protocol: str, kind: str) -> str:
 
 def tables(summary: dict[str, Any]) -> str:
     """The paper's protocol, and the calibrated one where it has figures."""
-    found = ["## By the paper's protocol", *(table(summary, "paper", kind) for kind in KINDS)]
+    found = ["### By the paper's protocol", *(table(summary, "paper", kind) for kind in KINDS)]
     if any(key.startswith("calibrated") for key in summary["figures"]):
         found += [
-            "## By the calibrated protocol",
+            "### By the calibrated protocol",
             *(table(summary, "calibrated", kind) for kind in KINDS),
         ]
     return "\n\n".join(found)
@@ -358,7 +344,7 @@ def passed(summary: dict[str, Any]) -> str:
 
 
 def page(summary: dict[str, Any]) -> str:
-    """docs/table1.md."""
+    """The part of docs/results.md."""
     setting = summary["setting"]
     graphs, images, names = setting["graphs"], setting["images"], setting["weights"]
     options = " --baseline runs/ghn-q/best" if BASELINE in names else ""
@@ -399,7 +385,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="take no new work after so many"
     )
-    parser.add_argument("--write-docs", action="store_true", help="write docs/table1.md")
+    parser.add_argument("--write-docs", action="store_true", help="write into docs/results.md")
     return parser.parse_args()
 
 
@@ -428,7 +414,7 @@ def main() -> None:
     summary = summarise(read(LINES), names, graphs, options.images, options.seed)
     write_atomically(SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
     if options.write_docs:
-        write_atomically(PAGE, page(summary).encode())
+        write_part(PART, page(summary))
     print(passed(summary), tables(summary), sep="\n\n")
 
 

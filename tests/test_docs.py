@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
+from ghnqat_sdk import predict_quantized_params
 from ghnqat_sdk.cli import main as cli
 from ghnqat_sdk.cli import train as training_cli
 from ghnqat_sdk.training.config import RunConfig, recipe_names
@@ -55,10 +59,19 @@ def workplace(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
 )
-def test_python_blocks_of_a_page_run_from_top_to_bottom(page: Path, workplace: Path) -> None:
-    namespace: dict[str, object] = {"__name__": "page"}
+def test_python_blocks_of_a_page_run_from_top_to_bottom(
+    page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("page")  # where configs find the classes that a page defines
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     for line, text in blocks(page, "python"):
-        exec(compile("\n" * line + text, str(page), "exec", dont_inherit=True), namespace)
+        code = compile("\n" * line + text, str(page), "exec", dont_inherit=True)
+        exec(code, vars(module))
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=names(PAGES[1:]))
+def test_page_is_short(page: Path) -> None:
+    assert len(page.read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def shown_commands() -> list[list[str]]:
@@ -109,6 +122,12 @@ def test_training_page_names_every_field_and_recipe() -> None:
     ] == []
 
 
+def test_predict_page_names_every_argument() -> None:
+    text = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
+    arguments = inspect.signature(predict_quantized_params).parameters
+    assert [name for name in arguments if f"`{name}`" not in text] == []
+
+
 def test_weights_page_describes_the_weights_that_ship() -> None:
     checksum = (
         (ROOT / "ghnqat_sdk" / "hypernetwork" / "weights" / "model.safetensors.sha256")
@@ -118,17 +137,11 @@ def test_weights_page_describes_the_weights_that_ship() -> None:
     assert checksum in (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
 
 
-def test_every_test_that_the_pages_name_exists() -> None:
-    written = "\n".join(
-        path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")
-    )
-    named = {
-        name
-        for page in TEXTS
-        for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8"))
-    }
-    assert len(named) > 30
-    assert [name for name in sorted(named) if f"def {name}(" not in written] == []
+@pytest.mark.parametrize("path", TEXTS, ids=names(TEXTS))
+def test_files_of_the_repository_that_a_page_names_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    named = re.findall(r"\b((?:benchmarks|examples|ghnqat_sdk|tests)/[\w./-]+\.\w+)", text)
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_readme_names_the_oldest_python() -> None:

@@ -146,7 +146,7 @@ def test_the_page_follows_from_the_lines(bench, monkeypatch):
     ]
     curves = bench.Curves(lines, "w")
     assert curves.of[nets[0], "W4/A4", "float"] == {100: 41.0}
-    page = bench.page(curves, curves, "w")
+    page = bench.page(curves, "w")
     assert "| predicted | 20.0 ± 0.0 | 20.2 ± 0.0 | 21.0 ± 0.0 |" in page
     assert "| He | 20.0 ± 10.0 | 20.2 ± 10.0 | 21.0 ± 10.0 |" in page
     assert "| He, float training | – | – | 41.0 ± 0.0 (1 of 2) |" in page
@@ -163,7 +163,7 @@ def test_the_page_follows_from_the_lines(bench, monkeypatch):
     assert "`w`." in page
     monkeypatch.setattr(bench, "FEWEST", 3)
     assert "± " not in bench.table(curves, "W4/A4")
-    assert "`w`; better ones ship since." in bench.page(curves, curves, "newer")
+    assert "`w`; better ones ship since." in bench.page(curves, "newer")
 
 
 def test_a_start_trains_and_is_measured(bench, data, monkeypatch):

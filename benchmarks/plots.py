@@ -1,0 +1,211 @@
+"""The charts of docs/results.md, from the figures in benchmarks/results: nothing is measured.
+
+    python benchmarks/plots.py
+    python benchmarks/plots.py --weights 0cc56ab9
+
+docs/figures/qat_start.svg shows accuracy over training steps from each start, of all networks in
+qat_initialization.jsonl but the validation ones; docs/figures/table1.svg the means of table1.json beside the paper's.
+--weights names those that predicted, by the beginning of their SHA-256; by default it is those measured last.
+Colours are legible on light and on dark pages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import table1
+from qat_initialization import BITS, LINES, MARKS, STARTS, Curves
+from resumable import read_lines
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FIGURES = Path(__file__).resolve().parents[1] / "docs" / "figures"
+INK = "#7a7f87"
+COLOURS = {"predicted": "#d1495b", "he": "#2f7fb5", "default": "#8f7ac2", "float": "#5b9a4a"}
+BARS = {
+    ("GHN-Q", "paper"): "#a9b4c0",
+    ("GHN-QAT", "paper"): "#5b8db8",
+    ("GHN-Q", "ours"): "#e0a58f",
+    ("GHN-QAT", "ours"): "#d1495b",
+}
+FEWEST = 4
+"""Networks in a mean that is drawn."""
+
+
+def tested(lines: Iterable[dict[str, Any]]) -> list[str]:
+    """Networks that no learning rate was chosen by."""
+    nets = dict.fromkeys(line["net"] for line in lines)
+    return [net for net in nets if "val" not in net.split("/")]
+
+
+def measured_weights(lines: Sequence[dict[str, Any]], beginning: str = "") -> str:
+    """SHA-256 of the weights that predicted last, of those that begin so."""
+    found = [line["weights"] for line in lines if line["weights"].startswith(beginning)]
+    known = [weights for weights in found if weights]
+    if not known:
+        raise SystemExit(f"{LINES} has no figures of weights {beginning!r}")
+    return str(known[-1])
+
+
+def common(curves: Curves, bits: str, mark: int) -> set[str]:
+    """Networks that were trained so far from predicted parameters and from He's."""
+    return {*curves.at(mark, bits, "he")} & {*curves.at(mark, bits, "predicted")}
+
+
+def groups(curves: Curves, bits: str) -> list[set[str]]:
+    """Networks of a line: all of them, and those of the longest runs; each has the same at every step."""
+    sets = [nets for mark in MARKS if len(nets := common(curves, bits, mark)) >= FEWEST]
+    if not sets:
+        return []
+    return sets[:1] if sets[0] == sets[-1] else [sets[0], sets[-1]]
+
+
+def start_points(
+    curves: Curves, bits: str, start: str, nets: set[str]
+) -> list[tuple[int, float, float, int]]:
+    """(step, mean, standard error, networks) of `nets`, where no more than a fourth are missing."""
+    points = []
+    for mark in MARKS:
+        trained = common(curves, bits, mark)
+        found = [test for net, test in curves.at(mark, bits, start).items() if net in nets]
+        if nets <= trained and len(found) >= max(2, 0.75 * len(nets)):
+            error = statistics.stdev(found) / len(found) ** 0.5
+            points.append((mark, statistics.fmean(found), error, len(found)))
+    return points
+
+
+def draw_starts(curves: Curves) -> Figure:
+    """Mean test accuracy by step, a panel for each of the bit-widths."""
+    figure = new_figure(9, 4.2)
+    for place, bits in enumerate(BITS):
+        axes = new_axes(figure, 1, len(BITS), place + 1)
+        for nets, dashes in zip(groups(curves, bits), ("-", ":"), strict=False):
+            starts = STARTS if dashes == "-" else ("predicted", "he")
+            draw_lines(axes, curves, bits, starts, nets, dashes)
+        axes.set_xscale("symlog", linthresh=25)
+        marks = [mark for mark in MARKS if mark <= axes.get_xlim()[1]]
+        axes.set_xticks(marks, [f"{mark:,}" for mark in marks])
+        axes.minorticks_off()
+        axes.set_title(bits, color=INK)
+        axes.set_xlabel("training steps")
+        axes.set_ylabel("test accuracy, %")
+    return figure
+
+
+def draw_lines(
+    axes: Axes, curves: Curves, bits: str, starts: Iterable[str], nets: set[str], dashes: str
+) -> None:
+    """One for each start."""
+    for start in starts:
+        points = start_points(curves, bits, start, nets)
+        if points:
+            steps, means, errors, counts = zip(*points, strict=True)
+            style: dict[str, Any] = {"marker": "o", "markersize": 3.5, "linewidth": 1.4}
+            style |= {"color": COLOURS[start], "linestyle": dashes}
+            label = f"{STARTS[start]}, {counts[-1]} networks"
+            axes.errorbar(steps, means, errors, label=label, **style)
+
+
+def table_bars(summary: dict[str, Any], bits: str) -> dict[tuple[str, str], list[Any]]:
+    """(name, whose) to (mean, standard error) by split, None where there is no figure."""
+    bars = {}
+    for name, whose in BARS:
+        if whose == "paper":
+            cells = table1.PAPER.get(("top1", bits, name), ())
+            row: list[Any] = [(mean, error) for mean, error, _ in cells]
+        else:
+            keys = [f"paper top1 {bits} {name} {split}" for split in table1.SPLITS]
+            found = [summary["figures"].get(key) for key in keys]
+            row = [(figure["mean"], figure["sem"]) if figure else None for figure in found]
+        if any(row):
+            bars[name, whose] = row
+    return bars
+
+
+def draw_table(summary: dict[str, Any]) -> Figure:
+    """Mean top-1 by the paper's protocol, a panel for each of its bit-widths."""
+    shown = [bits for bits in table1.BITS if any(key[1] == bits for key in table1.PAPER)]
+    figure = new_figure(9, 3.2)
+    first: Axes | None = None
+    for place, bits in enumerate(shown):
+        axes = new_axes(figure, 1, len(shown), place + 1, first)
+        first = first or axes
+        bars = table_bars(summary, bits)
+        width = 0.8 / len(bars)
+        for number, ((name, whose), row) in enumerate(bars.items()):
+            offset = width * (number - (len(bars) - 1) / 2)
+            cells = [(split + offset, *cell) for split, cell in enumerate(row) if cell]
+            places, means, errors = zip(*cells, strict=True)
+            label = f"{name}, {whose}"
+            style: dict[str, Any] = {"color": BARS[name, whose], "ecolor": INK}
+            axes.bar(places, means, width, yerr=errors, label=label, **style)
+        axes.set_xticks(range(len(table1.SPLITS)), table1.SPLITS.values(), fontsize=8)
+        axes.set_title(bits, color=INK)
+        if place == 0:
+            axes.set_ylabel("top-1, %")
+    return figure
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A transparent one, in inches."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams.update({"svg.hashsalt": "ghnqat", "svg.fonttype": "none", "font.size": 9})
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_alpha(0)
+    return figure
+
+
+def new_axes(figure: Figure, rows: int, columns: int, place: int, like: Axes | None = None) -> Axes:
+    """Transparent, in the colour of the text, with the vertical scale of `like`."""
+    axes: Axes = figure.add_subplot(rows, columns, place, sharey=like)
+    axes.patch.set_alpha(0)
+    axes.tick_params(colors=INK)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    axes.grid(axis="y", color=INK, alpha=0.25)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_color(INK)
+        spine.set_visible(side in ("left", "bottom"))
+    return axes
+
+
+def add_legend(figure: Figure) -> None:
+    """Below, one entry for each label of any panel."""
+    entries: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    style: dict[str, Any] = {"frameon": False, "labelcolor": INK, "fontsize": 9}
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=3, **style)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--weights", default="", metavar="SHA", help="beginning of their SHA-256")
+    parser.add_argument("--output", type=Path, default=FIGURES, help="folder")
+    options = parser.parse_args(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
+    lines = list(read_lines(LINES))
+    curves = Curves(lines, measured_weights(lines, options.weights), tested(lines))
+    summary = json.loads(table1.SUMMARY.read_text(encoding="utf-8"))
+    drawn = {"qat_start.svg": draw_starts(curves), "table1.svg": draw_table(summary)}
+    for name, figure in drawn.items():
+        add_legend(figure)
+        figure.savefig(options.output / name, transparent=True, metadata={"Date": None})
+        print(options.output / name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""benchmarks/plots.py and page_parts.py: which figures are drawn, and where scripts write in a page."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def plots(benchmark_module):
+    return benchmark_module("plots")
+
+
+@pytest.fixture
+def parts(benchmark_module):
+    return benchmark_module("page_parts")
+
+
+def line(net, start, steps, percent):
+    curve = {str(step): percent for step in (0, 25, 100) if step <= steps}
+    of = {"weights": "w" if start == "predicted" else "", "net": net, "bits": "W4/A4"}
+    return {**of, "start": start, "steps": steps, "rate": 0.1, "val": curve, "test": curve}
+
+
+def lines_of(plots):
+    nets = [f"id/{index}" for index in range(2 * plots.FEWEST)]
+    longer = nets[: plots.FEWEST]
+    return [
+        line(net, start, 100 if net in longer else 25, 20.0 + 10 * (net in longer))
+        for net in nets
+        for start in ("predicted", "he")
+    ]
+
+
+def test_every_line_shows_the_same_networks_at_all_of_its_steps(plots):
+    lines = lines_of(plots)
+    curves = plots.Curves(lines, "w", plots.tested(lines))
+    everyone, longer = plots.groups(curves, "W4/A4")
+    assert (len(everyone), len(longer)) == (2 * plots.FEWEST, plots.FEWEST)
+    points = plots.start_points(curves, "W4/A4", "he", everyone)
+    assert [(step, mean, count) for step, mean, _, count in points] == [(0, 25, 8), (25, 25, 8)]
+    steps = [point[0] for point in plots.start_points(curves, "W4/A4", "he", longer)]
+    assert steps == [0, 25, 100]
+
+
+def test_validation_networks_and_other_weights_are_not_drawn(plots):
+    lines = [line("val/4", "he", 25, 1.0), line("deepnets/val/4", "he", 25, 1.0)]
+    assert plots.tested([*lines, line("id/4", "he", 25, 1.0)]) == ["id/4"]
+    known = [{"weights": name} for name in ("ab", "abc", "b", "")]
+    assert plots.measured_weights(known) == "b"
+    assert plots.measured_weights(known, "a") == "abc"
+    with pytest.raises(SystemExit, match="no figures of weights 'x'"):
+        plots.measured_weights(known, "x")
+
+
+def test_bars_of_ours_stand_beside_those_of_the_paper(plots):
+    ours = {"paper top1 W2/A2 GHN-QAT deep": {"mean": 30.0, "sem": 1.0}}
+    bars = plots.table_bars({"figures": ours}, "W2/A2")
+    assert list(bars) == [("GHN-QAT", "paper"), ("GHN-QAT", "ours")]
+    assert bars["GHN-QAT", "paper"][0] == (25.6, 0.2)
+    assert bars["GHN-QAT", "ours"] == [None, (30.0, 1.0), None, None]
+
+
+def test_charts_are_drawn_from_the_figures_there_are(plots, tmp_path, capsys):
+    plots.main(["--output", str(tmp_path)])
+    assert {path.name for path in tmp_path.iterdir()} == {"qat_start.svg", "table1.svg"}
+    assert "GHN-QAT, paper" in (tmp_path / "table1.svg").read_text(encoding="utf-8")
+
+
+def test_a_script_writes_its_own_part_of_a_page_alone(parts, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- a: written by a script -->\n\nold\n\n<!-- end of a -->\nafter\n")
+    parts.write_part("a", "new\n", page)
+    assert parts.read_part("a", page) == "new\n"
+    assert page.read_text().startswith("before\n")
+    assert page.read_text().endswith("<!-- end of a -->\nafter\n")
+    with pytest.raises(ValueError, match="no part 'b'"):
+        parts.write_part("b", "new\n", page)
