@@ -13,12 +13,12 @@ validation networks on validation images after the last step, by space and bits.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import common
 import torch
 
 from ghnqat_sdk.cli.train import _assign
@@ -87,10 +87,8 @@ def table(entries: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
+    parser = common.parser(__doc__)
+    common.add_data(parser)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--recipe", default="all-bits")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")

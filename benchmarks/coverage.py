@@ -12,15 +12,13 @@ largest need 10 GB of memory.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
+import common
 import torch
 import torchvision
 
@@ -85,12 +83,10 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     known = torchvision.models.list_models(module=torchvision.models)
     parser.add_argument("models", nargs="*", default=known, help="names of torchvision classifiers")
-    parser.add_argument("--json", type=Path, help="write the figures there as well")
+    common.add_json(parser)
     options = parser.parse_args()
 
     print(f"| model | {' | '.join(COLUMNS)} |\n| --- |" + " ---: |" * len(COLUMNS))
@@ -107,8 +103,7 @@ def main() -> None:
         f"\n{whole} of {len(figures)}: every parameter predicted and trained, every output finite"
     )
     if options.json:
-        options.json.parent.mkdir(exist_ok=True)
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        common.write_json(options.json, figures)
 
 
 if __name__ == "__main__":

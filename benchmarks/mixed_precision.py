@@ -8,12 +8,12 @@ Everything runs on one thread.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
 from pathlib import Path
 
+import common
 import torch
 from networks import cheap, named
 from torch import Tensor, nn
@@ -59,10 +59,8 @@ def suggested(model: nn.Module, batch: Tensor, uniform: Bits) -> tuple[dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
+    parser = common.parser(__doc__)
+    common.add_data(parser)
     parser.add_argument("--images", type=int, default=1000, help="test images")
     options = parser.parse_args()
     torch.set_num_threads(1)

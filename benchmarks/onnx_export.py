@@ -5,11 +5,11 @@ python benchmarks/onnx_export.py --data data/cifar10
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
 
+import common
 import torch
 
 from ghnqat_sdk import predict_quantized_params
@@ -23,10 +23,8 @@ BITS = ((8, 8), (4, 8), (4, 4), (2, 2))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
+    parser = common.parser(__doc__)
+    common.add_data(parser)
     options = parser.parse_args()
     calibration = [
         images for images, _ in load_images(options.data, "train").sample(256, seed=0).batches(64)

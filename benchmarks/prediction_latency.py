@@ -14,8 +14,6 @@ with batch norm and ReLU, and what importing the package adds to `import torch`.
 
 from __future__ import annotations
 
-import argparse
-import json
 import resource
 import statistics
 import subprocess
@@ -24,9 +22,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
+import common
 import torch
 import torchvision
 from torch import nn
@@ -113,14 +111,12 @@ def import_ms(statement: str, repeats: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     parser.add_argument(
         "models", nargs="*", default=MODELS, help="names of torchvision classifiers"
     )
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="write the figures there as well")
+    common.add_json(parser)
     options = parser.parse_args()
 
     print(f"| one thread, median of {options.repeats}, ms | {' | '.join(COLUMNS)} |")
@@ -151,8 +147,7 @@ def main() -> None:
     for statement, time_ms in figures["import"].items():
         print(f"| `{statement}` | {time_ms:.0f} |")
     if options.json:
-        options.json.parent.mkdir(exist_ok=True)
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        common.write_json(options.json, figures)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ with N processes a step draws N times as many networks and deals them out by cos
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import common
 
 META_BATCH = 4
 
@@ -52,10 +53,8 @@ def seconds(data: str, processes: int, steps: int, port: int, folder: Path) -> f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
+    parser = common.parser(__doc__)
+    common.add_data(parser)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()

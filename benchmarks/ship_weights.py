@@ -8,10 +8,10 @@ Afterwards, measure them: benchmarks/table1.py, families.py and qat_initializati
 
 from __future__ import annotations
 
-import argparse
 from hashlib import sha256
 from pathlib import Path
 
+import common
 import torch
 
 from ghnqat_sdk import load_pretrained, save_pretrained
@@ -33,9 +33,7 @@ def ship(source: Path, target: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     parser.add_argument("folder", type=Path, help="what a run calls last/ or best/")
     options = parser.parse_args()
     before = (WEIGHTS / CHECKSUM_FILE).read_text().split()[0]

@@ -15,8 +15,6 @@ features, gradients, optimizer and average. --json FILE writes the figures there
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -27,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import common
 import torch
 
 from ghnqat_sdk.bits import Bits
@@ -154,13 +153,11 @@ def told(row: Row, figures: dict[str, float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     parser.add_argument("--deepnets", type=int, default=16, help="networks of them")
     parser.add_argument("--families", type=int, default=16, help="networks of them")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the figures there as well")
+    common.add_json(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_compiled_convolutions()
@@ -198,7 +195,7 @@ def main() -> None:
         print(f"{space}: {macs / 1e6:.1f} M multiply-accumulates on average")
     if options.json:
         written = [row._asdict() | of_row for row, of_row in figures.items()]
-        options.json.write_text(json.dumps(written, indent=1) + "\n")
+        common.write_json(options.json, written)
 
 
 if __name__ == "__main__":

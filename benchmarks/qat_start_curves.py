@@ -1,0 +1,119 @@
+"""Accuracy by step of the networks that qat_initialization.py trained, and what it says in words."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from qat_start_tasks import (
+    BITS,
+    MARKS,
+    STARTS,
+    TUNING_STEPS,
+    best_rates,
+    networks,
+    tuning_networks,
+)
+
+FEWEST = 4  # networks in a mean that is shown
+
+
+class Curves:
+    """Test accuracy by step of each (network, bits, start), from the run with the best validation accuracy there."""
+
+    def __init__(self, lines: Iterable[dict[str, Any]], weights: str) -> None:
+        self.weights = weights
+        lines = sorted(
+            (line for line in lines if line["weights"] in ("", weights)),
+            key=lambda line: line["steps"],
+        )
+        self.rates = best_rates(lines)
+        found: dict[
+            tuple[str, str, str], dict[int, tuple[float, float]]
+        ] = {}  # (validation, test) by step
+        # Validation accuracy of the validation networks before and after the steps that decide the first rate.
+        self.tuning: dict[tuple[str, str, float], list[tuple[float, float]]] = {}
+        for line in lines:
+            bits, start = line["bits"], line["start"]
+            if line["net"] in tuning_networks() and line["steps"] == TUNING_STEPS[0]:
+                ends = line["val"]["0"], line["val"][str(TUNING_STEPS[0])]
+                self.tuning.setdefault((bits, start, line["rate"]), []).append(ends)
+            elif line["net"] in networks():
+                best = found.setdefault((line["net"], bits, start), {})
+                # After n steps in float n steps with quantization follow: only the last of them counts.
+                for mark in [str(line["steps"])] if start == "float" else line["test"]:
+                    if line["val"][mark] > best.get(int(mark), (-1.0, 0.0))[0]:
+                        best[int(mark)] = line["val"][mark], line["test"][mark]
+        self.of = {
+            key: {mark: test for mark, (_, test) in best.items()} for key, best in found.items()
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        rates = {
+            f"{bits} {start} {steps}": rate for (bits, start, steps), rate in self.rates.items()
+        }
+        test = {" ".join(key): curve for key, curve in self.of.items()}
+        return {"weights": self.weights, "learning_rates": rates, "test": test}
+
+    def nets(self) -> list[str]:
+        return [net for net in networks() if any(key[0] == net for key in self.of)]
+
+    def at(self, step: int, bits: str, start: str) -> dict[str, float]:
+        """Accuracy by network."""
+        found = {net: self.of.get((net, bits, start), {}) for net in self.nets()}
+        return {net: curve[step] for net, curve in found.items() if step in curve}
+
+    def common(self, step: int, bits: str) -> list[str]:
+        """Networks that were trained so far both from predicted parameters and from He's; none if too few were."""
+        he = self.at(step, bits, "he")
+        nets = [net for net in self.at(step, bits, "predicted") if net in he]
+        return nets if len(nets) >= FEWEST else []
+
+
+def steps_to_reach(curves: Curves, bits: str) -> str:
+    """One sentence: when He's mean reaches what the predicted start has after 100 steps, on the same networks."""
+    longest = max((mark for mark in MARKS if curves.common(mark, bits)), default=0)
+    nets = curves.common(longest, bits)
+    if longest < 100:
+        return ""
+    goal = statistics.fmean(curves.at(100, bits, "predicted")[net] for net in nets)
+    means = {
+        mark: statistics.fmean(found[net] for net in nets)
+        for mark in MARKS
+        if (found := curves.at(mark, bits, "he")).keys() >= set(nets)
+    }
+    reached = next((mark for mark, mean in means.items() if mean >= goal), None)
+    what = f"what the predicted start has after 100 ({goal:.1f} %, {len(nets)} networks)"
+    if reached is None:
+        return f"At {bits}, He has not reached after {longest:,} steps {what}."
+    return f"At {bits}, He needs {reached:,} steps to reach {what}."
+
+
+def plot(curves: Curves, path: Path) -> None:
+    """Means by step, at the marks that all networks of a start have."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["svg.hashsalt"] = "qat"
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    for place, bits in enumerate(BITS):
+        axes = figure.add_subplot(1, len(BITS), place + 1)
+        for start, name in STARTS.items():
+            everywhere = {mark: curves.at(mark, bits, start) for mark in MARKS}
+            most = max(map(len, everywhere.values()))
+            points = [
+                (mark, statistics.fmean(v.values()))
+                for mark, v in everywhere.items()
+                if most and len(v) == most
+            ]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", label=f"{name} ({most} networks)")
+        axes.set_xscale("symlog", linthresh=25)
+        axes.set_title(bits)
+        axes.set_xlabel("steps")
+        axes.set_ylabel("mean test accuracy, %")
+        axes.legend()
+    figure.savefig(path, metadata={"Date": None})
