@@ -1,4 +1,4 @@
-"""What the benchmarks share: arguments, tables, medians, and lines of results that outlive a kill."""
+"""What the benchmarks share: arguments, tables, medians, lines of results that outlive a kill."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def add_measuring(options: argparse.ArgumentParser) -> None:
 
 def row(cells: Iterable[object]) -> str:
     """One row of a table in Markdown."""
-    return f"| {' | '.join(map(str, cells))} |"
+    return "".join(f"| {cell} " if cell != "" else "| " for cell in cells) + "|"
 
 
 def head(columns: Sequence[str], texts: int = 1) -> str:

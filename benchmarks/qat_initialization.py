@@ -1,4 +1,4 @@
-"""Which start quantization-aware training takes best: He's, PyTorch's, predicted, or float training.
+"""Which start of quantization-aware training is best: He's, PyTorch's, predicted, float training.
 
     python benchmarks/qat_initialization.py --data data/cifar10 --steps 100
     python benchmarks/qat_initialization.py --data data/cifar10 --steps 400 --minutes 60
@@ -10,14 +10,14 @@
 Each task is one network at one bit-width from one start. Networks are unseen ones of at most 12 M
 multiply-accumulates, half of them torchvision's at 32 × 32 pixels. All train alike: SGD with
 momentum 0.9 and weight decay 5e-4 at a constant learning rate, batches of 128 flipped and cropped
-training images, gradients clipped at 5. The learning rate of each start and bit-width is the best of
-four or five on validation images after 100 steps of three validation networks, or after 400 for
-longer runs; those are trained first. A model is measured after it was calibrated on 512 training
-images. Lines go to benchmarks/results/qat_initialization.jsonl, which stays out of git, as they
-come, and the curves to qat_initialization.json beside it; the second call stops taking new work
-after an hour, the third tries changes to the predicted start on the validation networks, the fourth
-trains one network at another learning rate, and the last only writes the table (docs/qat_start.md)
-and its plot anew, with --shown for the measurements of earlier weights.
+training images, gradients clipped at 5. The learning rate of each start and bit-width is the best
+of four or five on validation images after 100 steps of three validation networks, or after 400
+for longer runs; those are trained first. A model is measured after it was calibrated on 512
+training images. Lines go to benchmarks/results/qat_initialization.jsonl, which stays out of git,
+as they come, and the curves to qat_initialization.json beside it; the second call stops taking
+new work after an hour, the third tries changes to the predicted start on the validation networks,
+the fourth trains one network at another learning rate, and the last only writes the table
+(docs/qat_start.md) and its plot anew, with --shown for the measurements of earlier weights.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Accuracy by step of the networks that qat_initialization.py trained, and what it says in words."""
+"""Accuracy by step of the networks that qat_initialization.py trained, and a sentence on it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ FEWEST = 4  # networks in a mean that is shown
 
 
 class Curves:
-    """Test accuracy by step of each (network, bits, start), from the run with the best validation accuracy there."""
+    """Test accuracy by step of each (network, bits, start).
+
+    It is from the run with the best validation accuracy at that step.
+    """
 
     def __init__(self, lines: Iterable[dict[str, Any]], weights: str) -> None:
         self.weights = weights
@@ -33,7 +36,8 @@ class Curves:
         found: dict[
             tuple[str, str, str], dict[int, tuple[float, float]]
         ] = {}  # (validation, test) by step
-        # Validation accuracy of the validation networks before and after the steps that decide the first rate.
+        # Validation accuracy of the validation networks before and after the steps that decide the
+        # first rate.
         self.tuning: dict[tuple[str, str, float], list[tuple[float, float]]] = {}
         for line in lines:
             bits, start = line["bits"], line["start"]
@@ -42,7 +46,7 @@ class Curves:
                 self.tuning.setdefault((bits, start, line["rate"]), []).append(ends)
             elif line["net"] in networks():
                 best = found.setdefault((line["net"], bits, start), {})
-                # After n steps in float n steps with quantization follow: only the last of them counts.
+                # After n steps in float follow n with quantization: only the last of them counts.
                 for mark in [str(line["steps"])] if start == "float" else line["test"]:
                     if line["val"][mark] > best.get(int(mark), (-1.0, 0.0))[0]:
                         best[int(mark)] = line["val"][mark], line["test"][mark]
@@ -67,14 +71,14 @@ class Curves:
         return {net: curve[step] for net, curve in found.items() if step in curve}
 
     def common(self, step: int, bits: str) -> list[str]:
-        """Networks that were trained so far both from predicted parameters and from He's; none if too few were."""
+        """Networks trained so far both from predicted parameters and from He's; none if too few."""
         he = self.at(step, bits, "he")
         nets = [net for net in self.at(step, bits, "predicted") if net in he]
         return nets if len(nets) >= FEWEST else []
 
 
 def steps_to_reach(curves: Curves, bits: str) -> str:
-    """One sentence: when He's mean reaches what the predicted start has after 100 steps, on the same networks."""
+    """One sentence: when He's mean reaches that of the predicted start after 100 steps."""
     longest = max((mark for mark in MARKS if curves.common(mark, bits)), default=0)
     nets = curves.common(longest, bits)
     if longest < 100:

@@ -85,7 +85,10 @@ def tuning_networks() -> tuple[str, ...]:
 def plan(
     weights: str, steps: int, starts: Sequence[str], known: Lines, rate: float | None = None
 ) -> list[Task]:
-    """All tasks: learning rates are tried first, and networks follow for the starts that have theirs, or at `rate`."""
+    """All tasks: learning rates are tried first, then networks for the starts that have theirs.
+
+    At a given `rate` nothing is tried.
+    """
 
     def task(net: str, bits: str, start: str, steps: int, rate: float) -> Task:
         return Task(weights if is_predicted(start) else "", net, bits, start, steps, rate)
@@ -117,7 +120,10 @@ def tuning_steps(steps: int) -> int:
 
 
 def best_rates(lines: Iterable[dict[str, Any]]) -> dict[tuple[str, str, int], float]:
-    """Learning rate by (bits, start, steps it was tried for), where all rates were tried on all validation networks."""
+    """Learning rate by (bits, start, steps it was tried for).
+
+    Only where all rates were tried on all validation networks.
+    """
     found: dict[tuple[str, str, int], dict[float, list[float]]] = {}
     for line in lines:
         steps = line["steps"]

@@ -125,7 +125,7 @@ def hash_of(text: str) -> int:
 
 @torch.no_grad()
 def accuracies(model: nn.Module, images: Images) -> tuple[float, float]:
-    """Top-1 in percent on validation and test images; chance for a model that is not finite any more."""
+    """Top-1 in percent on validation and test images; chance for what is not finite any more."""
     ready = copy.deepcopy(model)
     try:
         calibrate(ready, images.calibration, progress=False)

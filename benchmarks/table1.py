@@ -4,15 +4,15 @@
     python benchmarks/table1.py --data data/cifar10 --baseline runs/ghn-q/best --minutes 60
     python benchmarks/table1.py --data data/cifar10 --baseline runs/ghn-q/best --minutes 0
 
-The second stops taking new work after an hour, the third measures nothing: both print the table from
-what is there. A row that was measured in full on fewer images than --images stands there with those,
-and says so. For weights that are not at hand any more, --baseline takes their SHA-256 and shows what
-was measured of them. The paper's protocol has all bit-widths, the calibrated one W4/A4. The unit of
-work is one graph at all bit-widths of a protocol, with one set of weights. Each is appended to
-benchmarks/results/table1.jsonl, which stays out of git, when it is done, and what stands there is
-not measured again. Splits take turns, so that an unfinished table is a balanced one.
-benchmarks/results/table1.json holds the figures of the table, and docs/table1.md, with
---write-docs, the page that follows from them.
+The second stops taking new work after an hour, the third measures nothing: both print the table
+from what is there. A row that was measured in full on fewer images than --images stands there
+with those, and says so. For weights that are not at hand any more, --baseline takes their SHA-256
+and shows what was measured of them. The paper's protocol has all bit-widths, the calibrated one
+W4/A4. The unit of work is one graph at all bit-widths of a protocol, with one set of weights.
+Each is appended to benchmarks/results/table1.jsonl, which stays out of git, when it is done, and
+what stands there is not measured again. Splits take turns, so that an unfinished table is a
+balanced one. benchmarks/results/table1.json holds the figures of the table, and docs/table1.md,
+with --write-docs, the page that follows from them.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def tasks_of_row(
     images: int,
     seed: int,
 ) -> list[Task]:
-    """Those on so many images, or on the most of the smaller counts that all graphs were measured on."""
+    """Those on so many images, or on the most that all graphs were measured on."""
     counts = sorted({task.images for task in lines if task.images < images}, reverse=True)
     plans = [plan([checksum], graphs, count, seed, [protocol]) for count in (images, *counts)]
     return next((tasks for tasks in plans if all(task in lines for task in tasks)), plans[0])

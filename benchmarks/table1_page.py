@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from common import head, row
+
 from ghnqat_sdk.bits import Bits
 
 SPLITS = {"id": "ID", "deep": "Deep", "wide": "Wide", "bn-free": "BN-free"}
@@ -100,7 +102,8 @@ def cell(figures: dict[str, Any] | None, graphs: int) -> str:
     """One cell, with the number of graphs behind it where some are still missing."""
     if figures is None:
         return "–"
-    text, count = "{mean:.1f} ± {sem:.1f}; {max:.1f}".format(**figures), figures["graphs"]
+    text = "{mean:.1f} ± {sem:.1f}; {max:.1f}".format(**figures)
+    count = figures["graphs"]
     return text if count == graphs else f"{text} ({count} of {graphs} graphs)"
 
 
@@ -108,10 +111,8 @@ def table(summary: dict[str, Any], protocol: str, kind: str) -> str:
     """Rows of one protocol, by bit-width; the paper's stand beside ours where its protocol is used."""
     setting = summary["setting"]
     graphs, fewer = setting["graphs"], setting["fewer_images"]
-    lines = [
-        f"| bits | {KINDS[kind]} | {' | '.join(SPLITS.values())} |",
-        "| --- | --- |" + " --- |" * len(SPLITS),
-    ]
+    columns = ["bits", KINDS[kind], *SPLITS.values()]
+    lines = [head(columns, texts=len(columns))]
     for bits in PROTOCOLS[protocol]:
         for name in (BASELINE, OURS):
             if protocol == "paper" and (kind, bits, name) in PAPER:
@@ -119,7 +120,7 @@ def table(summary: dict[str, Any], protocol: str, kind: str) -> str:
                     f"{mean:.1f} ± {sem:.1f}; {most:.1f}"
                     for mean, sem, most in PAPER[kind, bits, name]
                 ]
-                lines.append(f"| {bits} | {name}, paper | {' | '.join(cells)} |")
+                lines.append(row([bits, f"{name}, paper", *cells]))
             keys = {split: f"{protocol} {kind} {bits} {name} {split}" for split in SPLITS}
             if any(key in summary["figures"] for key in keys.values()):
                 cells = [
@@ -127,7 +128,7 @@ def table(summary: dict[str, Any], protocol: str, kind: str) -> str:
                 ]
                 count = fewer.get(f"{protocol} {name}")
                 label = f"{name}, ours ({count} images)" if count else f"{name}, ours"
-                lines.append(f"| {bits} | {label} | {' | '.join(cells)} |")
+                lines.append(row([bits, label, *cells]))
     return "\n".join(lines)
 
 
@@ -163,9 +164,11 @@ def passed(summary: dict[str, Any]) -> str:
     complete = all(
         figure and figure["graphs"] == graphs[split] for (_, split), figure in found.items()
     )
+    so_far = "" if complete else " and on the graphs measured so far"
+    listed = f": {', '.join(above)}" if above else ""
     return (
-        f"By the paper's protocol{'' if complete else ' and on the graphs measured so far'}, our mean top-1 is above "
-        f"that of the paper's GHN-QAT in {len(above)} of {len(ours)} cells{': ' * bool(above)}{', '.join(above)}."
+        f"By the paper's protocol{so_far}, our mean top-1 is above that of the paper's GHN-QAT in "
+        f"{len(above)} of {len(ours)} cells{listed}."
     )
 
 

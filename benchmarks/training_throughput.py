@@ -4,13 +4,14 @@
     python benchmarks/training_throughput.py --deepnets 24 --families 24 --rounds 7
 
 One process of one thread, steps of the trainer itself: the first networks of DeepNets("val",
-channels=16) and of Families("val") of at most 16 M multiply-accumulates, eight in a step, 64 images
-each, and the default hypernetwork. Images are random and the teacher is untrained: neither changes
-what a step costs. Rows take turns in rounds, so that a noisy machine is fair to all, and each shows
-its median round; the first round, which builds networks and compiles kernels, is left out. Time is
-that of the processor. "Hypernetwork" is its forward and backward pass, "networks" the forward and
-backward passes of the predicted ones with the hint loss, and "rest" all else: images, the teacher's
-features, gradients, optimizer and average. --json FILE writes the figures there as well.
+channels=16) and of Families("val") of at most 16 M multiply-accumulates, eight in a step, 64
+images each, and the default hypernetwork. Images are random and the teacher is untrained: neither
+changes what a step costs. Rows take turns in rounds, so that a noisy machine is fair to all, and
+each shows its median round; the first round, which builds networks and compiles kernels, is left
+out. Time is that of the processor. "Hypernetwork" is its forward and backward pass, "networks"
+the forward and backward passes of the predicted ones with the hint loss, and "rest" all else:
+images, the teacher's features, gradients, optimizer and average. --json FILE writes the figures
+there as well.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ def told(row: Row, figures: dict[str, float]) -> str:
     rate, clock, milliseconds, *shares = figures.values()
     cells = [row.space, row.bits, "on" if row.hints else "off", f"{rate:.2f}", f"{clock:.2f}"]
     cells += [f"{milliseconds:.0f}", *(f"{100 * share:.0f} %" for share in shares)]
-    return f"| {' | '.join(cells)} |"
+    return common.row(cells)
 
 
 def main() -> None:
@@ -181,12 +182,8 @@ def main() -> None:
                 measured = measure(by_hints[row.hints], draws)
                 if turn:
                     rounds[row].append(measured)
-    print(
-        "| space | bits | hints | networks/s | by the clock | ms a network | "
-        + " | ".join(PARTS)
-        + " |"
-    )
-    print("| --- | --- | --- |" + " ---: |" * (3 + len(PARTS)))
+    columns = ["space", "bits", "hints", "networks/s", "by the clock", "ms a network", *PARTS]
+    print(common.head(columns, texts=3))
     figures = {row: summary(rounds[row], len(draws)) for row, draws in rows.items()}
     for row, of_row in figures.items():
         print(told(row, of_row))

@@ -3,8 +3,8 @@
     python benchmarks/validation.py --data data/cifar10
     python benchmarks/validation.py --data data/cifar10 --weights runs/mine/last
 
-The first networks of the `val` split of each space, of any size, by the paper's protocol. Cells are
-top-1 in percent: mean ± standard error over networks; the least.
+The first networks of the `val` split of each space, of any size, by the paper's protocol. Cells
+are top-1 in percent: mean ± standard error over networks; the least.
 """
 
 from __future__ import annotations
