@@ -7,18 +7,18 @@
 
 All variants have one seed, and see the same networks and bit-widths in the same order. --set
 changes a field of the recipe for all of them, as `ghnqat-train run` does. Each trains in a folder
-of its own under --output, and goes on where it was interrupted. Cells are mean top-1 in percent, of
-validation networks on validation images after the last step, by space and bits.
+of its own under --output, and goes on where it was interrupted. Cells are mean top-1 in percent,
+of validation networks on validation images after the last step, by space and bits.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import common
 import torch
 
 from ghnqat_sdk.cli.train_config import assign
@@ -77,20 +77,17 @@ def trained(
 
 def table(entries: dict[str, dict[str, Any]]) -> str:
     columns = list(next(iter(entries.values()))["validation"])
-    lines = [f"| | {' | '.join(columns)} | mean | images | processor, s |"]
-    lines.append("| --- |" + " ---: |" * (len(columns) + 3))
+    lines = [common.head(["", *columns, "mean", "images", "processor, s"])]
     for name, entry in entries.items():
         figures = [*entry["validation"].values(), entry["mean"]]
-        cells = [*(f"{figure:.1f}" for figure in figures), f"{entry['images']:,}"]
-        lines.append(f"| {name} | {' | '.join(cells)} | {entry['cpu_seconds']:.0f} |")
+        cells = [name, *(f"{figure:.1f}" for figure in figures), f"{entry['images']:,}"]
+        lines.append(common.row([*cells, f"{entry['cpu_seconds']:.0f}"]))
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
+    parser = common.parser(__doc__)
+    common.add_data(parser)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--recipe", default="all-bits")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")

@@ -14,12 +14,12 @@ the teacher's features are computed again, into features/ beside them. Then:
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import common
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
@@ -164,9 +164,7 @@ def file_content(path: Path) -> bytes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("file", type=Path, help="the backup, a .safetensors")
     parser.add_argument("--restore", action="store_true", help="from the file into the folder")

@@ -1,26 +1,25 @@
-"""What of torchvision's classifiers is predicted: all of them, one after the other, run and trained for one step.
+"""What of torchvision's classifiers is predicted: each of them is run and trained for one step.
 
     python benchmarks/coverage.py --json benchmarks/results/coverage.json
     python benchmarks/coverage.py resnet18 vit_b_16
 
-Each model has ten classes and a process of its own. It is predicted at W4/A4 with the weights that ship, run in
-training mode on two random images, trained for one step of SGD, calibrated, and run in evaluation mode. Images are
-128 × 128, or 224 × 224 and 299 × 299 where a model takes no others. A row says how many parameters were predicted,
-whether outputs were finite, how many parameters had a finite gradient, and how long all of it took, in seconds. The
-largest need 10 GB of memory.
+Each model has ten classes and a process of its own. It is predicted at W4/A4 with the weights
+that ship, run in training mode on two random images, trained for one step of SGD, calibrated, and
+run in evaluation mode. Images are 128 × 128, or 224 × 224 and 299 × 299 where a model takes no
+others. A row says how many parameters were predicted, whether outputs were finite, how many
+parameters had a finite gradient, and how long all of it took, in seconds. The largest need 10 GB
+of memory.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
+import common
 import torch
 import torchvision
 
@@ -85,20 +84,18 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     known = torchvision.models.list_models(module=torchvision.models)
     parser.add_argument("models", nargs="*", default=known, help="names of torchvision classifiers")
-    parser.add_argument("--json", type=Path, help="write the figures there as well")
+    common.add_json(parser)
     options = parser.parse_args()
 
-    print(f"| model | {' | '.join(COLUMNS)} |\n| --- |" + " ---: |" * len(COLUMNS))
+    print(common.head(["model", *COLUMNS]))
     figures = {}
     for name in options.models:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             figures[name] = row = process.submit(measure, name).result()
-        print(f"| {name} | {' | '.join(str(row[column]) for column in COLUMNS)} |", flush=True)
+        print(common.row([name, *(row[column] for column in COLUMNS)]), flush=True)
     finite = [
         row for row in figures.values() if row["training finite"] and row["evaluation finite"]
     ]
@@ -107,8 +104,7 @@ def main() -> None:
         f"\n{whole} of {len(figures)}: every parameter predicted and trained, every output finite"
     )
     if options.json:
-        options.json.parent.mkdir(exist_ok=True)
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        common.write_json(options.json, figures)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import common
 import torch
+from common import measure_all, read_lines
 from networks import named, table, torchvision_cnns
-from resumable import measure_all, read_lines
 from table1 import BITS, find_weights, hypernetwork, images_of
 
 from ghnqat_sdk.files import write_atomically
-from ghnqat_sdk.hypernetwork import pretrained
 from ghnqat_sdk.training.evaluation import evaluate_architecture
 from ghnqat_sdk.training.spaces.families import SPLITS
 
@@ -73,22 +73,15 @@ def figures_of(
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
-    parser.add_argument(
-        "--weights", default=str(pretrained._EMBEDDED), help="folder (default: those that ship)"
-    )
+    parser = common.parser(__doc__)
+    common.add_data(parser)
+    common.add_weights(parser)
     parser.add_argument("--bits", nargs="+", choices=BITS, default=["W4/A4"])
     parser.add_argument("--images", type=int, default=1000, help="test images")
     parser.add_argument("--seed", type=int, default=0, help="chooses the images")
     parser.add_argument("--graphs", type=int, default=SPLITS["test"], help="of the families")
     parser.add_argument("--no-torchvision", action="store_true", help="leave torchvision's out")
-    parser.add_argument("--processes", type=int, default=2, help="of one thread each")
-    parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="take no new work after so many"
-    )
+    common.add_measuring(parser)
     return parser.parse_args()
 
 

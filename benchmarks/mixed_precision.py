@@ -1,19 +1,19 @@
-"""`suggest_bits` against the same bits everywhere, at the same budget: prints the table of docs/bits.md.
+"""`suggest_bits` against the same bits everywhere, at the same budget: the table of docs/bits.md.
 
     python benchmarks/mixed_precision.py --data data/cifar10
 
-Sensitivity is measured on 64 validation images; accuracy is that of predicted, calibrated networks on test images.
-Everything runs on one thread.
+Sensitivity is measured on 64 validation images; accuracy is that of predicted, calibrated
+networks on test images. Everything runs on one thread.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
 from pathlib import Path
 
+import common
 import torch
 from networks import cheap, named
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ def networks() -> dict[str, nn.Module]:
 
 
 def suggested(model: nn.Module, batch: Tensor, uniform: Bits) -> tuple[dict[str, Bits], float]:
-    """Bits that cost no more than `uniform` everywhere, and the seconds that it took to find them."""
+    """Bits that cost no more than `uniform` everywhere, and the seconds that finding them took."""
     started = time.perf_counter()
     if uniform[1] == 8:
         weights = sum(layer.weight.numel() for layer in quantizable_layers(model).values())  # type: ignore[operator]
@@ -50,7 +50,7 @@ def suggested(model: nn.Module, batch: Tensor, uniform: Bits) -> tuple[dict[str,
             model, batch, weight_bytes=weights * uniform[0] / 8, candidates=WEIGHTS
         )
     else:
-        # What a layer costs is known once it has been measured; any budget that is large enough will do for that.
+        # What a layer costs is known once it has been measured, for which any large budget will do.
         layers = suggest_bits(model, batch, bit_operations=1e18, candidates=BOTH).layers
         started = time.perf_counter()
         budget = sum(layer.bit_operations(uniform) for layer in layers.values())
@@ -59,10 +59,8 @@ def suggested(model: nn.Module, batch: Tensor, uniform: Bits) -> tuple[dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
+    parser = common.parser(__doc__)
+    common.add_data(parser)
     parser.add_argument("--images", type=int, default=1000, help="test images")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -74,9 +72,7 @@ def main() -> None:
     )
     test = load_images(options.data, "test").sample(options.images, seed=0)
 
-    print(
-        "| budget of | network | uniform | suggested | seconds |\n| --- | --- | --- | --- | --- |"
-    )
+    print(common.head(["budget of", "network", "uniform", "suggested", "seconds"], texts=2))
     for uniform in ((3, 8), (3, 3), (4, 4)):
         rows = []
         for name, model in networks().items():
@@ -97,7 +93,8 @@ def main() -> None:
 
 def row(uniform: Bits, name: str, one: float, other: float, seconds: float) -> str:
     kind = "weight bytes" if uniform[1] == 8 else "bit operations"
-    return f"| {kind} of W{uniform[0]}/A{uniform[1]} | {name} | {one:.1f} % | {other:.1f} % | {seconds:.0f} |"
+    budget = "{} of W{}/A{}".format(kind, *uniform)
+    return common.row([budget, name, f"{one:.1f} %", f"{other:.1f} %", f"{seconds:.0f}"])
 
 
 if __name__ == "__main__":

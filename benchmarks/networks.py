@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import torch
 import torchvision
+from common import head, row
 from torch import nn
 from torchvision.models import MNASNet
 
@@ -118,11 +119,11 @@ def grouped(names: Sequence[str]) -> dict[str, list[str]]:
 
 def table(figures: dict[str, list[float]], columns: Sequence[str]) -> str:
     """Mean ± standard error and least figure of each group, one column after another."""
-    lines = [f"| | networks | {' | '.join(columns)} |", "| --- |" + " ---: |" * (1 + len(columns))]
+    lines = [head(["", "networks", *columns])]
     for group, names in grouped(list(figures)).items():
         rows = [figures[name] for name in names]
-        cells = " | ".join(map(cell, zip(*rows, strict=True)))
-        lines.append(f"| {group} | {len(names)} | {cells} |")
+        cells = map(cell, zip(*rows, strict=True))
+        lines.append(row([group, len(names), *cells]))
     return "\n".join(lines)
 
 

@@ -1,12 +1,10 @@
 """The charts of docs/results.md, from the figures in benchmarks/results: nothing is measured.
 
     python benchmarks/plots.py
-    python benchmarks/plots.py --weights 0cc56ab9
 
 docs/figures/qat_start.svg shows accuracy over training steps from each start, of all networks in
-qat_initialization.jsonl but the validation ones; docs/figures/table1.svg the means of table1.json beside the paper's.
---weights names those that predicted, by the beginning of their SHA-256; by default it is those measured last.
-Colours are legible on light and on dark pages.
+qat_initialization.json but the validation ones; docs/figures/table1.svg the means of table1.json
+beside the paper's. Colours are legible on light and on dark pages.
 """
 
 from __future__ import annotations
@@ -19,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import table1
-from qat_initialization import BITS, LINES, MARKS, STARTS, Curves
-from resumable import read_lines
+import table1_page
+from qat_initialization import SUMMARY
+from qat_start_curves import Curves
+from qat_start_tasks import BITS, MARKS, STARTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,21 +37,6 @@ BARS = {
 }
 FEWEST = 4
 """Networks in a mean that is drawn."""
-
-
-def tested(lines: Iterable[dict[str, Any]]) -> list[str]:
-    """Networks that no learning rate was chosen by."""
-    nets = dict.fromkeys(line["net"] for line in lines)
-    return [net for net in nets if "val" not in net.split("/")]
-
-
-def measured_weights(lines: Sequence[dict[str, Any]], beginning: str = "") -> str:
-    """SHA-256 of the weights that predicted last, of those that begin so."""
-    found = [line["weights"] for line in lines if line["weights"].startswith(beginning)]
-    known = [weights for weights in found if weights]
-    if not known:
-        raise SystemExit(f"{LINES} has no figures of weights {beginning!r}")
-    return str(known[-1])
 
 
 def common(curves: Curves, bits: str, mark: int) -> set[str]:
@@ -118,10 +103,10 @@ def table_bars(summary: dict[str, Any], bits: str) -> dict[tuple[str, str], list
     bars = {}
     for name, whose in BARS:
         if whose == "paper":
-            cells = table1.PAPER.get(("top1", bits, name), ())
+            cells = table1_page.PAPER.get(("top1", bits, name), ())
             row: list[Any] = [(mean, error) for mean, error, _ in cells]
         else:
-            keys = [f"paper top1 {bits} {name} {split}" for split in table1.SPLITS]
+            keys = [f"paper top1 {bits} {name} {split}" for split in table1_page.SPLITS]
             found = [summary["figures"].get(key) for key in keys]
             row = [(figure["mean"], figure["sem"]) if figure else None for figure in found]
         if any(row):
@@ -131,7 +116,7 @@ def table_bars(summary: dict[str, Any], bits: str) -> dict[tuple[str, str], list
 
 def draw_table(summary: dict[str, Any]) -> Figure:
     """Mean top-1 by the paper's protocol, a panel for each of its bit-widths."""
-    shown = [bits for bits in table1.BITS if any(key[1] == bits for key in table1.PAPER)]
+    shown = [bits for bits in table1_page.BITS if any(key[1] == bits for key in table1_page.PAPER)]
     figure = new_figure(9, 3.2)
     first: Axes | None = None
     for place, bits in enumerate(shown):
@@ -146,7 +131,7 @@ def draw_table(summary: dict[str, Any]) -> Figure:
             label = f"{name}, {whose}"
             style: dict[str, Any] = {"color": BARS[name, whose], "ecolor": INK}
             axes.bar(places, means, width, yerr=errors, label=label, **style)
-        axes.set_xticks(range(len(table1.SPLITS)), table1.SPLITS.values(), fontsize=8)
+        axes.set_xticks(range(len(table1_page.SPLITS)), table1_page.SPLITS.values(), fontsize=8)
         axes.set_title(bits, color=INK)
         if place == 0:
             axes.set_ylabel("top-1, %")
@@ -193,12 +178,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--weights", default="", metavar="SHA", help="beginning of their SHA-256")
     parser.add_argument("--output", type=Path, default=FIGURES, help="folder")
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
-    lines = list(read_lines(LINES))
-    curves = Curves(lines, measured_weights(lines, options.weights), tested(lines))
+    curves = Curves.of_dict(json.loads(SUMMARY.read_text(encoding="utf-8")))
     summary = json.loads(table1.SUMMARY.read_text(encoding="utf-8"))
     drawn = {"qat_start.svg": draw_starts(curves), "table1.svg": draw_table(summary)}
     for name, figure in drawn.items():

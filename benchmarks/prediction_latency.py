@@ -1,56 +1,56 @@
-"""Time of a prediction for torchvision's classifiers, part by part, beside two floors measured in the same run.
+"""Time of a prediction for torchvision's classifiers, part by part, beside two floors.
 
     python benchmarks/prediction_latency.py --json benchmarks/results/prediction_latency.json
     python benchmarks/prediction_latency.py resnet18 vgg16_bn --repeats 5
 
-Every model has a process of its own with one thread. Times are medians in milliseconds: tracing, the hypernetwork, the
-rest (copy of the model, copy of the parameters, conversion), and all of `predict_quantized_params`. The floors are one
-copy of all parameters and one forward pass of the float model on a 224 × 224 image. Memory is what the process had at
-its peak beyond what it had after loading the model, in megabytes. The last columns account for the parameters.
+Every model has a process of its own with one thread. Times are medians in milliseconds: tracing,
+the hypernetwork, the rest (copy of the model, copy of the parameters, conversion), and all of
+`predict_quantized_params`. The floors are one copy of all parameters and one forward pass of the
+float model on a 224 × 224 image. Memory is what the process had at its peak beyond what it had
+after loading the model, in megabytes. The last columns account for the parameters.
 
-Two smaller tables follow: how the time grows with the number of nodes, for chains of 3 × 3 convolutions of 16 channels
-with batch norm and ReLU, and what importing the package adds to `import torch`.
+Two smaller tables follow: how the time grows with the number of nodes, for chains of 3 × 3
+convolutions of 16 channels with batch norm and ReLU, and what importing the package adds to
+`import torch`.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import resource
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
-from typing import Any
 
+import common
 import torch
 import torchvision
+from common import median_ms
 from torch import nn
 
 from ghnqat_sdk import load_pretrained, predict_quantized_params, prediction_report, trace
 
 MODELS = (
-    "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "densenet121", "regnet_x_400mf", "shufflenet_v2_x1_0",
-    "googlenet", "inception_v3", "vgg16_bn", "efficientnet_b0", "convnext_tiny", "vit_b_16",
-)  # fmt: skip
+    "resnet18",
+    "resnet50",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "densenet121",
+    "regnet_x_400mf",
+    "shufflenet_v2_x1_0",
+    "googlenet",
+    "inception_v3",
+    "vgg16_bn",
+    "efficientnet_b0",
+    "convnext_tiny",
+    "vit_b_16",
+)
+SIDES = {"inception_v3": 299}
 CHAINS = ("500", "1000", "2000")
 IMPORTS = ("import ghnqat_sdk", "from ghnqat_sdk import predict_quantized_params")
-COLUMNS = (
-    "trace", "hypernetwork", "rest", "total", "copy floor", "forward floor", "MB", "parameters", "predicted", "kept",
-)  # fmt: skip
-
-
-def median_ms(call: Callable[[], Any], repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        times.append(1e3 * (time.perf_counter() - started))
-    return statistics.median(times)
+PARTS = ("trace", "hypernetwork", "rest", "total")
+COLUMNS = (*PARTS, "copy floor", "forward floor", "MB", "parameters", "predicted", "kept")
 
 
 def peak_mb() -> float:
@@ -78,7 +78,7 @@ def measure(name: str, repeats: int) -> dict[str, float]:
         else torchvision.models.get_model(name, weights=None, num_classes=10)
     )
     model.eval()
-    side = 299 if name == "inception_v3" else 32 if name.isdigit() else 224
+    side = 32 if name.isdigit() else SIDES.get(name, 224)
     forward = median_ms(lambda: model(torch.zeros(1, 3, side, side)), 3)
     before = peak_mb()
     qmodel = predict_quantized_params(model, hypernetwork=hypernetwork)  # imports and warms up
@@ -104,7 +104,8 @@ def measure(name: str, repeats: int) -> dict[str, float]:
 
 def import_ms(statement: str, repeats: int) -> float:
     """What `statement` takes after `import torch`, in a fresh process."""
-    code = f"import time, torch; t = time.perf_counter(); {statement}; print(1e3 * (time.perf_counter() - t))"
+    timed = f"t = time.perf_counter(); {statement}; print(1e3 * (time.perf_counter() - t))"
+    code = f"import time, torch; {timed}"
     run = [sys.executable, "-c", code]
     return statistics.median(
         float(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
@@ -113,46 +114,36 @@ def import_ms(statement: str, repeats: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     parser.add_argument(
         "models", nargs="*", default=MODELS, help="names of torchvision classifiers"
     )
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="write the figures there as well")
+    common.add_json(parser)
     options = parser.parse_args()
 
-    print(f"| one thread, median of {options.repeats}, ms | {' | '.join(COLUMNS)} |")
-    print("| --- |" + " ---: |" * len(COLUMNS))
+    print(common.head([f"one thread, median of {options.repeats}, ms", *COLUMNS]))
     figures: dict[str, dict[str, float]] = {}
     for name in (*options.models, *CHAINS):
         if name == CHAINS[0]:
-            print(
-                "\n| nodes | trace | hypernetwork | rest | total | of the smallest | MB |\n| --- |"
-                + " ---: |" * 6
-            )
+            print("\n" + common.head(["nodes", *PARTS, "of the smallest", "MB"]))
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             figures[name] = row = process.submit(measure, name, options.repeats).result()
         if name in CHAINS:
-            times = " | ".join(
-                f"{row[part]:.0f}" for part in ("trace", "hypernetwork", "rest", "total")
-            )
+            times = [f"{row[part]:.0f}" for part in ("nodes", *PARTS)]
             growth = row["total"] / figures[CHAINS[0]]["total"]
-            print(f"| {row['nodes']:.0f} | {times} | {growth:.1f} | {row['MB']:.0f} |", flush=True)
+            print(common.row([*times, f"{growth:.1f}", f"{row['MB']:.0f}"]), flush=True)
         else:
-            print(
-                f"| {name} | {' | '.join(f'{row[column]:.0f}' for column in COLUMNS)} |", flush=True
-            )
-    print("\n| after `import torch` | ms |\n| --- | ---: |")
+            cells = [f"{row[column]:.0f}" for column in COLUMNS]
+            print(common.row([name, *cells]), flush=True)
+    print("\n" + common.head(["after `import torch`", "ms"]))
     figures["import"] = {
         statement: import_ms(statement, min(options.repeats, 7)) for statement in IMPORTS
     }
     for statement, time_ms in figures["import"].items():
-        print(f"| `{statement}` | {time_ms:.0f} |")
+        print(common.row([f"`{statement}`", f"{time_ms:.0f}"]))
     if options.json:
-        options.json.parent.mkdir(exist_ok=True)
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        common.write_json(options.json, figures)
 
 
 if __name__ == "__main__":

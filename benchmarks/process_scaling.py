@@ -1,22 +1,24 @@
-"""Networks per second of training with one process and with several on this machine, one thread each.
+"""Networks per second of training with one process and with several, of one thread each.
 
     python benchmarks/process_scaling.py --data data/cifar10 --processes 1 2
 
-Each row is from two short runs of the console script under torchrun, with the recipe of the weights that ship but for
-its hints and its float phase, and four networks in each process's step, of 60 that recur. The first steps build and
-trace networks, so the rate is that of the second half of the longer run. Every process count trains from the same seed;
-with N processes a step draws N times as many networks and deals them out by cost.
+Each row is from two short runs of the console script under torchrun, with the recipe of the
+weights that ship but for its hints and its float phase, and four networks in each process's step,
+of 60 that recur. The first steps build and trace networks, so the rate is that of the second half
+of the longer run. Every process count trains from the same seed; with N processes a step draws N
+times as many networks and deals them out by cost.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import common
 
 META_BATCH = 4
 
@@ -52,15 +54,13 @@ def seconds(data: str, processes: int, steps: int, port: int, folder: Path) -> f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
+    parser = common.parser(__doc__)
+    common.add_data(parser)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
 
-    print("| processes | networks/s | of the first row |\n| ---: | ---: | ---: |")
+    print(common.head(["processes", "networks/s", "of the first row"], texts=0))
     first = None
     with tempfile.TemporaryDirectory() as folder:
         for index, processes in enumerate(options.processes):
@@ -76,7 +76,7 @@ def main() -> None:
             ]
             rate = META_BATCH * processes * options.steps / (times[1] - times[0])
             first = first or rate
-            print(f"| {processes} | {rate:.2f} | {rate / first:.2f} |", flush=True)
+            print(common.row([processes, f"{rate:.2f}", f"{rate / first:.2f}"]), flush=True)
 
 
 if __name__ == "__main__":

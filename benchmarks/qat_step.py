@@ -5,13 +5,13 @@ python benchmarks/qat_step.py
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import common
 import torch
 from torch import nn
 
@@ -50,9 +50,7 @@ def step(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
@@ -63,9 +61,8 @@ def main() -> None:
     )
     labels = torch.randint(10, (options.batch,), generator=generator)
 
-    print(
-        f"| network, batch {options.batch} | training | step, ms | of float |\n| --- | --- | ---: | ---: |"
-    )
+    columns = [f"network, batch {options.batch}", "training", "step, ms", "of float"]
+    print(common.head(columns, texts=2))
     for make in (ResNet20, SmallMobileNetV2):
         models = {
             name: m.train().to(memory_format=torch.channels_last)
@@ -82,10 +79,8 @@ def main() -> None:
                     times[name].append(taken)
         for name, taken_all in times.items():
             ratio = statistics.median(a / b for a, b in zip(taken_all, times["float"], strict=True))
-            print(
-                f"| {make.__name__} | {name} | {1000 * statistics.median(taken_all):.0f} | {ratio:.2f} |",
-                flush=True,
-            )
+            milliseconds = f"{1000 * statistics.median(taken_all):.0f}"
+            print(common.row([make.__name__, name, milliseconds, f"{ratio:.2f}"]), flush=True)
 
 
 if __name__ == "__main__":

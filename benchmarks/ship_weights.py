@@ -8,33 +8,32 @@ Afterwards, measure them: benchmarks/table1.py, families.py and qat_initializati
 
 from __future__ import annotations
 
-import argparse
+from hashlib import sha256
 from pathlib import Path
 
+import common
 import torch
 
 from ghnqat_sdk import load_pretrained, save_pretrained
 from ghnqat_sdk.files import write_atomically
-from ghnqat_sdk.hypernetwork.names import CHECKSUM_FILE, WEIGHTS_FILE
-from ghnqat_sdk.hypernetwork.pretrained import checksum_of
+from ghnqat_sdk.hypernetwork.pretrained import WEIGHTS_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "ghnqat_sdk" / "hypernetwork" / "weights"
 PAGE = ROOT / "docs" / "weights.md"
+CHECKSUM_FILE = f"{WEIGHTS_FILE}.sha256"
 
 
 def ship(source: Path, target: Path) -> str:
     """Write what `load_pretrained` finds in `source` to `target`; returns the SHA-256."""
     weights = save_pretrained(load_pretrained(source), target, dtype=torch.float16) / WEIGHTS_FILE
-    checksum = checksum_of(weights.read_bytes())
-    write_atomically(target / CHECKSUM_FILE, checksum)
-    return checksum.split()[0].decode()
+    checksum = sha256(weights.read_bytes()).hexdigest()
+    write_atomically(target / CHECKSUM_FILE, f"{checksum}  {WEIGHTS_FILE}\n".encode())
+    return checksum
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     parser.add_argument("folder", type=Path, help="what a run calls last/ or best/")
     options = parser.parse_args()
     before = (WEIGHTS / CHECKSUM_FILE).read_text().split()[0]

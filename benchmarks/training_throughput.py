@@ -4,19 +4,18 @@
     python benchmarks/training_throughput.py --deepnets 24 --families 24 --rounds 7
 
 One process of one thread, steps of the trainer itself: the first networks of DeepNets("val",
-channels=16) and of Families("val") of at most 16 M multiply-accumulates, eight in a step, 64 images
-each, and the default hypernetwork. Images are random and the teacher is untrained: neither changes
-what a step costs. Rows take turns in rounds, so that a noisy machine is fair to all, and each shows
-its median round; the first round, which builds networks and compiles kernels, is left out. Time is
-that of the processor. "Hypernetwork" is its forward and backward pass, "networks" the forward and
-backward passes of the predicted ones with the hint loss, and "rest" all else: images, the teacher's
-features, gradients, optimizer and average. --json FILE writes the figures there as well.
+channels=16) and of Families("val") of at most 16 M multiply-accumulates, eight in a step, 64
+images each, and the default hypernetwork. Images are random and the teacher is untrained: neither
+changes what a step costs. Rows take turns in rounds, so that a noisy machine is fair to all, and
+each shows its median round; the first round, which builds networks and compiles kernels, is left
+out. Time is that of the processor. "Hypernetwork" is its forward and backward pass, "networks"
+the forward and backward passes of the predicted ones with the hint loss, and "rest" all else:
+images, the teacher's features, gradients, optimizer and average. --json FILE writes the figures
+there as well.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import common
 import torch
 
 from ghnqat_sdk.bits import Bits
@@ -150,17 +150,15 @@ def told(row: Row, figures: dict[str, float]) -> str:
     rate, clock, milliseconds, *shares = figures.values()
     cells = [row.space, row.bits, "on" if row.hints else "off", f"{rate:.2f}", f"{clock:.2f}"]
     cells += [f"{milliseconds:.0f}", *(f"{100 * share:.0f} %" for share in shares)]
-    return f"| {' | '.join(cells)} |"
+    return common.row(cells)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     parser.add_argument("--deepnets", type=int, default=16, help="networks of them")
     parser.add_argument("--families", type=int, default=16, help="networks of them")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the figures there as well")
+    common.add_json(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_compiled_convolutions()
@@ -184,12 +182,8 @@ def main() -> None:
                 measured = measure(by_hints[row.hints], draws)
                 if turn:
                     rounds[row].append(measured)
-    print(
-        "| space | bits | hints | networks/s | by the clock | ms a network | "
-        + " | ".join(PARTS)
-        + " |"
-    )
-    print("| --- | --- | --- |" + " ---: |" * (3 + len(PARTS)))
+    columns = ["space", "bits", "hints", "networks/s", "by the clock", "ms a network", *PARTS]
+    print(common.head(columns, texts=3))
     figures = {row: summary(rounds[row], len(draws)) for row, draws in rows.items()}
     for row, of_row in figures.items():
         print(told(row, of_row))
@@ -198,7 +192,7 @@ def main() -> None:
         print(f"{space}: {macs / 1e6:.1f} M multiply-accumulates on average")
     if options.json:
         written = [row._asdict() | of_row for row, of_row in figures.items()]
-        options.json.write_text(json.dumps(written, indent=1) + "\n")
+        common.write_json(options.json, written)
 
 
 if __name__ == "__main__":

@@ -3,22 +3,22 @@
     python benchmarks/validation.py --data data/cifar10
     python benchmarks/validation.py --data data/cifar10 --weights runs/mine/last
 
-The first networks of the `val` split of each space, of any size, by the paper's protocol. Cells are
-top-1 in percent: mean ± standard error over networks; the least.
+The first networks of the `val` split of each space, of any size, by the paper's protocol. Cells
+are top-1 in percent: mean ± standard error over networks; the least.
 """
 
 from __future__ import annotations
 
-import argparse
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
 
+import common
 import torch
+from common import prepare
 from networks import SPACES, named, table
-from resumable import prepare
 from table1 import BITS, hypernetwork
 
 from ghnqat_sdk.bits import Bits
@@ -47,10 +47,8 @@ def measure(name: str, settings: list[Bits], weights: Path, data: str, images: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
+    parser = common.parser(__doc__)
+    common.add_data(parser)
     parser.add_argument(
         "--weights",
         type=Path,
@@ -60,7 +58,7 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", choices=BITS, default=["W4/A4", "W2/A2"])
     parser.add_argument("--graphs", type=int, default=60, help="of each space")
     parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--processes", type=int, default=2, help="of one thread each")
+    common.add_processes(parser)
     options = parser.parse_args()
     names = [f"{space}/{SPLIT}/{index}" for index in range(options.graphs) for space in SPACES]
     each = partial(

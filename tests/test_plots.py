@@ -15,25 +15,24 @@ def parts(benchmark_module):
     return benchmark_module("page_parts")
 
 
-def line(net, start, steps, percent):
-    curve = {str(step): percent for step in (0, 25, 100) if step <= steps}
-    of = {"weights": "w" if start == "predicted" else "", "net": net, "bits": "W4/A4"}
-    return {**of, "start": start, "steps": steps, "rate": 0.1, "val": curve, "test": curve}
-
-
-def lines_of(plots):
+def curves_of(plots):
+    """8 networks of 25 steps, half of them of 100, from two starts; one more for validation."""
     nets = [f"id/{index}" for index in range(2 * plots.FEWEST)]
     longer = nets[: plots.FEWEST]
-    return [
-        line(net, start, 100 if net in longer else 25, 20.0 + 10 * (net in longer))
-        for net in nets
+    test = {
+        f"{net} W4/A4 {start}": {
+            str(step): 20.0 + 10 * (net in longer)
+            for step in (0, 25, 100)
+            if step <= (100 if net in longer else 25)
+        }
+        for net in [*nets, "deepnets/val/4"]
         for start in ("predicted", "he")
-    ]
+    }
+    return plots.Curves.of_dict({"weights": "w", "test": test})
 
 
 def test_every_line_shows_the_same_networks_at_all_of_its_steps(plots):
-    lines = lines_of(plots)
-    curves = plots.Curves(lines, "w", plots.tested(lines))
+    curves = curves_of(plots)
     everyone, longer = plots.groups(curves, "W4/A4")
     assert (len(everyone), len(longer)) == (2 * plots.FEWEST, plots.FEWEST)
     points = plots.start_points(curves, "W4/A4", "he", everyone)
@@ -42,14 +41,8 @@ def test_every_line_shows_the_same_networks_at_all_of_its_steps(plots):
     assert steps == [0, 25, 100]
 
 
-def test_validation_networks_and_other_weights_are_not_drawn(plots):
-    lines = [line("val/4", "he", 25, 1.0), line("deepnets/val/4", "he", 25, 1.0)]
-    assert plots.tested([*lines, line("id/4", "he", 25, 1.0)]) == ["id/4"]
-    known = [{"weights": name} for name in ("ab", "abc", "b", "")]
-    assert plots.measured_weights(known) == "b"
-    assert plots.measured_weights(known, "a") == "abc"
-    with pytest.raises(SystemExit, match="no figures of weights 'x'"):
-        plots.measured_weights(known, "x")
+def test_validation_networks_are_not_drawn(plots):
+    assert "deepnets/val/4" not in plots.common(curves_of(plots), "W4/A4", 25)
 
 
 def test_bars_of_ours_stand_beside_those_of_the_paper(plots):

@@ -7,7 +7,22 @@ from torch import nn
 
 @pytest.fixture
 def bench(benchmark_module):
-    return benchmark_module("qat_initialization")
+    return benchmark_module("qat_start_tasks")
+
+
+@pytest.fixture
+def training(benchmark_module):
+    return benchmark_module("qat_start_training")
+
+
+@pytest.fixture
+def curves_of(benchmark_module):
+    return benchmark_module("qat_start_curves")
+
+
+@pytest.fixture
+def pages(benchmark_module):
+    return benchmark_module("qat_start_page")
 
 
 def small_cnn():
@@ -70,24 +85,24 @@ def test_only_predicted_starts_depend_on_the_weights(bench):
     assert {task.weights for task in bench.plan("w", 100, list(bench.CHANGES), {})} == {"w"}
 
 
-def test_changes_are_tried_on_validation_networks_alone(bench):
+def test_changes_are_tried_on_validation_networks_alone(bench, curves_of, pages):
     tuning = bench.plan("w", 100, ["noise"], {})
     assert bench.plan("w", 100, ["noise"], {task: line(task, 20.0) for task in tuning}) == tuning
-    curves = bench.Curves(
+    curves = curves_of.Curves(
         [line(task, 1000 * task.rate) for task in tuning if task.bits == "W4/A4"], "w"
     )
     assert (
         "| plus noise of 0.3 standard deviations | 300.0 | 301.0 | – | – |"
-        in bench.changes_table(curves)
+        in pages.changes_table(curves)
     )
 
 
 @pytest.mark.parametrize("change", ["noise", "flat", "head", "steps"])
-def test_a_change_keeps_the_size_of_what_it_changes(bench, data, change):
+def test_a_change_keeps_the_size_of_what_it_changes(data, change, training):
     with torch.random.fork_rng():
-        model = bench.from_float(bench.he(small_cnn()), (4, 4))
+        model = training.from_float(training.he(small_cnn()), (4, 4))
         before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        assert bench.changed(model, change, bench.images_of(str(data))) is model
+        assert training.changed(model, change, training.images_of(str(data))) is model
     after = dict(model.named_parameters())
     moved = {name for name, old in before.items() if not torch.equal(after[name], old)}
     weights = [name for name, parameter in before.items() if parameter.ndim > 1]
@@ -100,7 +115,7 @@ def test_a_change_keeps_the_size_of_what_it_changes(bench, data, change):
         torch.testing.assert_close(after[name].norm(), before[name].norm(), rtol=0.1, atol=0.0)
 
 
-def test_of_several_runs_the_best_on_validation_images_counts_at_each_mark(bench):
+def test_of_several_runs_the_best_on_validation_images_counts_at_each_mark(bench, curves_of):
     def run(steps, rate, val, test):
         task = bench.Task("", bench.networks()[0], "W4/A4", "he", steps, rate)
         marks = [str(mark) for mark in (0, 100, 400) if mark <= steps]
@@ -110,21 +125,21 @@ def test_of_several_runs_the_best_on_validation_images_counts_at_each_mark(bench
         }
 
     lines = [run(400, 0.03, (10, 25, 40), (99, 55, 44)), run(100, 0.1, (10, 30), (11, 33))]
-    assert bench.Curves(lines, "w").of == {
+    assert curves_of.Curves(lines, "w").of == {
         (bench.networks()[0], "W4/A4", "he"): {0: 11, 100: 33, 400: 44}
     }
 
 
-def test_the_page_names_the_learning_rates(bench):
-    curves = bench.Curves(tried(bench, "he", 0.1, 100) + tried(bench, "he", 0.03, 400), "w")
+def test_the_page_names_the_learning_rates(bench, curves_of, pages):
+    curves = curves_of.Curves(tried(bench, "he", 0.1, 100) + tried(bench, "he", 0.03, 400), "w")
     assert (
-        bench.rates_of(curves)
+        pages.rates_of(curves)
         == ": after 100 steps, W4/A4 He 0.1. For longer runs: after 400 steps, W4/A4 He 0.03"
     )
 
 
-def test_the_page_follows_from_the_lines(bench, monkeypatch):
-    monkeypatch.setattr(bench, "FEWEST", 2)
+def test_the_page_follows_from_the_lines(bench, monkeypatch, curves_of, pages):
+    monkeypatch.setattr(curves_of, "FEWEST", 2)
     nets = bench.networks()[:2]
     he = [bench.Task("", net, "W4/A4", "he", 100, 0.1) for net in nets]
     predicted = [bench.Task("w", net, "W4/A4", "predicted", 100, 0.01) for net in nets]
@@ -144,9 +159,9 @@ def test_the_page_follows_from_the_lines(bench, monkeypatch):
         line(bench.Task("", nets[0], "W4/A4", "float", 100, 0.1), 40.0),
         *tried(bench, "float", 0.1, 100),
     ]
-    curves = bench.Curves(lines, "w")
+    curves = curves_of.Curves(lines, "w")
     assert curves.of[nets[0], "W4/A4", "float"] == {100: 41.0}
-    page = bench.page(curves, "w")
+    page = pages.page(curves, "w")
     assert "| predicted | 20.0 ± 0.0 | 20.2 ± 0.0 | 21.0 ± 0.0 |" in page
     assert "| He | 20.0 ± 10.0 | 20.2 ± 10.0 | 21.0 ± 10.0 |" in page
     assert "| He, float training | – | – | 41.0 ± 0.0 (1 of 2) |" in page
@@ -161,23 +176,23 @@ def test_the_page_follows_from_the_lines(bench, monkeypatch):
         in page
     )
     assert "`w`." in page
-    monkeypatch.setattr(bench, "FEWEST", 3)
-    assert "± " not in bench.table(curves, "W4/A4")
-    assert "`w`; better ones ship since." in bench.page(curves, "newer")
+    monkeypatch.setattr(curves_of, "FEWEST", 3)
+    assert "± " not in pages.table(curves, "W4/A4")
+    assert "`w`; better ones ship since." in pages.page(curves, "newer")
 
 
-def test_a_start_trains_and_is_measured(bench, data, monkeypatch):
-    monkeypatch.setattr(bench, "MARKS", (0, 1, 2))
-    monkeypatch.setattr(bench, "BATCH", 8)
+def test_a_start_trains_and_is_measured(bench, data, monkeypatch, training):
+    monkeypatch.setattr(training, "MARKS", (0, 1, 2))
+    monkeypatch.setattr(training, "BATCH", 8)
     task = bench.Task("", bench.networks()[1], "W4/A4", "float", 2, 0.01)
     with torch.random.fork_rng():
-        measured = bench.measure(task, str(data))
+        measured = training.measure(task, str(data))
     assert list(measured["test"]) == ["0", "1", "2"]
     assert all(0 <= accuracy <= 100 for accuracy in measured["test"].values())
 
 
-def test_what_is_not_finite_counts_as_chance(bench, data):
-    model = bench.from_float(small_cnn(), (4, 4))
+def test_what_is_not_finite_counts_as_chance(data, training):
+    model = training.from_float(small_cnn(), (4, 4))
     with torch.no_grad():
         model[0].weight.fill_(float("nan"))
-    assert bench.accuracies(model, bench.images_of(str(data))) == (10.0, 10.0)
+    assert training.accuracies(model, training.images_of(str(data))) == (10.0, 10.0)

@@ -13,7 +13,7 @@ GRAPHS = {"id": 3, "deep": 1, "wide": 1, "bn-free": 2}
 
 @pytest.fixture
 def resumable(benchmark_module):
-    return benchmark_module("resumable")
+    return benchmark_module("common")
 
 
 @pytest.fixture
