@@ -82,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, "EntryNotFound")
         else:
             commit = commit_id(len(commits) - 1) if revision == "main" else revision
-            self._answer(200, "", known[revision][file], {"X-Repo-Commit": commit})
+            self._answer_from(known[revision][file], {"X-Repo-Commit": commit})
 
     do_GET = do_HEAD  # noqa: N815
 
@@ -121,6 +121,14 @@ class _Handler(BaseHTTPRequestHandler):
             oid = commit_id(len(commits) - 1)
             reply = {"commitUrl": f"{self.server.url}/{repo}/commit/{oid}", "commitOid": oid}
         return self._answer(200, "", json.dumps(reply).encode())
+
+    def _answer_from(self, body: bytes, headers: dict[str, str]) -> None:
+        """The file, or the rest of it for a client that has the beginning."""
+        unit, _, start = self.headers.get("Range", "").rstrip("-").partition("=")
+        if unit != "bytes":
+            return self._answer(200, "", body, headers)
+        span = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        return self._answer(206, "", body[int(start) :], headers | {"Content-Range": span})
 
     def _answer(
         self, status: int, code: str, body: bytes = b"", headers: dict[str, str] | None = None
