@@ -112,6 +112,7 @@ def _evaluate(options: Namespace) -> None:
     count, result = _evaluation(options, space)
     names = ("hypernetwork", "space", "graphs", "protocol", "seed", "split", "bits")
     facts = {name: getattr(options, name) for name in names} | {"images": count}
+    facts["families"] = [space[index].family for index in range(options.graphs)]
     text = json.dumps(facts | result.as_dict(), indent=2)
     if options.json == "-":
         print(text)
