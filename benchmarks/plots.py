@@ -1,10 +1,10 @@
-"""The charts of docs/results.md, from the figures in benchmarks/results: nothing is measured.
+"""The pictures of the docs, from the figures in benchmarks/results: nothing is measured.
 
     python benchmarks/plots.py
 
 docs/figures/qat_start.svg shows accuracy over training steps from each start, of all networks in
 qat_initialization.json but the validation ones; docs/figures/table1.svg the means of table1.json
-beside the paper's. Colours are legible on light and on dark pages.
+beside the paper's, and docs/figures/graph.svg the graph of a small network. Colours are legible on light and on dark pages.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import table1
 import table1_page
-from qat_initialization import SUMMARY
 from qat_start_curves import Curves
 from qat_start_tasks import BITS, MARKS, STARTS
+from torch import Tensor, nn
+
+from ghnqat_sdk import draw_graph, trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -138,6 +140,27 @@ def draw_table(summary: dict[str, Any]) -> Figure:
     return figure
 
 
+class Residual(nn.Module):
+    """A stem, one block and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_norm(3, 16, stride=2)
+        self.body = nn.Sequential(conv_norm(16, 16), nn.ReLU(), conv_norm(16, 16))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) to (N, 10)."""
+        x = self.stem(x).relu()
+        x = (x + self.body(x)).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def conv_norm(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+
 def new_figure(width: float, height: float) -> Figure:
     """A transparent one, in inches."""
     import matplotlib
@@ -181,7 +204,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=FIGURES, help="folder")
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
-    curves = Curves.of_dict(json.loads(SUMMARY.read_text(encoding="utf-8")))
+    lines = list(read_lines(LINES))
+    example = torch.empty(2, 3, 32, 32)
+    draw_graph(trace(Residual(), example).with_bits((4, 4)), options.output / "graph.svg")
+    curves = Curves(lines, measured_weights(lines, options.weights), tested(lines))
     summary = json.loads(table1.SUMMARY.read_text(encoding="utf-8"))
     drawn = {"qat_start.svg": draw_starts(curves), "table1.svg": draw_table(summary)}
     for name, figure in drawn.items():

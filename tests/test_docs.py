@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 import torch
 
+import ghnqat_sdk
 from ghnqat_sdk import predict_quantized_params
 from ghnqat_sdk.cli import main as cli
 from ghnqat_sdk.cli import train as training_cli
@@ -126,6 +127,12 @@ def test_predict_page_names_every_argument() -> None:
     text = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
     arguments = inspect.signature(predict_quantized_params).parameters
     assert [name for name in arguments if f"`{name}`" not in text] == []
+
+
+def test_api_page_shows_every_public_name() -> None:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    public = [name for name in ghnqat_sdk.__all__ if not name.startswith("_")]
+    assert [name for name in public if f"::: ghnqat_sdk.{name}\n" not in text] == []
 
 
 def test_weights_page_describes_the_weights_that_ship() -> None:

@@ -55,7 +55,11 @@ def test_bars_of_ours_stand_beside_those_of_the_paper(plots):
 
 def test_charts_are_drawn_from_the_figures_there_are(plots, tmp_path, capsys):
     plots.main(["--output", str(tmp_path)])
-    assert {path.name for path in tmp_path.iterdir()} == {"qat_start.svg", "table1.svg"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "graph.svg",
+        "qat_start.svg",
+        "table1.svg",
+    }
     assert "GHN-QAT, paper" in (tmp_path / "table1.svg").read_text(encoding="utf-8")
 
 

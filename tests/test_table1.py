@@ -108,7 +108,7 @@ def test_page_says_how_many_graphs_are_behind_a_cell_and_which_cells_pass_the_pa
     assert "W4/A4 Deep, W4/A8 Deep, W2/A2 ID, W2/A2 Deep." in page
     assert "calibrated protocol\n" not in page and "SHA-256 of the weights: GHN-QAT `a`." in page
     assert (
-        "64 test images" in page
+        "of 64 test images" in page
         and "first 3 / 1 / 1 / 2 graphs of" in page
         and "--images 64 --graphs 3 1 1 2" in page
     )
