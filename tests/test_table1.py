@@ -12,7 +12,7 @@ GRAPHS = {"id": 3, "deep": 1, "wide": 1, "bn-free": 2}
 
 
 @pytest.fixture
-def resumable(benchmark_module):
+def common(benchmark_module):
     return benchmark_module("common")
 
 
@@ -42,24 +42,22 @@ def test_work_takes_turns_between_splits_and_weights(table1):
     assert [task.protocol for task in tasks] == ["paper"] * 14 + ["calibrated"] * 14
 
 
-def test_a_line_cut_off_by_a_kill_is_measured_again_and_spoils_no_other(
-    table1, tmp_path, resumable
-):
+def test_a_line_cut_off_by_a_kill_is_measured_again_and_spoils_no_other(table1, tmp_path, common):
     path = tmp_path / "results" / "table1.jsonl"
     first, second, third = table1.plan(["a"], {"id": 3}, 64, 0, ["paper"])
     assert table1.read(path) == {}
-    resumable.append(path, line(table1, first, 10.0))
-    resumable.append(path, line(table1, second, 20.0))
+    common.append(path, line(table1, first, 10.0))
+    common.append(path, line(table1, second, 20.0))
     path.write_bytes(path.read_bytes()[:-9])
     assert list(table1.read(path)) == [first]
-    resumable.append(path, line(table1, third, 30.0))
-    resumable.append(path, line(table1, second, 20.0))
+    common.append(path, line(table1, third, 30.0))
+    common.append(path, line(table1, second, 20.0))
     assert table1.read(path) == {
         t: line(table1, t, p) for t, p in ((first, 10.0), (third, 30.0), (second, 20.0))
     }
 
 
-def test_no_new_work_is_taken_after_the_deadline(table1, resumable):
+def test_no_new_work_is_taken_after_the_deadline(table1, common):
     started = []
 
     def start(task):
@@ -67,18 +65,16 @@ def test_no_new_work_is_taken_after_the_deadline(table1, resumable):
         return done({"task": task})
 
     tasks = table1.plan(["a"], GRAPHS, 64, 0)
-    assert list(resumable.work(tasks, start, 2, time.monotonic() - 1)) == started == []
-    assert (
-        [line["task"] for line in resumable.work(tasks, start, 1, float("inf"))] == started == tasks
-    )
+    assert list(common.work(tasks, start, 2, time.monotonic() - 1)) == started == []
+    assert [line["task"] for line in common.work(tasks, start, 1, float("inf"))] == started == tasks
 
 
-def test_a_measured_line_is_found_by_its_task(table1, small, data, tmp_path, resumable):
+def test_a_measured_line_is_found_by_its_task(table1, small, data, tmp_path, common):
     weights = table1.find_weights(str(save_pretrained(small, tmp_path)), told=(32, 32))
     for protocol, bits in table1.PROTOCOLS.items():
         task = table1.Task(weights.checksum, 64, 0, protocol, "id", 20)
         measured = table1.measure(task, weights, str(data))
-        resumable.append(tmp_path / "lines", measured)
+        common.append(tmp_path / "lines", measured)
         assert table1.read(tmp_path / "lines")[task] == measured
         assert list(measured["top1"]) == list(measured["top5"]) == list(bits)
         assert all(0 <= measured["top1"][name] <= measured["top5"][name] <= 100 for name in bits)

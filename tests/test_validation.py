@@ -79,7 +79,7 @@ def test_a_measured_network_is_found_by_its_task(families, small, data, tmp_path
     tasks = [families.Task("w", 20, 0, "W4/A4", net) for net in nets]
     lines = tmp_path / "results" / "lines"
     for task in tasks[:2]:
-        benchmark_module("resumable").append(lines, families.measure(task, folder, str(data)))
+        benchmark_module("common").append(lines, families.measure(task, folder, str(data)))
     known = families.read(lines)
     assert list(known) == tasks[:2]
     figures = families.figures_of(known, tasks, ["W4/A4"])
