@@ -4,7 +4,8 @@
 
 docs/figures/qat_start.svg shows accuracy over training steps from each start, of all networks in
 qat_initialization.json but the validation ones; docs/figures/table1.svg the means of table1.json
-beside the paper's, and docs/figures/graph.svg the graph of a small network. Colours are legible on light and on dark pages.
+beside the paper's, and docs/figures/graph.svg the graph of a small network. Colours are
+legible on light and on dark pages.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import table1
 import table1_page
+import torch
 from qat_start_curves import Curves
 from qat_start_tasks import BITS, MARKS, STARTS
 from torch import Tensor, nn
@@ -204,10 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=FIGURES, help="folder")
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
-    lines = list(read_lines(LINES))
     example = torch.empty(2, 3, 32, 32)
     draw_graph(trace(Residual(), example).with_bits((4, 4)), options.output / "graph.svg")
-    curves = Curves(lines, measured_weights(lines, options.weights), tested(lines))
+    curves = Curves.of_dict(json.loads(SUMMARY.read_text(encoding="utf-8")))
     summary = json.loads(table1.SUMMARY.read_text(encoding="utf-8"))
     drawn = {"qat_start.svg": draw_starts(curves), "table1.svg": draw_table(summary)}
     for name, figure in drawn.items():
