@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import table1
 import table1_page
 import torch
+from qat_initialization import SUMMARY
 from qat_start_curves import Curves
 from qat_start_tasks import BITS, MARKS, STARTS
 from torch import Tensor, nn
