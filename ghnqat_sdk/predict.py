@@ -165,7 +165,7 @@ def _warn_of_trained_weights(model: nn.Module) -> None:
             f"weights. To quantize the weights that it has, write "
             f"ghnqat_sdk.from_float(model, bits=(4, 4)).",
             ReplacedWeightsWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
