@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS, Bits, Pair, parse_bits, resolve_bits
-from ghnqat_sdk.errors import ArgumentError, ReplacedWeightsWarning
+from ghnqat_sdk.errors import ArgumentError, GhnqatError, ReplacedWeightsWarning
 from ghnqat_sdk.filling import copy_into, copy_with
-from ghnqat_sdk.graph.annotate import annotate_bits, first_last_layers
+from ghnqat_sdk.graph.annotate import annotate_bits, first_last_layers, layer_of
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.ops import quantizable_layers
 from ghnqat_sdk.graph.trace import trace_with_call
@@ -23,6 +24,7 @@ from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.convert import to_fake_quantized, to_float
 from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.state import QuantizationState
 
 Head = Literal["auto", "predict", "keep"]
 _FLOAT = Bits(FLOAT_BITS, FLOAT_BITS)
@@ -35,7 +37,10 @@ class PredictionReport:
     Attributes:
         predicted: Names, in the model's order.
         kept: Name to the reason why the user's value stayed.
-        unquantized: Layers left in float, name to reason.
+        unquantized: Modules that compute with a weight of their own in float, name to reason:
+            convolutions by function, attention, recurrent layers, embeddings, layers that no
+            operation of the traced run uses. Norms, biases, slopes and what is added or
+            concatenated (positions, tokens) are float by design, and are not among them.
     """
 
     predicted: tuple[str, ...]
@@ -52,7 +57,6 @@ class PredictionReport:
         return "\n".join(lines)
 
 
-@torch.inference_mode(False)  # whose tensors could never be trained
 def predict_quantized_params(
     model: nn.Module,
     bits: Pair | Mapping[str, Pair] = (4, 4),
@@ -107,43 +111,79 @@ def predict_quantized_params(
     network = hypernetwork
     if not isinstance(network, GraphHypernetwork):
         network = load_pretrained(network, revision=revision)
-    graph, call = trace_with_call(model, example_inputs)
-    if first_last_bits is not None:
-        pair = parse_bits((first_last_bits, first_last_bits))
-        by_layer |= dict.fromkeys(first_last_layers(graph, by_layer), pair)
-    elsewhere = next(iter(by_layer.values()), _FLOAT) if isinstance(bits, Mapping) else bits
-    graph = annotate_bits(graph, by_layer, parse_bits(elsewhere))
-    _warn_of_trained_weights(model)
-    predicted, kept = _predict(network, graph, head)
-    result = model if inplace else copy_with(model, predicted)
-    before = _values(model) if inplace and calibration is not None else {}
-    names, kept = copy_into(result, predicted, kept | _not_floating(result))
-    state = to_fake_quantized(result, by_layer, network.config.ranges)
-    state.signature = call.signature
-    state.unquantized |= {n: why for n, why in graph.outside.items() if n not in state.unquantized}
-    report = PredictionReport(names, kept, state.unquantized)
-    result.ghnqat_report = report  # type: ignore[assignment]
-    if calibration is not None:
-        try:
-            calibrate(result, calibration)
-        except BaseException:
-            if inplace:
-                _restore(model, before)
-            raise
+    with _plain_tensors():
+        graph, call = trace_with_call(model, example_inputs)
+        if first_last_bits is not None:
+            pair = parse_bits((first_last_bits, first_last_bits))
+            by_layer |= dict.fromkeys(first_last_layers(graph, by_layer), pair)
+        elsewhere = next(iter(by_layer.values()), _FLOAT) if isinstance(bits, Mapping) else bits
+        graph = annotate_bits(graph, by_layer, parse_bits(elsewhere))
+        _warn_of_trained_weights(model)
+        predicted, kept = _predict(network, graph, head)
+        result = model if inplace else copy_with(model, predicted)
+        before = _values(model) if inplace and calibration is not None else {}
+        names, kept = copy_into(result, predicted, kept | _not_floating(result))
+        state = to_fake_quantized(result, by_layer, network.config.ranges)
+        state.signature = call.signature
+        state.unquantized = _left_in_float(graph, state)
+        vars(result)["ghnqat_report"] = PredictionReport(names, kept, state.unquantized)
+        if calibration is not None:
+            try:
+                calibrate(result, calibration)
+            except BaseException:
+                if inplace:
+                    _restore(model, before)
+                raise
     return result
 
 
+@contextmanager
+def _plain_tensors() -> Iterator[None]:
+    """Neither inference mode, whose tensors could never be trained, nor autocast, which rounds."""
+    with (
+        torch.inference_mode(False),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
+
+
+def _left_in_float(graph: ComputationGraph, state: QuantizationState) -> dict[str, str]:
+    """Why what computes with a weight is not quantized, by module; the graph says what there is.
+
+    Raises:
+        GhnqatError: an operation that could be quantized is run by no fake-quantized layer, and
+            nothing says why.
+    """
+    named = dict(graph.outside) | state.unquantized
+    runs = [(node, layer_of(node, state.bits)) for node in graph.nodes]
+    lost = [
+        node.module or node.op
+        for node, layer in runs
+        if node.quantized and layer not in state.bits and node.module not in named
+    ]
+    if lost:
+        raise GhnqatError(
+            f"Neither fake-quantized nor left in float with a reason: {lost}. This is a bug; please "
+            f"report it."
+        )
+    used = {layer for node, layer in runs if node.quantized or node.parameters}
+    unused = [name for name in state.bits if name not in used and name not in named]
+    return named | dict.fromkeys(unused, "no operation of the traced run uses it")
+
+
 def _values(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return {name: tensor.detach().clone() for name, tensor in tensors}
 
 
 @torch.no_grad()
 def _restore(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     """The float model that was passed, with its values."""
     to_float(model, inplace=True)
-    del model.ghnqat_report
-    for name, parameter in model.named_parameters():
-        parameter.copy_(values[name])
+    del vars(model)["ghnqat_report"]
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        tensor.copy_(values[name])
 
 
 def _not_floating(model: nn.Module) -> dict[str, str]:
@@ -220,8 +260,6 @@ def _check_arguments(model: Any, head: Any) -> None:
 
 
 @torch.no_grad()
-@torch.autocast("cpu", enabled=False)
-@torch.autocast("cuda", enabled=False)
 def _predict(
     network: GraphHypernetwork, graph: ComputationGraph, head: Head
 ) -> tuple[dict[str, Tensor], dict[str, str]]:

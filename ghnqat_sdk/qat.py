@@ -43,7 +43,7 @@ def learn_steps(qmodel: nn.Module) -> list[nn.Parameter]:
                 continue
             low, high = (float(end) for end in quantizer.range_of(tensor))
             learned = LearnedStepQuantizer(quantizer, low, high).to(layer.weight.device)
-            setattr(layer, name, learned)
+            layer._modules[name] = learned.train(layer.training)
             steps.append(learned.log_scale)
     return steps
 
