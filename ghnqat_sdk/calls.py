@@ -98,12 +98,23 @@ class Call:
         return self.map(_numbers_like)
 
     @property
+    def listed(self) -> int:
+        """How many images come as a list of tensors (C, H, W), as detectors take them; 0 if none do.
+
+        Such a call can be neither cut nor joined with another.
+        """
+        arguments = (*self.args, *self.kwargs.values())
+        return next((len(each) for each in arguments if _is_list_of_images(each)), 0)
+
+    @property
     def rows(self) -> int:
-        """N, the first size that all its tensors share.
+        """N, the first size that all its tensors share, or how many images are listed.
 
         Raises:
             ArgumentError: there is no tensor with rows, or the tensors differ in N.
         """
+        if self.listed:
+            return self.listed
         lengths = {len(tensor) for tensor in self.tensors() if tensor.ndim}
         if len(lengths) != 1:
             raise ArgumentError(
@@ -163,6 +174,11 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
         changed = {name: map_tensors(getattr(value, name), function) for name in names}
         return dataclasses.replace(value, **changed)
     return value
+
+
+def _is_list_of_images(value: Any) -> bool:
+    listed = isinstance(value, (list, tuple)) and len(value) > 0
+    return listed and all(isinstance(each, Tensor) and each.ndim == 3 for each in value)
 
 
 def _rebuilt(mapping: Mapping[Any, Any], items: dict[Any, Any]) -> Any:

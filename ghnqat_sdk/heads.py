@@ -170,7 +170,7 @@ def use_images(
     calibrate(qmodel, _noticed(batches, lambda batch: remarks.extend(unlike(config, batch, graph))))
     heads = fit_head(qmodel, batches).heads if fit else ()
     if remarks:
-        warnings.warn(" ".join(remarks), UnfamiliarDataWarning, stacklevel=4)
+        warnings.warn(" ".join(remarks), UnfamiliarDataWarning, stacklevel=3)
     fitted = {f"{head.layer}.{what}" for head in heads for what in ("weight", "bias")}
     return [name for name, _ in qmodel.named_parameters() if name in fitted]
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ghnqat_sdk.accounting import PredictionReport, left_in_float
 from ghnqat_sdk.bits import FLOAT_BITS, Bits, Pair, parse_bits, resolve_bits
 from ghnqat_sdk.errors import ArgumentError, RandomHeadWarning, ReplacedWeightsWarning
 from ghnqat_sdk.filling import copy_into, copy_with
@@ -29,31 +30,6 @@ _FLOAT = Bits(FLOAT_BITS, FLOAT_BITS)
 _OTHER_CLASSES = "its classifier has"
 
 
-@dataclass(frozen=True)
-class PredictionReport:
-    """Which parameters of a model were predicted; `predicted` and `kept` together are all of them.
-
-    Attributes:
-        predicted: Names, in the model's order.
-        kept: Name to the reason why the user's value stayed.
-        unquantized: Layers left in float, name to reason.
-    """
-
-    predicted: tuple[str, ...]
-    kept: dict[str, str] = field(default_factory=dict)
-    unquantized: dict[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.predicted)} parameters predicted, {len(self.kept)} kept"]
-        lines += [f"  kept {name}: {reason}" for name, reason in self.kept.items()]
-        lines += [
-            f"  not quantized {name or 'model'}: {reason}"
-            for name, reason in self.unquantized.items()
-        ]
-        return "\n".join(lines)
-
-
-@torch.inference_mode(False)  # whose tensors could never be trained
 def predict_quantized_params(
     model: nn.Module,
     bits: Pair | Mapping[str, Pair] = (4, 4),
@@ -109,46 +85,68 @@ def predict_quantized_params(
     network = hypernetwork
     if not isinstance(network, GraphHypernetwork):
         network = load_pretrained(network, revision=revision)
-    graph, call = trace_with_call(model, example_inputs)
+    with _plain_tensors():
+        graph, call = trace_with_call(model, example_inputs)
+        graph = _told(graph, by_layer, bits, first_last_bits)
+        _warn_of_trained_weights(model)
+        predicted, kept = _predict(network, graph, head)
+        result = model if inplace else copy_with(model, predicted)
+        with _restored_after_failure(result if inplace else None):
+            names, kept = copy_into(result, predicted, kept | _not_floating(result))
+            state = to_fake_quantized(result, by_layer, network.config.ranges)
+            state.signature = call.signature
+            state.unquantized = left_in_float(graph, state)
+            if calibration is not None:
+                fitted = use_images(result, calibration, network.config, graph, fit=head == "fit")
+                names = tuple(name for name in names if name not in fitted)
+                kept |= dict.fromkeys(fitted, "fitted to the labels")
+        vars(result)["ghnqat_report"] = PredictionReport(names, kept, state.unquantized)
+    if head == "auto" and (reason := _random_head(kept)):
+        warnings.warn(reason, RandomHeadWarning, stacklevel=2)
+    return result
+
+
+@contextmanager
+def _plain_tensors() -> Iterator[None]:
+    """Neither inference mode, whose tensors could never be trained, nor autocast, which rounds."""
+    with (
+        torch.inference_mode(False),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
+
+
+def _told(
+    graph: ComputationGraph,
+    by_layer: dict[str, Bits],
+    bits: Pair | Mapping[str, Pair],
+    first_last_bits: int | None,
+) -> ComputationGraph:
+    """The graph with the bits of every node; `by_layer` takes on those of the first and last layers."""
     if first_last_bits is not None:
         pair = parse_bits((first_last_bits, first_last_bits))
         by_layer |= dict.fromkeys(first_last_layers(graph, by_layer), pair)
     elsewhere = next(iter(by_layer.values()), _FLOAT) if isinstance(bits, Mapping) else bits
-    graph = annotate_bits(graph, by_layer, parse_bits(elsewhere))
-    _warn_of_trained_weights(model)
-    predicted, kept = _predict(network, graph, head)
-    result = model if inplace else copy_with(model, predicted)
-    before = _values(model) if inplace and calibration is not None else {}
-    names, kept = copy_into(result, predicted, kept | _not_floating(result))
-    state = to_fake_quantized(result, by_layer, network.config.ranges)
-    state.signature = call.signature
-    state.unquantized |= {n: why for n, why in graph.outside.items() if n not in state.unquantized}
-    if calibration is not None:
-        try:
-            fitted = use_images(result, calibration, network.config, graph, fit=head == "fit")
-        except BaseException:
-            if inplace:
-                _restore(model, before)
-            raise
-        names = tuple(name for name in names if name not in fitted)
-        kept |= dict.fromkeys(fitted, "fitted to the labels")
-    report = PredictionReport(names, kept, state.unquantized)
-    result.ghnqat_report = report  # type: ignore[assignment]
-    if head == "auto" and (reason := _random_head(kept)):
-        warnings.warn(reason, RandomHeadWarning, stacklevel=3)
-    return result
+    return annotate_bits(graph, by_layer, parse_bits(elsewhere))
 
 
-def _values(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-@torch.no_grad()
-def _restore(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """The float model that was passed, with its values."""
-    to_float(model, inplace=True)
-    for name, parameter in model.named_parameters():
-        parameter.copy_(values[name])
+@contextmanager
+def _restored_after_failure(model: nn.Module | None) -> Iterator[None]:
+    """Where `model` is changed in place: the float model that it was, with its values, if that fails."""
+    if model is None:
+        yield
+        return
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    before = {name: tensor.detach().clone() for name, tensor in tensors}
+    try:
+        yield
+    except BaseException:
+        to_float(model, inplace=True)
+        with torch.no_grad():
+            for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+                tensor.copy_(before[name])
+        raise
 
 
 def _not_floating(model: nn.Module) -> dict[str, str]:
@@ -165,46 +163,8 @@ def _warn_of_trained_weights(model: nn.Module) -> None:
             f"weights. To quantize the weights that it has, write "
             f"ghnqat_sdk.from_float(model, bits=(4, 4)).",
             ReplacedWeightsWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
-
-
-def prediction_report(qmodel: nn.Module) -> PredictionReport:
-    """Which parameters of `qmodel` were predicted, and why others were kept; together they are all.
-
-    Of a model that is put together of predicted ones, the names are those in the whole.
-
-    Raises:
-        ArgumentError: the model does not come from `predict_quantized_params`.
-    """
-    parts = _reports(qmodel) if isinstance(qmodel, nn.Module) else {}
-    if not parts:
-        raise ArgumentError(
-            f"This {type(qmodel).__name__} was not made by predict_quantized_params. Write "
-            f"qmodel = predict_quantized_params(model); prediction_report(qmodel)."
-        )
-    if list(parts) == [""]:
-        return parts[""]
-    names = [name for name, _ in qmodel.named_parameters()]
-    predicted = {f"{part}.{n}" for part, report in parts.items() for n in report.predicted}
-    kept = {f"{part}.{n}": why for part, report in parts.items() for n, why in report.kept.items()}
-    floats = {
-        f"{part}.{n}".rstrip("."): why
-        for part, report in parts.items()
-        for n, why in report.unquantized.items()
-    }
-    elsewhere = "not part of a predicted model"
-    return PredictionReport(
-        tuple(name for name in names if name in predicted),
-        {name: kept.get(name, elsewhere) for name in names if name not in predicted},
-        floats,
-    )
-
-
-def _reports(qmodel: nn.Module) -> dict[str, PredictionReport]:
-    """The reports of the predicted models inside, by the name of each."""
-    found = ((name, vars(module).get("ghnqat_report")) for name, module in qmodel.named_modules())
-    return {name: report for name, report in found if isinstance(report, PredictionReport)}
 
 
 def _random_head(kept: Mapping[str, str]) -> str | None:
@@ -240,8 +200,6 @@ def _check_arguments(model: Any, head: Any, calibration: Any) -> None:
 
 
 @torch.no_grad()
-@torch.autocast("cpu", enabled=False)
-@torch.autocast("cuda", enabled=False)
 def _predict(
     network: GraphHypernetwork, graph: ComputationGraph, head: Head
 ) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -8,10 +8,7 @@ from torch import Tensor, nn
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.quantization.convert import fix_learned_steps
-from ghnqat_sdk.quantization.layers import (
-    require_calibrated_layers,
-    require_fake_quantized_layers,
-)
+from ghnqat_sdk.quantization.layers import require_calibrated_layers, require_fake_quantized_layers
 from ghnqat_sdk.quantization.quantizers import LearnedStepQuantizer
 from ghnqat_sdk.quantization.state import require_module, states_of
 
@@ -43,7 +40,7 @@ def learn_steps(qmodel: nn.Module) -> list[nn.Parameter]:
                 continue
             low, high = (float(end) for end in quantizer.range_of(tensor))
             learned = LearnedStepQuantizer(quantizer, low, high).to(layer.weight.device)
-            setattr(layer, name, learned)
+            layer._modules[name] = learned.train(layer.training)
             steps.append(learned.log_scale)
     return steps
 

@@ -19,7 +19,7 @@ from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT
 from ghnqat_sdk.predict import predict_quantized_params
 from ghnqat_sdk.quantization.layers import all_in_float, fake_quantized_layers, layer_at
-from ghnqat_sdk.quantization.report import output_difference, run_on
+from ghnqat_sdk.quantization.report import finite_run_on, output_difference, run_on
 from ghnqat_sdk.quantization.state import evaluating
 
 
@@ -160,7 +160,7 @@ def _measure(
     with evaluating(qmodel), all_in_float(layers):
         macs: dict[str, int] = {}
         with _counting(layers, macs):
-            exact = run_on(qmodel, call)
+            exact = finite_run_on(qmodel, call)
         for name in macs:
             sensitivity[name] = {}
             for bits in pairs:

@@ -52,7 +52,7 @@ def _check(options: Namespace) -> None:
 
 
 def _predict(options: Namespace) -> None:
-    from ghnqat_sdk.predict import prediction_report
+    from ghnqat_sdk.accounting import prediction_report
 
     model = build_model(options.model, options.classes)
     if options.input is not None:

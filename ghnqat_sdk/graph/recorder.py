@@ -14,8 +14,15 @@ from ghnqat_sdk.calls import meta_like, tensors_in
 from ghnqat_sdk.errors import TraceError
 from ghnqat_sdk.graph.graph import ComputationGraph, Node, ParameterSpec
 from ghnqat_sdk.graph.ops import BY_FUNCTION, BY_NAME, Op, Role
-
-_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
+from ghnqat_sdk.graph.torch_calls import (
+    argument,
+    by_mixing,
+    extra_role,
+    geometry,
+    in_place,
+    refine,
+    written_tensor,
+)
 
 
 class Recorder(TorchFunctionMode):
@@ -102,10 +109,10 @@ class Recorder(TorchFunctionMode):
             and args
             and isinstance(args[0], Tensor)
         ):
-            output = args[0] if _in_place(function, kwargs) else meta_like(args[0])
+            output = args[0] if in_place(function, kwargs) else meta_like(args[0])
         else:
             output = function(*args, **kwargs)
-        written = _written(function, args, kwargs)
+        written = written_tensor(function, args, kwargs)
         produced = list(tensors_in(output)) or ([] if written is None else [written])
         if produced:
             self._note(function, op, args, kwargs, produced)
@@ -120,11 +127,11 @@ class Recorder(TorchFunctionMode):
         received = [*tensors_in(args), *tensors_in(kwargs)]
         sources, origin = self._sources(received), self._origins(received)
         if sources:
-            name = _refine(op, function, args, kwargs, produced[0])
+            name = refine(op, function, args, kwargs, produced[0])
             if name is not None and BY_NAME[name].joins and self._count(received) < 2:
                 name = None
             if name is not None or origin:
-                node = self._build(name or _by_mixing(op), function, args, kwargs, received)
+                node = self._build(name or by_mixing(op), function, args, kwargs, received)
                 sources = (self._with_bias(node, sources),)
         for tensor in produced:
             self._alive.append(tensor)
@@ -153,30 +160,33 @@ class Recorder(TorchFunctionMode):
         claims: list[ParameterSpec] = []
         seen: set[int] = set()
         for slot in BY_FUNCTION[function].slots if function in BY_FUNCTION else ():
-            tensor = _argument(args, kwargs, slot.position, slot.keyword)
+            tensor = argument(args, kwargs, slot.position, slot.keyword)
             if isinstance(tensor, Tensor) and id(tensor) in self._origin:
                 seen.add(id(tensor))
                 claims += self._claim(tensor, slot.role)
         for tensor in received:
             if id(tensor) in self._origin and id(tensor) not in seen:
                 seen.add(id(tensor))
-                claims += self._claim(tensor, _extra_role(name, tensor))
-        module = claims[0].name.rpartition(".")[0] if claims else self._modules[-1]
-        self._check_layer(name, function, module, claims)
-        return replace(_geometry(name, args, kwargs), module=module, parameters=tuple(claims))
+                claims += self._claim(tensor, extra_role(name, tensor))
+        module = self._modules[-1]
+        runs_layer = BY_NAME[name].quantized and module in self.layers
+        if claims and not runs_layer:
+            module = _owner(claims[0].name)
+        if not runs_layer:
+            self._check_float(name, function, module, claims)
+        return replace(geometry(name, args, kwargs), module=module, parameters=tuple(claims))
 
-    def _check_layer(
+    def _check_float(
         self, name: str, function: Any, module: str, claims: Sequence[ParameterSpec]
     ) -> None:
-        """Take down what computes with a weight, and not within the layer that could be quantized.
+        """Take down what computes with a weight in float.
 
         Norms, biases, slopes and what is added or concatenated (positions, tokens) are float by
         design.
         """
         op, what = BY_NAME[name], getattr(function, "__name__", str(function))
         if op.quantized:
-            if self._modules[-1] not in self.layers:
-                self.outside[module] = f"{what} computes with its weight outside of any layer"
+            self.outside[module] = f"{what} computes with its weight outside of any layer"
         elif not op.joins and any(_is_weight(claim) for claim in claims):
             self.outside[module] = f"{what} computes with its weight in float"
 
@@ -240,99 +250,12 @@ class Recorder(TorchFunctionMode):
                     waiting.append(index)
 
 
+def _owner(parameter: str) -> str:
+    """The module of a parameter; where the parameter is parametrized, the layer."""
+    layer, parametrized, _ = f".{parameter}".partition(".parametrizations.")
+    return layer.lstrip(".") if parametrized else parameter.rpartition(".")[0]
+
+
 def _is_weight(parameter: ParameterSpec) -> bool:
     table = parameter.role == "table" and len(parameter.shape) > 1
     return table or parameter.role == "weight"
-
-
-def _refine(op: Op | None, function: Any, args: Any, kwargs: Any, output: Tensor) -> str | None:
-    """The node type of a call on data, None for a transparent one."""
-    given = _argument(args, kwargs, 0, "input")
-    first = given if isinstance(given, Tensor) else None
-    if op is None:
-        if first is None or first.ndim != 4 or function not in (torch.mean, Tensor.mean):
-            return None
-        return "global_pool" if output.numel() == first.shape[:2].numel() else None
-    if op.name == "conv":
-        weight, groups = (
-            _argument(args, kwargs, 1, "weight"),
-            _argument(args, kwargs, 6, "groups", 1),
-        )
-        if groups == 1:
-            return "conv"
-        return (
-            "depthwise_conv"
-            if weight.shape[1] == 1 and groups == _channels(first, weight)
-            else "grouped_conv"
-        )
-    pooled = op.name in ("adaptive_pool", "avg_pool")
-    if (
-        pooled
-        and first is not None
-        and output.shape[2:].numel() == 1
-        and first.shape[2:].numel() > 1
-    ):
-        return "global_pool"
-    return op.name
-
-
-def _channels(data: Tensor | None, weight: Tensor) -> int:
-    """Input channels of a convolution, of a batch or of a single image."""
-    return 0 if data is None else data.shape[-(weight.ndim - 1)]
-
-
-def _by_mixing(op: Op | None) -> str:
-    """Node type of a call that is transparent but for a parameter that enters it."""
-    return op.name if op is not None else "other"
-
-
-def _extra_role(name: str, tensor: Tensor) -> Role:
-    flat = sum(size > 1 for size in tensor.shape) <= 1
-    if name in ("matmul", "multi_head_attention") and flat:
-        return "bias"
-    if name == "sum" and not flat:
-        return "table"
-    return BY_NAME[name].entering
-
-
-def _in_place(function: Any, kwargs: Any) -> bool:
-    name = getattr(function, "__name__", "")
-    plain = name.endswith("_") and not name.endswith("__")
-    assigned = name == "__setitem__" or function == _SET_DATA
-    return bool(kwargs.get("inplace")) or plain or assigned
-
-
-def _written(function: Any, args: Any, kwargs: Any) -> Tensor | None:
-    """The tensor that a call writes into in place, if it does."""
-    target = kwargs.get("out")
-    if target is None and _in_place(function, kwargs):
-        target = args[0] if args else kwargs.get("input")
-    return target if isinstance(target, Tensor) else None
-
-
-def _argument(args: Any, kwargs: Any, position: int, keyword: str, default: Any = None) -> Any:
-    return args[position] if len(args) > position else kwargs.get(keyword, default)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    """(height, width) of what torch takes for a size: a number, or one number for each dimension."""
-    if isinstance(value, int):
-        return value, value
-    values = tuple(value)[-2:]
-    return (1, int(values[0])) if len(values) == 1 else (int(values[0]), int(values[1]))
-
-
-def _geometry(name: str, args: Any, kwargs: Any) -> Node:
-    """A node with the kernel, stride, dilation and groups of a convolution or a pooling."""
-    if name in ("conv", "depthwise_conv", "grouped_conv", "transposed_conv"):
-        transposed = name == "transposed_conv"
-        kernel = _pair(tuple(_argument(args, kwargs, 1, "weight").shape[2:]))
-        stride = _pair(_argument(args, kwargs, 3, "stride", 1))
-        dilation = _pair(_argument(args, kwargs, 7 if transposed else 5, "dilation", 1))
-        return Node(name, "", (), kernel, stride, dilation, _argument(args, kwargs, 6, "groups", 1))
-    if name in ("max_pool", "avg_pool"):
-        kernel = _pair(_argument(args, kwargs, 1, "kernel_size", 1))
-        return Node(
-            name, kernel=kernel, stride=_pair(_argument(args, kwargs, 2, "stride") or kernel)
-        )
-    return Node(name)

@@ -219,6 +219,9 @@ def _rechunk(batches: Iterable[Any], signature: Signature) -> Iterator[Call]:
     waiting: Call | None = None
     for batch in batches:
         arrived = _checked(Call.of_batch(batch, signature), batch)
+        if arrived.listed:  # images of several sizes, which cannot be cut
+            yield arrived
+            continue
         if waiting is not None and waiting.kind() != arrived.kind():
             raise ArgumentError(
                 f"calibrate got batches of different kinds: {waiting.kind()}, then "
@@ -241,7 +244,8 @@ def _checked(call: Call, batch: Any) -> Call:
             f"tuples that start with the model's inputs, or dicts of keyword arguments. Write "
             f"calibrate(qmodel, [images]) for a single batch."
         )
-    if len({len(x) for x in call.tensors()}) > 1 or call.tensors()[0].ndim < 2:
+    several = len({len(x) for x in call.tensors()}) > 1 and not call.listed
+    if several or call.tensors()[0].ndim < 2:
         raise ArgumentError(
             f"calibrate got a batch with shapes {call.shapes()}; expected (N, ...) with one N. "
             f"Write calibrate(qmodel, [images]) for a single batch."

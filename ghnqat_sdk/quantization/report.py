@@ -17,11 +17,7 @@ from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.calls import Call, tensors_in
 from ghnqat_sdk.errors import ArgumentError, GhnqatError
 from ghnqat_sdk.quantization.functional import fake_quantize, scale_and_zero_point
-from ghnqat_sdk.quantization.layers import (
-    all_in_float,
-    layer_at,
-    require_fake_quantized_layers,
-)
+from ghnqat_sdk.quantization.layers import all_in_float, layer_at, require_fake_quantized_layers
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
 from ghnqat_sdk.quantization.state import evaluating
 
@@ -79,8 +75,8 @@ class QuantizationReport:
 
     def to_json(self) -> str:
         """The report for machines; ratios that are infinite are null."""
-        text = json.dumps(asdict(self)).replace("Infinity", "null")
-        return json.dumps(json.loads(text), indent=2)
+        text = json.dumps(asdict(self))
+        return json.dumps(json.loads(text, parse_constant=lambda _: None), indent=2)
 
     def plot(self, path: str | Path) -> None:
         """Draw the layers' noise ratios and their part in the output error as an image (needs matplotlib).
@@ -164,7 +160,7 @@ def quantization_report(qmodel: nn.Module, batch: Any) -> QuantizationReport:
     inputs: dict[str, list[Tensor]] = {}
     with evaluating(qmodel):
         with _seeing_inputs(layers, inputs):
-            quantized = run_on(qmodel, call)
+            quantized = finite_run_on(qmodel, call)
         tensors = {
             name: (
                 _measure(layer.weight_quantizer, [layer.weight]),
@@ -174,7 +170,7 @@ def quantization_report(qmodel: nn.Module, batch: Any) -> QuantizationReport:
             if name in inputs
         }
         with all_in_float(layers):
-            exact = run_on(qmodel, call)
+            exact = finite_run_on(qmodel, call)
             errors = {}
             for name in tensors:
                 with layer_at(layers[name], *(t.bits if t else FLOAT_BITS for t in tensors[name])):
@@ -228,7 +224,24 @@ def _numbers(low: float, high: float, bits: int) -> tuple[float, float]:
 
 def run_on(qmodel: nn.Module, batch: Any) -> Tensor:
     """All outputs of one run as one vector."""
-    return torch.cat([tensor.flatten().double() for tensor in outputs_on(qmodel, batch)])
+    outputs = [tensor.flatten().double() for tensor in outputs_on(qmodel, batch)]
+    return torch.cat(outputs) if outputs else torch.empty(0, dtype=torch.float64)
+
+
+def finite_run_on(qmodel: nn.Module, batch: Any) -> Tensor:
+    """As `run_on`, of a batch that makes sense.
+
+    Raises:
+        ArgumentError: the model gives nothing, or NaN or infinity.
+    """
+    output = run_on(qmodel, batch)
+    if not output.numel() or not output.isfinite().all():
+        what = "is not finite" if output.numel() else "holds no value"
+        raise ArgumentError(
+            f"The model's output on this batch {what}. Check the batch for NaN and infinity, "
+            f"normalize it as in training, and pass at least one image."
+        )
+    return output
 
 
 def outputs_on(qmodel: nn.Module, batch: Any) -> list[Tensor]:
@@ -248,5 +261,15 @@ def outputs_on(qmodel: nn.Module, batch: Any) -> list[Tensor]:
 
 
 def output_difference(one: Tensor, other: Tensor) -> float:
-    """Mean squared difference relative to the mean square of `other`."""
+    """Mean squared difference relative to the mean square of `other`.
+
+    Raises:
+        ArgumentError: they differ in size.
+    """
+    if one.shape != other.shape:
+        raise ArgumentError(
+            f"Quantization changes how many values the model gives, from {other.numel()} to "
+            f"{one.numel()}, so that outputs cannot be compared. Pass a model that gives all of "
+            f"its scores, not those alone that are high enough."
+        )
     return ((one - other).square().sum() / other.square().sum().clamp(min=1e-30)).item()

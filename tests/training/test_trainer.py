@@ -17,12 +17,7 @@ from ghnqat_sdk.training.features import FeatureCache
 from ghnqat_sdk.training.networks import PreparedNetworks
 from ghnqat_sdk.training.optimizers import AdamWConfig, CosineSchedule, DecayConfig, SoapConfig
 from ghnqat_sdk.training.run import open_features
-from ghnqat_sdk.training.sampler import (
-    CustomShare,
-    DeepNetsShare,
-    FamiliesShare,
-    SamplingConfig,
-)
+from ghnqat_sdk.training.sampler import CustomShare, DeepNetsShare, FamiliesShare, SamplingConfig
 from ghnqat_sdk.training.spaces.deepnets import DeepNets
 from ghnqat_sdk.training.trainer import Trainer
 

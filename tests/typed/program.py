@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import assert_type
 
 import ghnqat_sdk as gq
-from ghnqat_sdk.predict import PredictionReport
+from ghnqat_sdk.accounting import PredictionReport
 from ghnqat_sdk.quantization.calibrate import CalibrationReport
 from ghnqat_sdk.quantization.report import QuantizationReport
 from ghnqat_sdk.search import BitsSuggestion
