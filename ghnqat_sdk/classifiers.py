@@ -81,9 +81,10 @@ class Classifier:
         else:
             features = features.flatten(2).mT  # (n, places, D)
         self.heard = features.mean(1).cpu()
-        apart = (features - features.mean(1, keepdim=True)).flatten(0, 1).double().cpu()
-        scatter = apart.T @ apart / len(apart) if features.shape[1] > 1 else None
-        self.place_scatter = scatter if self.place_scatter is None else self.place_scatter
+        if self.place_scatter is None and features.shape[1] > 1:  # one batch is enough for it
+            apart = features - features.mean(1, keepdim=True)
+            apart = apart.flatten(0, 1).cpu().double()
+            self.place_scatter = apart.T @ apart / len(apart)
 
     def count(self, columns: list[Tensor]) -> None:
         """Add what was heard, with its labels, to the sums or to what is held out."""
