@@ -17,6 +17,10 @@ from ghnqat_sdk.quantization.ranges import ClippedRanges
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 runtime = pytest.importorskip("onnxruntime")
+two_bits = pytest.mark.skipif(
+    tuple(map(int, runtime.__version__.split(".")[:2])) < (1, 24),
+    reason="ONNX Runtime reads UINT2 from 1.24 on, which Python 3.10 cannot have",
+)
 
 IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -64,7 +68,7 @@ def run(path, images):
         ((4, 8), True),
         ((3, 4), True),
         ((2, 2), False),
-        ((2, 2), True),
+        pytest.param((2, 2), True, marks=two_bits),
         ((32, 4), False),
     ],
 )
@@ -85,6 +89,7 @@ def test_onnx_runtime_gives_the_outputs_of_the_model(bits, packed, tmp_path):
     assert run(tmp_path / "m.onnx", IMAGES[:3]).shape == (3, 5)
 
 
+@two_bits
 def test_weights_are_stored_as_integers_of_their_width(tmp_path):
     bits = {"stem": (8, 8), "deep": (2, 2), "hidden": (2, 4), "head": (32, 32)}
     qmodel = quantized(bits)
