@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from ghnqat_sdk.quantization.convert import from_float, to_float
     from ghnqat_sdk.quantization.report import quantization_report
     from ghnqat_sdk.quantization.store import load_quantized, save_quantized
-    from ghnqat_sdk.ranking import rank_architectures
-    from ghnqat_sdk.search import suggest_bits
+    from ghnqat_sdk.search.ranking import rank_architectures
+    from ghnqat_sdk.search.suggestion import suggest_bits
 
 __all__ = [
     "ArgumentError",
@@ -103,10 +103,10 @@ _HOMES = {
     "prediction_report": "accounting",
     "push_to_hub": "hypernetwork.pretrained",
     "quantization_report": "quantization.report",
-    "rank_architectures": "ranking",
+    "rank_architectures": "search.ranking",
     "save_pretrained": "hypernetwork.pretrained",
     "save_quantized": "quantization.store",
-    "suggest_bits": "search",
+    "suggest_bits": "search.suggestion",
     "to_float": "quantization.convert",
     "trace": "graph.trace",
 }

@@ -11,10 +11,10 @@ import ghnqat_sdk
 
 ROOT = Path(ghnqat_sdk.__file__).parent
 FLOORS = (
-    ("bits", "calls", "copying", "errors", "files", "plugins", "progress", "version"),
+    ("bits", "calls", "copying", "errors", "files", "filling", "plugins", "progress", "version"),
     ("graph", "quantization"),
     ("hypernetwork",),
-    ("data", "export", "heads", "predict", "qat", "search"),
+    ("accounting", "data", "demo", "export", "heads", "predict", "qat", "search"),
     ("training",),
     ("cli",),
 )

@@ -13,7 +13,7 @@ import ghnqat_sdk as gq
 from ghnqat_sdk.accounting import PredictionReport
 from ghnqat_sdk.quantization.calibrate import CalibrationReport
 from ghnqat_sdk.quantization.report import QuantizationReport
-from ghnqat_sdk.search import BitsSuggestion
+from ghnqat_sdk.search.suggestion import BitsSuggestion
 
 
 def network() -> nn.Sequential:

@@ -16,12 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ghnqat_sdk import files
-from ghnqat_sdk.errors import ArgumentError, DataError
-from ghnqat_sdk.moves import Moves as Moves
-from ghnqat_sdk.moves import draw_moves as draw_moves
-from ghnqat_sdk.moves import move_images as move_images
-from ghnqat_sdk.moves import take_cells as take_cells
-from ghnqat_sdk.reading import (
+from ghnqat_sdk.data.reading import (
     MODES,
     Labelled,
     as_labels,
@@ -30,7 +25,7 @@ from ghnqat_sdk.reading import (
     from_pairs,
     from_torchvision,
 )
-from ghnqat_sdk.reading import download_cifar10 as download_cifar10
+from ghnqat_sdk.errors import ArgumentError, DataError
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)

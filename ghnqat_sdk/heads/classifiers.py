@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ghnqat_sdk.calls import Call, tensors_in
 from ghnqat_sdk.errors import ArgumentError, TraceError
 from ghnqat_sdk.graph.trace import trace
+from ghnqat_sdk.heads.ridge import ClassSums, Linear, Ridge, choose_strength
 from ghnqat_sdk.quantization.convert import to_float
 from ghnqat_sdk.quantization.state import evaluating
-from ghnqat_sdk.ridge import ClassSums, Linear, Ridge, choose_strength
 
 HELD_OUT_EACH = 5
 """Every fifth image of each class is held out, to choose the strength and to measure with."""

@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.calls import Call, Signature
-from ghnqat_sdk.classifiers import (
+from ghnqat_sdk.data import load_images
+from ghnqat_sdk.errors import ArgumentError, UnfamiliarDataWarning
+from ghnqat_sdk.graph.graph import ComputationGraph
+from ghnqat_sdk.heads.classifiers import (
     LABELLED,
     Classifier,
     FittedHead,
@@ -24,16 +27,13 @@ from ghnqat_sdk.classifiers import (
     run,
     traced_classifiers,
 )
-from ghnqat_sdk.data import load_images
-from ghnqat_sdk.errors import ArgumentError, UnfamiliarDataWarning
-from ghnqat_sdk.graph.graph import ComputationGraph
+from ghnqat_sdk.heads.ridge import STRENGTHS
+from ghnqat_sdk.heads.unlike import unlike
 from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
 from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.quantization.calibrate import CHUNK, calibrate
 from ghnqat_sdk.quantization.layers import require_fake_quantized_layers
 from ghnqat_sdk.quantization.state import evaluating
-from ghnqat_sdk.ridge import STRENGTHS
-from ghnqat_sdk.unlike import unlike
 
 
 @dataclass(frozen=True)

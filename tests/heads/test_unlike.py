@@ -6,7 +6,7 @@ from torch import nn
 
 import ghnqat_sdk as gq
 from ghnqat_sdk.data import load_images
-from ghnqat_sdk.unlike import total_stride, unlike
+from ghnqat_sdk.heads.unlike import total_stride, unlike
 
 CONFIG = gq.HypernetworkConfig()
 

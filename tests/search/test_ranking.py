@@ -6,7 +6,7 @@ from torch import nn
 
 import ghnqat_sdk as gq
 from ghnqat_sdk.data import ImageSet
-from ghnqat_sdk.ranking import RankedNetwork, Ranking, rank_architectures
+from ghnqat_sdk.search.ranking import RankedNetwork, Ranking, rank_architectures
 
 
 def cnn(width: int, classes: int = 3) -> nn.Module:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 import ghnqat_sdk as gq
 from ghnqat_sdk.data import load_images
 from ghnqat_sdk.heads import fit_head_to_folder
-from ghnqat_sdk.ridge import ClassSums, Linear, Ridge, best_scale, choose_strength
+from ghnqat_sdk.heads.ridge import ClassSums, Linear, Ridge, best_scale, choose_strength
 
 
 def cnn(classes: int, bias: bool = True) -> nn.Module:

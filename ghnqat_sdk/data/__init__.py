@@ -1,0 +1,16 @@
+"""Labelled images: where they come from, their statistics, draws of them, and moves."""
+
+from ghnqat_sdk.data.images import DataConfig, ImageSet, load_images
+from ghnqat_sdk.data.moves import Moves, draw_moves, move_images, take_cells
+from ghnqat_sdk.data.reading import download_cifar10
+
+__all__ = [
+    "DataConfig",
+    "ImageSet",
+    "Moves",
+    "download_cifar10",
+    "draw_moves",
+    "load_images",
+    "move_images",
+    "take_cells",
+]

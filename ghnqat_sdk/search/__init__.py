@@ -1,0 +1,1 @@
+"""Bits for each layer under a budget, and networks ranked by predicted accuracy."""
