@@ -11,35 +11,25 @@ ROOT = Path(ghnqat_sdk.__file__).parent
 FILES = {str(path.relative_to(ROOT)): path for path in sorted(ROOT.rglob("*.py"))}
 MOST_LINES = 300
 MOST_LINES_OF_A_FUNCTION = 50
-# This list only shrinks.
-TOO_LONG = {
-    "cli/main.py",
-    "cli/train.py",
-    "export/onnx.py",
-    "graph/recorder.py",
-    "hypernetwork/pretrained.py",
-    "quantization/calibrate.py",
-}
-LONG_FUNCTIONS = {
-    "export/onnx.py: export_onnx",
-    "export/onnx_graph.py: set_biases_apart",
-    "export/pt2e.py: pt2e_quantizer",
-    "graph/draw.py: draw_graph",
-    "predict.py: predict_quantized_params",
-    "quantization/calibrate.py: calibrate",
-    "search.py: suggest_bits",
-}
+# These lists only shrink.
+TOO_LONG = {"export/onnx.py"}
+LONG_FUNCTIONS = {"export/onnx.py: export_onnx", "export/pt2e.py: pt2e_quantizer"}
 
 
 def long_functions(name: str) -> list[str]:
-    """Functions of more lines than they may have, docstrings included."""
+    """Functions of more lines than they may have, docstrings left out."""
     tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    return [
-        f"{name}: {node.name}"
-        for node in functions
-        if node.end_lineno - node.lineno >= MOST_LINES_OF_A_FUNCTION
-    ]
+    return [f"{name}: {node.name}" for node in functions if lines(node) > MOST_LINES_OF_A_FUNCTION]
+
+
+def lines(function: ast.FunctionDef) -> int:
+    """Of its signature and its body."""
+    whole = function.end_lineno - function.lineno + 1
+    first = function.body[0]
+    if ast.get_docstring(function) is None:
+        return whole
+    return whole - (first.end_lineno - first.lineno + 1)
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name not in TOO_LONG])
