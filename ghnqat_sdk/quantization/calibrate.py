@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.calls import Call, Signature
@@ -109,7 +108,7 @@ def calibrate(
     layers, norms = layers_with_ranges(qmodel), calibrated_norms(qmodel)
     on_norms = {name: observed.of_norm(name, norm) for name, norm in norms.items()}
     on_inputs = {n: observed.of_input(n, layer.input_quantizer) for n, layer in layers.items()}
-    with observing(qmodel, on_norms, on_inputs), torch.no_grad():
+    with observing(qmodel, on_norms, on_inputs):
         for chunk in _bar(chunks, "calibrating", progress):
             images += chunk.rows
             _run(qmodel, chunk)
@@ -121,7 +120,7 @@ def calibrate(
     statistics = _statistics(observed)
     if again:
         on_inputs = {name: observed.histogram_of_input(name) for name in observed.extremes}
-        with observing(qmodel, {}, on_inputs), torch.no_grad():
+        with observing(qmodel, {}, on_inputs):
             for chunk in _bar(chunks, "choosing ranges", progress):
                 _run(qmodel, chunk)
     bits = {name: layers[name].input_quantizer.bits for name in observed.ranges}
