@@ -128,13 +128,18 @@ def predict_quantized_params(
         state.unquantized = _left_in_float(graph, state)
         vars(result)["ghnqat_report"] = PredictionReport(names, kept, state.unquantized)
         if calibration is not None:
-            try:
-                calibrate(result, calibration)
-            except BaseException:
-                if inplace:
-                    _restore(model, before)
-                raise
+            _calibrate(result, calibration, before)
     return result
+
+
+def _calibrate(result: nn.Module, batches: Iterable[Any], before: Mapping[str, Tensor]) -> None:
+    """Calibrate; a model that was changed in place and cannot be calibrated gets `before` back."""
+    try:
+        calibrate(result, batches)
+    except BaseException:
+        if before:
+            _restore(result, before)
+        raise
 
 
 @contextmanager
