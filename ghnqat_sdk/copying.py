@@ -124,7 +124,9 @@ class _Copier:
         return twin
 
     def of_tuple(self, value: tuple[Any, ...], name: str) -> Any:
-        """Entry by entry."""
+        """Entry by entry, where an entry may change."""
+        if all(type(item) in _ATOMS for item in value):
+            return value
         twin = tuple(self.copied(item, f"{name}[{index}]") for index, item in enumerate(value))
         same = all(one is other for one, other in zip(twin, value, strict=True))
         return value if same else self.memo.setdefault(id(value), twin)
@@ -133,10 +135,12 @@ class _Copier:
         """A tensor with a history becomes one without."""
         if self.tensor is not None:
             twin = self.tensor(value)
-        elif value.is_leaf:
-            return self.other(value, name)
-        else:
+        elif _is_simple(value):
             twin = value.detach().clone()
+            if type(value) is nn.Parameter:
+                twin = nn.Parameter(twin, value.requires_grad)
+        else:
+            return self.other(value, name)
         return self.memo.setdefault(id(value), twin)
 
     def of_generator(self, value: torch.Generator, name: str) -> Any:
@@ -230,6 +234,15 @@ class _TensorsBy(TorchFunctionMode):
         if function is Tensor.__deepcopy__:
             return self.tensor(args[0])
         return function(*args, **kwargs or {})
+
+
+def _is_simple(tensor: Tensor) -> bool:
+    """Whether a copy of its values is a copy of it: it has a history, or memory of its own alone."""
+    if not tensor.is_leaf:
+        return True
+    plain = type(tensor) is nn.Parameter or (type(tensor) is Tensor and not tensor.requires_grad)
+    alone = tensor.layout is torch.strided and not vars(tensor) and tensor.grad is None
+    return plain and alone and tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 def _is_plain(kind: type) -> bool:

@@ -80,3 +80,25 @@ def test_text_of_a_command_line_is_read():
     for text in ("4", "4,8,2", "a,b", "4;8", "9,9"):
         with pytest.raises(ArgumentError, match="--bits 4,4"):
             parse_bits_text(text)
+
+
+@pytest.mark.parametrize(
+    ("bits", "message"),
+    [
+        ({"*": (4, 4), "stem": (8, 8)}, r"'stem', and entries before it match all its layers"),
+        ({"*m": (4, 4), "st*": (8, 8), "*": (2, 2)}, r"'st\*', and entries before it"),
+        ({"stem": (4, 4), "stem*": (8, 8), "*": (2, 2)}, r"'stem\*', and entries before it"),
+        ({"tail*": (4, 4), "*": (2, 2)}, r"'tail\*', and no layer has such a name"),
+        ({"*": (4, 4), "tail": (2, 2)}, "'tail', and no layer has such a name"),
+    ],
+)
+def test_patterns_that_decide_nothing_are_refused(bits, message):
+    with pytest.raises(ArgumentError, match=message):
+        resolve_bits(bits, ["stem", "head"])
+
+
+def test_a_pattern_for_all_others_may_be_left_with_none():
+    assert resolve_bits({"stem": (8, 8), "head": (8, 8), "*": (4, 4)}, ["stem", "head"]) == {
+        "stem": (8, 8),
+        "head": (8, 8),
+    }

@@ -224,6 +224,7 @@ OPS: tuple[Op, ...] = (
 )
 
 VOCABULARY: tuple[str, ...] = tuple(op.name for op in OPS)
+_WITH_MODULES = tuple(op for op in OPS if op.modules)
 BY_NAME: dict[str, Op] = {op.name: op for op in OPS}
 BY_FUNCTION: dict[Callable[..., Any], Op] = {
     function: op for op in OPS for function in op.functions
@@ -232,7 +233,7 @@ BY_FUNCTION: dict[Callable[..., Any], Op] = {
 
 def op_of(module: nn.Module) -> Op | None:
     """The row of what a module runs on its own parameters, by its class or one that it derives from."""
-    return next((op for op in OPS if isinstance(module, op.modules)), None)
+    return next((op for op in _WITH_MODULES if isinstance(module, op.modules)), None)
 
 
 def quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import functools
-import random
-import sys
 import types
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +13,7 @@ from torch import Tensor, nn
 from ghnqat_sdk.calls import Call, meta_like, tensors_in
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.errors import ArgumentError, TraceError
+from ghnqat_sdk.generators import random_numbers_stay
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.ops import quantizable_layers
 from ghnqat_sdk.graph.recorder import Recorder
@@ -60,7 +58,7 @@ def trace_with_call(model: nn.Module, example_inputs: Any = None) -> tuple[Compu
     given = example_inputs is not None
     candidates = [Call.of(example_inputs)] if given else list(_guesses(model))
     failures: list[Exception] = []
-    with _random_numbers_stay(), torch.no_grad():
+    with random_numbers_stay(), torch.no_grad():
         for mode in (True, None, False):
             found = _trace_in(model, candidates, mode, failures)
             if found is not None:
@@ -213,20 +211,6 @@ def _announce(module: nn.Module, name: str, recorder: Recorder) -> None:
             recorder.leave()
 
     vars(module)["forward"] = announced
-
-
-@contextmanager
-def _random_numbers_stay() -> Iterator[None]:
-    """The generators of torch, Python and, where it is in use, NumPy go on as if nothing had run."""
-    python, numpy = random.getstate(), sys.modules.get("numpy")
-    drawn = numpy.random.get_state() if numpy is not None else None
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(python)
-        if numpy is not None:
-            numpy.random.set_state(drawn)
 
 
 def _explain(model: nn.Module, given: bool, failure: Exception) -> TraceError:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.calls import Call, Signature
@@ -101,29 +100,15 @@ def calibrate(
     """
     _check_method(method, percentile)
     require_fake_quantized(qmodel)
-    observed, images = Observed(), 0
     chunks: Iterable[Call] = _rechunk(batches, signature_of(qmodel))
     again = method in ("percentile", "mse")
     if again:
         chunks = list(chunks)
-    layers, norms = layers_with_ranges(qmodel), calibrated_norms(qmodel)
-    on_norms = {name: observed.of_norm(name, norm) for name, norm in norms.items()}
-    on_inputs = {n: observed.of_input(n, layer.input_quantizer) for n, layer in layers.items()}
-    with observing(qmodel, on_norms, on_inputs), torch.no_grad():
-        for chunk in _bar(chunks, "calibrating", progress):
-            images += chunk.rows
-            _run(qmodel, chunk)
-    if images == 0:
-        raise ArgumentError(
-            "calibrate got no batches. Pass at least one tensor (N, C, H, W), better several "
-            "hundred images."
-        )
+    observed, images = _observe(qmodel, chunks, progress)
     statistics = _statistics(observed)
     if again:
-        on_inputs = {name: observed.histogram_of_input(name) for name in observed.extremes}
-        with observing(qmodel, {}, on_inputs), torch.no_grad():
-            for chunk in _bar(chunks, "choosing ranges", progress):
-                _run(qmodel, chunk)
+        _observe_histograms(qmodel, chunks, observed, progress)
+    layers, norms = layers_with_ranges(qmodel), calibrated_norms(qmodel)
     bits = {name: layers[name].input_quantizer.bits for name in observed.ranges}
     ranges = {
         name: _chosen(observed, name, bits[name], method, percentile) for name in observed.ranges
@@ -138,6 +123,34 @@ def calibrate(
     unreached = [name for name in norms if name not in statistics]
     unreached += [name for name in layers if name not in ranges]
     return CalibrationReport(method, images, bits, ranges, tuple(statistics), tuple(unreached))
+
+
+def _observe(qmodel: nn.Module, chunks: Iterable[Call], progress: bool) -> tuple[Observed, int]:
+    """What norms and layers get while the chunks run, and how many images there were."""
+    observed, images = Observed(), 0
+    norms, layers = calibrated_norms(qmodel), layers_with_ranges(qmodel)
+    on_norms = {name: observed.of_norm(name, norm) for name, norm in norms.items()}
+    on_inputs = {n: observed.of_input(n, layer.input_quantizer) for n, layer in layers.items()}
+    with observing(qmodel, on_norms, on_inputs):
+        for chunk in _bar(chunks, "calibrating", progress):
+            images += chunk.rows
+            _run(qmodel, chunk)
+    if images == 0:
+        raise ArgumentError(
+            "calibrate got no batches. Pass at least one tensor (N, C, H, W), better several "
+            "hundred images."
+        )
+    return observed, images
+
+
+def _observe_histograms(
+    qmodel: nn.Module, chunks: Iterable[Call], observed: Observed, progress: bool
+) -> None:
+    """A second pass, for the methods that choose ranges by the distribution."""
+    on_inputs = {name: observed.histogram_of_input(name) for name in observed.extremes}
+    with observing(qmodel, {}, on_inputs):
+        for chunk in _bar(chunks, "choosing ranges", progress):
+            _run(qmodel, chunk)
 
 
 def _check_method(method: Any, percentile: Any) -> None:

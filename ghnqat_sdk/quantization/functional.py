@@ -175,6 +175,12 @@ def _numbers(x: Tensor, *numbers: Tensor) -> tuple[Any, ...]:
     return tuple(number.to(x.device) for number in numbers)
 
 
+def _is_transformed(x: Tensor) -> bool:
+    """Whether x belongs to a transformation of torch.func."""
+    compiling = torch.compiler.is_compiling()
+    return not compiling and torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
 def _is_batched(number: Tensor) -> bool:
     """Whether `torch.vmap` runs for many values of it at once, which have no one number."""
     functorch = torch._C._functorch
@@ -201,7 +207,9 @@ def _rounded(x: Tensor, inverse: Any, scale: Any, lowest: Any, highest: Any) -> 
     """x (...) on the levels `lowest` … `highest`, counted from zero, of a scale and its inverse."""
     # Half-precision inputs are rounded in float32: bfloat16 cannot hold 8-bit levels and their fractions.
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    return (wide * inverse).round_().clamp_(lowest, highest).mul_(scale).to(x.dtype)
+    # In place saves memory; torch.vmap has no rule for it.
+    clamp = Tensor.clamp if _is_transformed(x) else Tensor.clamp_
+    return clamp((wide * inverse).round_(), lowest, highest).mul_(scale).to(x.dtype)
 
 
 class _LearnedStep(torch.autograd.Function):

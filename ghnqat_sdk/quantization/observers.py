@@ -139,7 +139,7 @@ def observing(qmodel: nn.Module, norms: Hooks, inputs: Hooks) -> Iterator[None]:
             quantizer.observe = inputs.get(name)
         for name, norm in observed.items():
             norm.observe = norms.get(name)
-        with evaluating(qmodel):
+        with evaluating(qmodel), torch.no_grad():
             yield
     finally:
         for state, before in zip(states, calibrated, strict=True):

@@ -14,6 +14,7 @@ from torch import nn
 from ghnqat_sdk.bits import Bits
 from ghnqat_sdk.calls import Signature
 from ghnqat_sdk.errors import ArgumentError, UncalibratedWarning
+from ghnqat_sdk.generators import random_numbers_stay
 
 
 @dataclass
@@ -69,7 +70,10 @@ def signature_of(model: nn.Module) -> Signature:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without the warning before calibration; afterwards all is as before."""
+    """Evaluation mode, without the warning before calibration; afterwards all is as before.
+
+    Random number generators, too: a model may draw from them in evaluation.
+    """
     states = states_of(model)
     modes = [(module, module.training) for module in model.modules()]
     warned = [state.warn for state in states]
@@ -77,7 +81,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         for state in states:
             state.warn = False
         model.eval()
-        yield
+        with random_numbers_stay():
+            yield
     finally:
         for state, warn in zip(states, warned, strict=True):
             state.warn = warn

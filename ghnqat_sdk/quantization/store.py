@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_model
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from ghnqat_sdk.bits import SUPPORTED_BITS
 from ghnqat_sdk.calls import Signature
@@ -77,7 +79,8 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
             qmodel = copy_module(qmodel)
             fix_learned_steps(qmodel)
             layers = fake_quantized_layers(qmodel)
-            save_model(qmodel, str(temporary))
+            tensors = {names[0]: tensor.detach().clone() for names, tensor in _tensors(qmodel)}
+            save_file(tensors, str(temporary), metadata={"format": "pt"})
             settings = QuantizationSettings(
                 ranges=first.weight_quantizer.ranges,
                 noise=first.weight_quantizer.noise,
@@ -121,7 +124,8 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
     try:
         folder = Path(folder)
         settings = QuantizationSettings.model_validate_json((folder / SETTINGS_FILE).read_bytes())
-        if digest(load_file(folder / WEIGHTS_FILE)) != settings.sha256:
+        tensors = load_file(folder / WEIGHTS_FILE)
+        if digest(tensors) != settings.sha256:
             raise ValueError(f"{WEIGHTS_FILE} does not belong to {SETTINGS_FILE}, or is damaged")
         if missing := sorted({*settings.layers} ^ {*quantizable_layers(model)}):
             raise ValueError(f"the layers differ: {', '.join(missing)}")
@@ -131,7 +135,7 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
             for name, layer in settings.layers.items()
         }
         state = to_fake_quantized(qmodel, bits, settings.ranges, noise=settings.noise)
-        load_model(qmodel, str(folder / WEIGHTS_FILE))
+        _load(qmodel, tensors)
     except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
         reason = _first_problem(error) if isinstance(error, ValidationError) else str(error)
         raise CheckpointError(
@@ -144,6 +148,32 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
         layer.weight_quantizer.frozen_range = settings.layers[name].weight_range
         layer.input_quantizer.frozen_range = settings.layers[name].activation_range
     return qmodel
+
+
+def _tensors(model: nn.Module) -> list[tuple[list[str], Tensor]]:
+    """The tensors of a `state_dict`, each with all its names: shared ones have several."""
+    found: dict[int, tuple[list[str], Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name!r} is a {type(tensor).__name__}, no tensor")
+        found.setdefault(id(tensor), ([], tensor))[0].append(name)
+    return list(found.values())
+
+
+@torch.no_grad()
+def _load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy into the model what a file has under any name of a tensor."""
+    left = dict(tensors)
+    for names, tensor in _tensors(model):
+        name = next((name for name in names if name in left), None)
+        if name is None:
+            raise ValueError(f"there is no {names[0]!r}")
+        value = left.pop(name)
+        if value.shape != tensor.shape:
+            raise ValueError(f"{name!r} has shape {tuple(value.shape)}, not {tuple(tensor.shape)}")
+        tensor.copy_(value)
+    if left:
+        raise ValueError(f"the model has no {', '.join(map(repr, left))}")
 
 
 def _settings_of(layer: Any) -> LayerSettings:

@@ -250,3 +250,39 @@ def test_wrong_dicts_are_refused(batches):
     to_fake_quantized(model, (4, 4), MinMaxRanges())
     with pytest.raises(ArgumentError, match=r"calibrate got|missing .* argument"):
         calibrate(model, batches)
+
+
+@pytest.mark.parametrize("method", ["mean", "min-max", "percentile", "mse"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("index", [70, 255])
+def test_one_bad_value_in_any_batch_is_refused_and_the_model_stays(images, method, value, index):
+    model = make()
+    calibrate(model, [images])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    ranges = [model[i].input_quantizer.frozen_range for i in (0, 3, 6)]
+    bad = images.clone()
+    bad[index, 0, 0, 0] = value
+    with pytest.raises(ArgumentError, match="finite"):
+        calibrate(model, bad.split(64), method=method)
+    assert all(torch.equal(tensor, before[n]) for n, tensor in model.state_dict().items())
+    assert [model[i].input_quantizer.frozen_range for i in (0, 3, 6)] == ranges
+    assert model[0].quantization.calibrated
+
+
+def test_a_clip_is_calibrated_by_its_frames(images):
+    class Frames(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, clip):
+            frames = self.norm(self.conv(clip.flatten(0, 1)))
+            return frames.unflatten(0, clip.shape[:2])
+
+    model = Frames()
+    to_fake_quantized(model, (4, 8), MinMaxRanges())
+    report = calibrate(model, [images.unflatten(0, (64, 4))], method="min-max")
+    assert report.images == 64
+    assert report.ranges["conv"] == (images.min().item(), images.max().item())
+    alone = torch.cat([model.eval()(clip[None]) for clip in images[:8].unflatten(0, (2, 4))])
+    torch.testing.assert_close(model(images[:8].unflatten(0, (2, 4))), alone)

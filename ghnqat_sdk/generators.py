@@ -1,0 +1,29 @@
+"""Random number generators that go on as if nothing had run."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def random_numbers_stay() -> Iterator[None]:
+    """Whatever is drawn inside, the generators of torch, Python and NumPy are afterwards as before.
+
+    NumPy's where it is in use, CUDA's of the devices in use.
+    """
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    drawn = numpy.random.get_state() if numpy is not None else None
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    devices = list(range(torch.cuda.device_count())) if cuda else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(drawn)

@@ -1,0 +1,121 @@
+"""Norms with running statistics: calibrated whatever their class, or named."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+import ghnqat_sdk as gq
+from ghnqat_sdk.errors import ReplacedWeightsWarning
+
+IMAGES = 1 + 2 * torch.randn(128, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Labelled(nn.BatchNorm2d):
+    label = "stage 1"
+
+
+class Activated(nn.BatchNorm2d):
+    """Batch norm and its activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x))
+
+
+class ByFunction(nn.BatchNorm2d):
+    """As timm writes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = self.training or (self.running_mean is None and self.running_var is None)
+        mean = self.running_mean if not self.training or self.track_running_stats else None
+        variance = self.running_var if not self.training or self.track_running_stats else None
+        x = F.batch_norm(x, mean, variance, self.weight, self.bias, batch, self.momentum, self.eps)
+        return F.relu(x)
+
+
+class Guarded(nn.BatchNorm2d):
+    """Lets nobody take its statistics."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "running_mean" and value is None:
+            raise AttributeError(name)
+        super().__setattr__(name, value)
+
+
+def network(norm: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+    pool = nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(conv, norm, nn.ReLU(), pool, nn.Flatten(), nn.Linear(8, 5))
+
+
+@pytest.mark.parametrize("kind", [Labelled, Activated, ByFunction, Guarded, nn.SyncBatchNorm])
+def test_a_batch_norm_of_another_class_evaluates_as_torchs(kind):
+    outputs = []
+    for norm in (nn.BatchNorm2d(8), kind(8)):
+        qmodel = gq.from_float(network(norm), (8, 8)).eval()
+        with pytest.warns(gq.UncalibratedWarning):
+            before = qmodel(IMAGES)
+        assert gq.calibrate(qmodel, [IMAGES]).norms == ("1",)
+        outputs.append((before, qmodel(IMAGES)))
+        assert type(gq.to_float(qmodel)[1]) is type(norm)
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_instance_norm_takes_the_mean_of_the_statistics_of_each_image(dims):
+    kind = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[dims - 1]
+    images = IMAGES.reshape(128, 3, *{1: (64,), 2: (8, 8), 3: (4, 4, 4)}[dims])
+    qmodel = gq.from_float(
+        nn.Sequential(kind(3, track_running_stats=True), nn.Flatten(), nn.Linear(192, 2)), (32, 32)
+    )
+    gq.calibrate(qmodel, [images])
+    flat = images.flatten(2)
+    torch.testing.assert_close(qmodel[0].running_mean, flat.mean((0, 2)))
+    torch.testing.assert_close(qmodel[0].running_var, flat.var(2).mean(0))
+
+
+def test_a_norm_with_fixed_statistics_keeps_them_and_is_named(small):
+    norm = FrozenBatchNorm2d(8)
+    norm.running_mean.fill_(0.5)
+    model = network(norm)
+    with pytest.warns(ReplacedWeightsWarning):
+        qmodel = gq.predict_quantized_params(model, hypernetwork=small, example_inputs=IMAGES)
+    assert "keeps its running statistics" in gq.prediction_report(qmodel).unquantized["1"]
+    assert gq.calibrate(qmodel, [IMAGES]).norms == ()
+    assert torch.equal(qmodel[1].running_mean, norm.running_mean)
+
+
+def test_norms_without_running_statistics_are_left_alone():
+    for norm in (
+        nn.BatchNorm2d(8, track_running_stats=False),
+        nn.InstanceNorm2d(8),
+        nn.GroupNorm(2, 8),
+    ):
+        qmodel = gq.from_float(network(norm), (4, 4))
+        assert gq.calibrate(qmodel, [IMAGES]).norms == ()
+        assert type(qmodel[1]) is type(norm)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_statistics_are_kept_in_the_type_of_the_norm(dtype):
+    qmodel = gq.from_float(network(nn.BatchNorm2d(8)).to(dtype), (8, 8))
+    gq.calibrate(qmodel, [IMAGES.to(dtype)])
+    assert qmodel[1].running_var.dtype is dtype
+    expected = F.conv2d(IMAGES, qmodel[0].weight.float(), padding=1).mean((0, 2, 3))
+    torch.testing.assert_close(qmodel[1].running_mean.float(), expected, rtol=0.05, atol=0.05)
+
+
+def test_float_networks_get_the_statistics_of_float_activations():
+    """A network at 2 bits has others; a float network with those of its own is as in training."""
+    qmodel = gq.from_float(network(nn.BatchNorm2d(8)), (2, 2))
+    gq.calibrate(qmodel, [IMAGES])
+    with_quantized, with_float = (
+        gq.to_float(qmodel).eval(),
+        gq.to_float(qmodel, calibration=[IMAGES]).eval(),
+    )
+    expected = gq.to_float(qmodel).train()(IMAGES)
+    torch.testing.assert_close(with_float(IMAGES), expected, rtol=1e-3, atol=1e-3)
+    assert (with_quantized(IMAGES) - expected).norm() > 10 * (with_float(IMAGES) - expected).norm()
+    assert qmodel[0].weight_quantizer.bits == 2
