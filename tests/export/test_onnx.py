@@ -240,7 +240,9 @@ def test_a_model_that_torch_cannot_export_is_named(tmp_path):
             x = self.conv(x)
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(ArgumentError, match=r"cannot take this Choosy: .+data-dependent"):
+    # torch 2.8 takes one branch for the other; the check against the model then refuses the file.
+    refusals = r"cannot take this Choosy: .+data-dependent|gives other outputs than the model"
+    with pytest.raises((ArgumentError, ExportError), match=refusals):
         export_onnx(quantized((8, 8), Choosy()), tmp_path / "m.onnx", IMAGES)
 
 
