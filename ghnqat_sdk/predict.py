@@ -106,16 +106,6 @@ def predict_quantized_params(
     return result
 
 
-def _calibrate(result: nn.Module, batches: Iterable[Any], before: Mapping[str, Tensor]) -> None:
-    """Calibrate; a model that was changed in place and cannot be calibrated gets `before` back."""
-    try:
-        calibrate(result, batches)
-    except BaseException:
-        if before:
-            _restore(result, before)
-        raise
-
-
 @contextmanager
 def _plain_tensors() -> Iterator[None]:
     """Neither inference mode, whose tensors could never be trained, nor autocast, which rounds."""
