@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torchvision
-from resumable import append, read_lines
+from common import append, read_lines
 from torch import Tensor, nn
 
 from ghnqat_sdk import ArgumentError, calibrate, fit_head, from_float, predict_quantized_params
