@@ -178,7 +178,8 @@ def test_what_tests_and_examples_import_is_in_the_test_extra() -> None:
         for folder in ("tests", "examples", "benchmarks")
         for path in (ROOT / folder).rglob("*.py")
     }
-    assert others - local - imported(PACKAGE) - {"numpy"} <= own
+    optional = {"numpy", "sklearn"}  # one benchmark leaves out what needs the latter
+    assert others - local - imported(PACKAGE) - optional <= own
 
 
 def test_the_lowest_versions_that_are_tried_are_the_lower_bounds() -> None:
