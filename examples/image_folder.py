@@ -4,8 +4,8 @@
     python examples/image_folder.py --data my-images --model mobilenet_v2 --size 96 --output my-model.onnx --plot my.png
 
 The folder holds train/<class>/*.jpg and test/<class>/*.jpg, of any number of classes. The first command uses the 180
-training images of the tests, which show how it works and are too few to train on. --output needs `pip install "ghnqat-sdk[onnx]"`,
---plot needs `pip install "ghnqat-sdk[plot]"`.
+training images of the tests, which show how it works and are too few to train on. --output needs
+`pip install "ghnqat-sdk[onnx]"`, --plot needs `pip install "ghnqat-sdk[plot]"`.
 """
 
 from __future__ import annotations
