@@ -146,21 +146,19 @@ class Classifier:
         self.sums.add(features, labels)
         final = choose_strength(Ridge(self.sums, intercept), [choice.strength], *held_out)
         # At 2 bits the same strength may round worse, even on images that it was now fitted to.
-        best = min(final, choice, key=lambda candidate: candidate.loss)
+        best = max(final, choice, key=lambda candidate: candidate.rank)
         linear = best.linear.scaled(choice.scale)
         if rectified and linear.bias is not None:
             linear = self._lifted(linear)
-        hits = (choice.scores.argmax(1) == labels).double()
-        of_class = torch.bincount(labels, minlength=self.classes).double()
-        right = torch.bincount(labels, hits, minlength=self.classes)
+        hits = choice.scores.argmax(1) == labels
         fitted = FittedHead(
             self.name,
             self.classes,
             int(self.seen.sum()),
             len(labels),
             choice.strength,
-            100 * hits.mean().item(),
-            100 * (right / of_class)[of_class > 0].mean().item(),
+            100 * hits.double().mean().item(),
+            choice.accuracy,
             tuple((self.seen == 0).nonzero().flatten().tolist()),
         )
         return linear, fitted

@@ -67,8 +67,8 @@ def fit_head(
 
     One pass: the features that reach the classifier, quantized as it quantizes them, and ridge regression
     of one-hot labels on them, in closed form. Every class weighs the same, however many images it has. The
-    strength is the one of nine whose quantized classifier has the smallest cross-entropy on every fifth
-    image of each class, at most 4,096 of them; then all images are fitted to. Logits are scaled to suit
+    strength is the one of nine whose quantized classifier is right most often on every fifth image of
+    each class, at most 4,096 of them; then all images are fitted to. Logits are scaled to suit
     cross-entropy. Calibrate before: a model that is not calibrated runs with the statistics of each batch,
     and stays uncalibrated. Memory grows with the square of the features, not with the images.
 

@@ -91,15 +91,22 @@ class Ridge:
         self.along_axes = self.axes.T @ (deviations.T @ targets)  # (D, K)
         self.unit = within.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
 
-    def at(self, strength: float) -> Linear:
-        """The classifier, in float32, whose scores are near 1 for an image's class and 0 for others."""
+    def at(self, strength: float, quantize: Callable[[Tensor], Tensor]) -> Linear:
+        """The classifier, in float32, whose scores are near 1 for an image's class and 0 for others.
+
+        Its bias suits the weight on the levels of its layer, which need not lie evenly around 0.
+
+        Args:
+            strength: In the units of `STRENGTHS`.
+            quantize: What the layer does to its weight.
+        """
         shrunk = self.along_axes / (self.variance + strength * self.unit)[:, None]
-        weight = (self.axes @ shrunk).T
+        weight = (self.axes @ shrunk).T.float()
         if not self.intercept:
-            return Linear(weight.float(), None)
-        bias = self.share - weight @ self.centre
+            return Linear(weight, None)
+        bias = self.share - quantize(weight).double() @ self.centre
         bias[~self.present] = _NEVER
-        return Linear(weight.float(), bias.float())
+        return Linear(weight, bias.float())
 
 
 @dataclass(frozen=True)
@@ -111,14 +118,21 @@ class Choice:
         strength: In the units of `STRENGTHS`.
         scale: What the scores are multiplied by to suit cross-entropy: an inverse temperature.
         scores: (n, K) of the images held out, not scaled.
-        loss: Their cross-entropy, every class with the same weight.
+        accuracy: The mean of the classes' accuracies, in percent.
+        loss: Cross-entropy of the scaled scores, every class with the same weight.
     """
 
     linear: Linear
     strength: float
     scale: float
     scores: Tensor
+    accuracy: float
     loss: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The larger, the better: accuracy, and of equals the loss decides."""
+        return self.accuracy, -self.loss
 
 
 def choose_strength(
@@ -128,7 +142,7 @@ def choose_strength(
     labels: Tensor,
     quantize: Callable[[Tensor], Tensor],
 ) -> Choice:
-    """The strength with the smallest cross-entropy on features held out, its weight quantized.
+    """The strength that is right most often on features held out, its weight quantized.
 
     Args:
         ridge: Fitted to other images.
@@ -139,11 +153,21 @@ def choose_strength(
     """
     choices = []
     for strength in strengths:
-        linear = ridge.at(strength)
+        linear = ridge.at(strength, quantize)
         scores = linear.quantized(quantize)(features)
         scale, loss = best_scale(scores, labels)
-        choices.append(Choice(linear, strength, scale, scores, loss))
-    return min(choices, key=lambda choice: choice.loss)
+        accuracy = balanced_accuracy(scores, labels)
+        choices.append(Choice(linear, strength, scale, scores, accuracy, loss))
+    return max(choices, key=lambda choice: choice.rank)
+
+
+def balanced_accuracy(scores: Tensor, labels: Tensor) -> float:
+    """The mean over classes of how many percent of their images have their largest score there."""
+    classes = scores.shape[1]
+    hits = (scores.argmax(1) == labels).double()
+    of_class = torch.bincount(labels, minlength=classes).double()
+    right = torch.bincount(labels, hits, minlength=classes)
+    return 100 * (right / of_class)[of_class > 0].mean().item()
 
 
 def best_scale(

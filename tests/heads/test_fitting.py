@@ -53,6 +53,11 @@ def calibrated(model: nn.Module, bits: tuple[int, int] = (4, 4)) -> nn.Module:
     return qmodel
 
 
+@pytest.fixture(autouse=True)
+def same_models() -> None:
+    torch.manual_seed(0)
+
+
 def state(model: nn.Module) -> list[Tensor]:
     return [tensor.clone() for tensor in model.state_dict().values()]
 
@@ -297,7 +302,7 @@ def test_ridge_regression_is_that_of_the_normal_equations_where_classes_are_bala
     sums = ClassSums(3, 5)
     for part in range(0, 60, 20):
         sums.add(features[part : part + 20], labels[part : part + 20])
-    linear = Ridge(sums, intercept=True).at(0.5)
+    linear = Ridge(sums, intercept=True).at(0.5, lambda weight: weight)
     centred = features - features.mean(0)
     onehot = nn.functional.one_hot(labels, 3).double()
     within = torch.cat([features[labels == k] - features[labels == k].mean(0) for k in range(3)])
@@ -307,6 +312,19 @@ def test_ridge_regression_is_that_of_the_normal_equations_where_classes_are_bala
     torch.testing.assert_close(linear.weight, expected.float())
     scores = features.float() @ linear.weight.T + linear.bias
     torch.testing.assert_close(scores.mean(0), torch.full((3,), 1 / 3))
+
+
+def test_the_bias_suits_the_weight_as_it_is_rounded():
+    features = torch.tensor([[5.0, 1.0], [5.0, 2.0], [5.0, -1.0], [5.0, -2.0]])
+    labels = torch.tensor([0, 0, 1, 1])
+    sums = ClassSums(2, 2)
+    sums.add(features, labels)
+
+    def uneven(weight: Tensor) -> Tensor:
+        return weight + torch.tensor([[0.0, 0.0], [3.0, 0.0]])
+
+    linear = Ridge(sums, intercept=True).at(0.1, uneven).quantized(uneven)
+    assert linear(features).argmax(1).tolist() == [0, 0, 1, 1]
 
 
 def test_the_strength_is_the_one_that_does_best_when_quantized():
