@@ -119,7 +119,7 @@ def _cached_grid(m: Any, x: Tensor) -> Tensor:
 def _assembled(m: Any, x: Tensor) -> Tensor:
     canvas = torch.zeros_like(x)
     canvas[:, ::2].copy_(x[:, ::2])
-    canvas[:, 1::2] = m.half(x)[:, 1::2]
+    canvas[:, 1::2] = m.inner(x)[:, 1::2]
     return canvas
 
 
@@ -238,7 +238,7 @@ def odd(draw: Draw, channels: int, dims: int) -> nn.Module:
         Calls(lambda m, x: function(x, m.weight), weight=weight),
         Calls(_cached_grid, grids={}, seen=[]),
         Calls(_reads),
-        Calls(_assembled, half=_of("Conv", dims)(channels, channels, 1)),
+        Calls(_assembled, inner=_of("Conv", dims)(channels, channels, 1)),
         Calls(lambda m, x: x + m.place, place=nn.Parameter(torch.randn(SIZE))),
         Calls(lambda m, x: m.inner.forward(input=x), inner=_of("Conv", dims)(channels, channels, 1)),
         Calls(lambda m, x: x * (1 + 0.1 * torch.rand(1)).to(x), unused=nn.Linear(3, 3)),
@@ -249,7 +249,12 @@ def odd(draw: Draw, channels: int, dims: int) -> nn.Module:
         offsets = nn.Conv2d(channels, 18, 3, padding=1)
         deformable = DeformConv2d(channels, channels, 3, padding=1)
         options.append(
-            Calls(lambda m, x: m.inner(x, m.offsets(x)), inner=deformable, offsets=offsets)
+            # Offsets that are NaN end the process.
+            Calls(
+                lambda m, x: m.inner(x, m.offsets(x).nan_to_num().clamp(-2, 2)),
+                inner=deformable,
+                offsets=offsets,
+            )
         )
     return draw(st.sampled_from(options))
 

@@ -99,7 +99,7 @@ def finite(network: Network) -> bool:
 
 
 @cases(0.35)
-@given(networks(), BITS, st.booleans())
+@given(networks(), BITS, st.sampled_from([True] * 7 + [False]))
 def test_predictions_account_for_all_and_leave_the_model_alone(small, network, bits, given_inputs):
     model, before = network.model, state(network.model)
     example = network.images if given_inputs else None

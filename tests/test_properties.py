@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import ghnqat_sdk as gq
 from ghnqat_sdk.cli.main import main as ghnqat
 from ghnqat_sdk.cli.train import main as ghnqat_train
+from ghnqat_sdk.errors import ReplacedWeightsWarning
 
 
 def cases(number: int) -> settings:
@@ -245,6 +246,7 @@ def check(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     before, around, result = [state(v) for v in handed], surroundings(), None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", gq.UncalibratedWarning)
+        warnings.simplefilter("ignore", ReplacedWeightsWarning)
         try:
             result = function(*args, **kwargs)
         except gq.GhnqatError as error:

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from functional_model import Model
 from torch import nn
 
 from ghnqat_sdk.errors import ArgumentError
@@ -110,3 +111,33 @@ def test_what_cannot_be_measured_is_refused(images):
         quantization_report(model, images[:, :2])
     assert model.training
     assert model[0].weight_quantizer.bits == 4
+
+
+def test_all_calls_of_a_shared_layer_are_measured():
+    """The second call sees values a hundred times as large."""
+
+    def forward(m, x):
+        x = m.stem(x).relu()
+        return m.shared(x) + m.shared(100 * x)
+
+    torch.manual_seed(0)
+    images = torch.randn(16, 3, 8, 8)
+    model = Model(forward, stem=nn.Conv2d(3, 8, 3), shared=nn.Conv2d(8, 5, 3))
+    to_fake_quantized(model, (32, 8), ClippedRanges())
+    calibrate(model, [images])
+    low, high = model.shared.input_quantizer.frozen_range
+    with torch.no_grad():
+        small = model.eval().stem(images).relu()
+    seen = torch.cat([small, 100 * small])
+    step = (max(high, 0) - min(low, 0)) / 255
+    share = ((seen > high + step / 2) | (seen < min(low, 0) - step / 2)).double().mean().item()
+    assert share > 0
+    reported = quantization_report(model, images).layers[1].activation.clipped
+    assert reported == pytest.approx(share, abs=1e-3)
+
+
+def test_a_batch_that_is_not_finite_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    to_fake_quantized(model, (4, 4), ClippedRanges())
+    with pytest.raises(ArgumentError, match="not finite"):
+        quantization_report(model, torch.full((2, 3, 6, 6), float("nan")))

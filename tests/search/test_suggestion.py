@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+from functional_model import Model
 from torch import nn
 
 import ghnqat_sdk as gq
@@ -96,3 +97,38 @@ def test_models_without_layers_and_wrong_batches_are_refused(small):
         gq.suggest_bits(nn.ReLU(), IMAGES, weight_bytes=100, hypernetwork=small)
     with pytest.raises(gq.GhnqatError):
         gq.suggest_bits(cnn(), IMAGES[:, :2], weight_bytes=1000, hypernetwork=small)
+
+
+def macs(model: nn.Module, batch: torch.Tensor, small) -> dict[str, int]:
+    suggestion = gq.suggest_bits(
+        model, batch, bit_operations=1e12, candidates=[(8, 8)], hypernetwork=small
+    )
+    return {name: layer.macs for name, layer in suggestion.layers.items()}
+
+
+def test_multiply_accumulates_are_those_counted_by_hand(small):
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 1), nn.ConvTranspose2d(16, 8, 4, stride=4), nn.Conv2d(8, 8, 3, groups=4)
+    )
+    assert macs(model, torch.randn(2, 3, 6, 6), small) == {
+        "0": 6 * 6 * 3 * 16,
+        "1": 6 * 6 * 16 * 8 * 4 * 4,
+        "2": 22 * 22 * 8 * 2 * 3 * 3,
+    }
+
+
+def test_all_frames_of_a_clip_and_all_calls_of_a_shared_layer_count(small):
+    def forward(m, clip):
+        frames = m.shared(m.shared(clip.flatten(0, 1)))
+        return m.head(frames.mean((2, 3)).unflatten(0, clip.shape[:2]).mean(1))
+
+    model = Model(forward, shared=nn.Conv2d(3, 3, 3, padding=1), head=nn.Linear(3, 5))
+    counts = macs(model, torch.randn(2, 6, 3, 8, 8), small)
+    assert counts == {"shared": 2 * 6 * 8 * 8 * 3 * 3 * 3 * 3, "head": 3 * 5}
+
+
+def test_a_batch_that_is_not_finite_is_refused(small):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 5))
+    with pytest.raises(gq.ArgumentError, match="not finite"):
+        gq.suggest_bits(model, torch.full((2, 3, 6, 6), float("nan")), weight_bytes=1e6,
+                     hypernetwork=small)  # fmt: skip
