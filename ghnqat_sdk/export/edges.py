@@ -25,6 +25,8 @@ ARITHMETIC = {"Add", "AveragePool", "GlobalAveragePool", "HardSigmoid", "Mul", "
 _UNIT = {"HardSigmoid", "Sigmoid"}
 """Operations whose outputs lie between 0 and 1, whatever the images."""
 
+_NEARLY = 1 + 1e-6  # a scale in float32 need not give back the end of its range
+
 Range = tuple[float, float]
 
 
@@ -242,7 +244,7 @@ def _dropped(
         bounds = [0.0, float("inf")]
         if node.op_type == "Clip":
             bounds = [graph.read(end).item() for end in node.input[1:3]]
-        if bounds[0] <= low and high <= bounds[1]:
+        if bounds[0] <= low and high <= bounds[1] * _NEARLY:
             dropped[name] = node.input[0]
     return dropped
 

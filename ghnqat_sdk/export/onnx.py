@@ -72,7 +72,7 @@ def export_onnx(
     with torch.no_grad():
         expected = [t.float() for t in outputs_on(qmodel, batch)]
     bare = fix_steps(copy.deepcopy(qmodel)).cpu().eval()
-    require_ranges(copy.deepcopy(bare), inputs)
+    require_ranges(bare, inputs)
     opset = opset or _OPSET[storage]
     graph = Graph(to_onnx(with_onnx_quantizers(copy.deepcopy(bare)), inputs, opset))
     rename_values(graph)

@@ -68,7 +68,8 @@ class Graph:
         maker = makers.get(node.input[1]) if len(node.input) > 1 else None
         if maker is None or maker.op_type != "DequantizeLinear":
             return None
-        return maker if maker.input[0] in self.constants else None
+        levels = self.constants.get(maker.input[0])
+        return maker if levels is not None and len(levels.dims) > 1 else None
 
     def drop_unread(self) -> None:
         """Remove the nodes whose outputs nothing reads."""
