@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.export.onnx_graph import Graph
+from ghnqat_sdk.export.onnx_graph import Graph, attributes
 from ghnqat_sdk.export.runtime import runner
 
 LAYERS = {"Conv", "Gemm", "MatMul"}
@@ -226,10 +226,24 @@ def _range_of(
         if name in given.ranges:
             needed += given.ranges[name]
         elif not moves or not all(moves):
-            needed.append(seen[name])
+            needed.append(_useful(seen[name], readers.get(name, [])))
     low, high = min(low for low, _ in needed), max(high for _, high in needed)
     lowest = min(seen[name][0] for name in group)
     return (0.0 if lowest >= 0 else min(low, 0.0)), max(high, 0.0)
+
+
+def _useful(range_: Range, readers: list[Any]) -> Range:
+    """The part of a range beyond which hard gates, and products with them, do not change."""
+    gates = [node for node in readers if node.op_type == "HardSigmoid"]
+    if len(gates) != 1:
+        return range_
+    settings = {"alpha": 0.2, "beta": 0.5} | attributes(gates[0])
+    closed, open_ = -settings["beta"] / settings["alpha"], (1 - settings["beta"]) / settings["alpha"]
+    products = [node for node in readers if node not in gates]
+    gate = gates[0].output[0]
+    if any(n.op_type != "Mul" or gate not in n.input for n in products):
+        return range_
+    return max(range_[0], closed), range_[1] if products else min(range_[1], open_)
 
 
 def _dropped(
@@ -253,6 +267,8 @@ def observed_ranges(
     graph: Graph, inputs: Sequence[Tensor], names: Sequence[str]
 ) -> dict[str, Range]:
     """Smallest and largest number of each value on the inputs, in ONNX Runtime."""
+    if not names:
+        return {}
     from onnx import ModelProto, TensorProto, helper
 
     model = ModelProto()
@@ -272,16 +288,3 @@ def observed_ranges(
     found = torch.stack([torch.stack(run(chunk)) for chunk in chunks])
     low, high = found[:, 0::2].amin(0).tolist(), found[:, 1::2].amax(0).tolist()
     return dict(zip(names, zip(low, high, strict=True), strict=True))
-
-
-def require_known(float_edges: Sequence[str], edges: Sequence[str]) -> None:
-    """Raise for a pattern of float edges that no value has.
-
-    Raises:
-        ArgumentError: the message lists the names.
-    """
-    for pattern in float_edges:
-        if not any(fnmatchcase(name, pattern) for name in edges):
-            raise ArgumentError(
-                f"float_edges has {pattern!r}, and no value has such a name. The values are: {', '.join(edges)}."
-            )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ghnqat_sdk.export.edges import LAYERS, Edges, Range
 from ghnqat_sdk.export.onnx_graph import Graph, attributes
+from ghnqat_sdk.export.report import Roundings
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
 
 _BIAS_LEVELS = 2**30
@@ -129,39 +130,30 @@ def _hard_gate(graph: Graph, node: Any) -> list[Any]:
     ]
 
 
-@dataclass
-class Roundings:
-    """What it cost to store weights of 8 bits, counted from their zero point, in signed bytes.
+def finish_layers(graph: Graph) -> tuple[Roundings, int]:
+    """Weights as signed bytes, and biases as 32-bit integers in layers that compute in integers, apart in others.
 
-    Attributes:
-        channels: Output channels with 8-bit weights.
-        rounded: Those of them with a level beyond ±127, whose weights were rounded again to levels of their own.
-        largest: Largest change of a weight, as a share of the largest weight of its channel.
+    Returns:
+        What the weights' roundings cost, and how many layers are left to be simulated.
     """
-
-    channels: int = 0
-    rounded: int = 0
-    largest: float = 0.0
-
-
-def finish_layers(graph: Graph) -> Roundings:
-    """Weights as signed bytes, and biases as 32-bit integers in layers that compute in integers, apart in others."""
     from onnx import helper
 
     makers, roundings, nodes = graph.makers(), Roundings(), []
-    weights: set[str] = set()
+    finished: set[str] = set()
+    simulated = 0
     for node in graph.nodes:
         nodes.append(node)
         weight = graph.stored_weight(node, makers)
         if weight is None:
             continue
         integer = node.op_type in LAYERS and _is_integer(node, makers)
+        simulated += not integer
         bias = node.input[2] if len(node.input) > 2 and node.input[2] in graph.constants else None
         step = graph.read(makers[node.input[0]].input[1]).item() if integer else None
         room = graph.read(bias).abs() / (step * _BIAS_LEVELS) if bias and step else torch.zeros(())
-        if weight.output[0] not in weights:
+        if weight.output[0] not in finished:
             _signed_bytes(graph, weight, room, roundings)
-            weights.add(weight.output[0])
+            finished.add(weight.output[0])
         if bias and step:
             scale = graph.read(weight.input[1]).double() * step
             levels = (graph.read(bias).double() / scale).round().to(torch.int32)
@@ -172,7 +164,7 @@ def finish_layers(graph: Graph) -> Roundings:
             rank = len(graph.constants[weight.input[0]].dims)
             nodes.append(_bias_apart(graph, node, bias, rank))
     graph.nodes = nodes
-    return roundings
+    return roundings, simulated
 
 
 def _is_integer(node: Any, makers: dict[str, Any]) -> bool:
@@ -193,7 +185,7 @@ def _signed_bytes(graph: Graph, weight: Any, room: Tensor, roundings: Roundings)
     factor = torch.maximum((top / 127).clamp(min=1.0), (room / scale).double())
     rounded = (rows / factor[:, None]).round()
     error = (rounded * factor[:, None] - rows).abs().amax(1) / top.clamp(min=1)
-    roundings.channels += len(rows) if top.max() > 15 else 0
+    roundings.channels += len(rows)
     roundings.rounded += int((error > 0).sum())
     roundings.largest = max(roundings.largest, error.max().item())
     graph.write(weight.input[0], rounded.view_as(levels).to(torch.int8))

@@ -1,8 +1,9 @@
-"""A calibrated model as an ONNX file with integer weights, checked against ONNX Runtime."""
+"""A calibrated model as an ONNX file that ONNX Runtime runs in integers, checked against ONNX Runtime."""
 
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,47 +13,30 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, ExportError
-from ghnqat_sdk.export.edges import plan_edges, require_known, take_out_quantizers
-from ghnqat_sdk.export.integer import Roundings, expand, finish_layers, quantize_edges
+from ghnqat_sdk.export.edges import Edges, plan_edges, take_out_quantizers
+from ghnqat_sdk.export.integer import expand, finish_layers, quantize_edges
 from ghnqat_sdk.export.onnx_graph import (
     Graph,
+    float_twin,
     fold_batch_norms,
     rename_values,
     separate_constants,
 )
 from ghnqat_sdk.export.program import Inputs, require_ranges, to_onnx, with_onnx_quantizers
+from ghnqat_sdk.export.report import Agreement, OnnxReport, Roundings
 from ghnqat_sdk.export.runtime import integer_convolutions, milliseconds, packages, runner
 from ghnqat_sdk.export.storage import pack
 from ghnqat_sdk.files import write_atomically
 from ghnqat_sdk.qat import fix_steps
-from ghnqat_sdk.quantization.convert import to_float
 from ghnqat_sdk.quantization.layers import evaluating, require_calibrated_layers
 from ghnqat_sdk.quantization.report import outputs_on
 
 Storage = Literal["int8", "int4", "int2"]
-_OPSET = {"int8": 21, "int4": 21, "int2": 25}  # the first with the type in it
-_DIFFERENT = 0.1  # of the output's mean square; rounding differently now and then stays far below
-
-
-@dataclass(frozen=True)
-class OnnxReport:
-    path: Path
-    size: int
-    float_size: int
-    largest_difference: float
-    largest_output: float
-    agreement: float
-    images: int
-    folded: int
-    kept: int
-    opset: int
-    dynamic: tuple[str, ...]
-    convolutions: int
-    integer_convolutions: int
-    edges: dict[str, tuple[float, float]]
-    roundings: Roundings
-    milliseconds: tuple[float, float] | None
+_NARROWEST: dict[str, int] = {"int8": 8, "int4": 4, "int2": 2}
+_OPSETS: dict[str, int] = {"int8": 21, "int4": 21, "int2": 25}
+"""The first with the type in it; older ones lack what PyTorch writes."""
 
 
 def export_onnx(
@@ -62,40 +46,218 @@ def export_onnx(
     *,
     storage: Storage = "int8",
     float_edges: Sequence[str] = (),
+    images: ImageSet | None = None,
     opset: int | None = None,
     timing: bool = False,
 ) -> OnnxReport:
-    onnx, _ = packages()
+    """Write a calibrated model as ONNX and run it in ONNX Runtime.
+
+    Layers with 8-bit activations run in integers: weights are stored as signed bytes, batch norms become part of their
+    scales, ReLU and ReLU6 part of the ranges, and every value between layers passes QuantizeLinear and
+    DequantizeLinear once (QDQ). Values that training leaves in float (sums, products, what is pooled) get the smallest
+    and the largest value on the batch for a range. Layers with fewer activation bits are simulated in float, exactly:
+    a Clip lies between their QuantizeLinear and DequantizeLinear (QCDQ, Pappalardo et al. 2022).
+
+    Args:
+        qmodel: From `predict_quantized_params`, calibrated; stays as it is.
+        path: File to write, ending in .onnx.
+        batch: A tensor (N, C, H, W), a tuple of arguments, or a dict of keyword arguments, to export, choose ranges
+            and check with: some hundred calibration images.
+        storage: "int8"; "int4" packs weights of up to 4 bits two to a byte, and "int2" those of 2 bits four to a byte
+            (opset 25). The runtime makes signed bytes of them when it loads the file.
+        float_edges: Values that shall stay float, by name or pattern; `report.edges` has the names.
+        images: Images like those that the model is for: their size, statistics and classes are written into the file.
+        opset: Of ONNX; by default the lowest that holds the model.
+        timing: Measure the time of one image as well.
+
+    Raises:
+        ArgumentError: the model is not calibrated, cannot be run on the batch or exported, an argument is wrong, or
+            ONNX is not installed.
+        CheckpointError: the file cannot be written.
+        ExportError: ONNX Runtime refuses the model or gives other outputs; the file is not written.
+    """
+    packages()
     layers = require_calibrated_layers(qmodel, "export_onnx")
-    inputs = batch if isinstance(batch, (dict, tuple)) else (batch,)
-    values = [x.contiguous() for x in (inputs.values() if isinstance(inputs, dict) else inputs)]
-    with torch.no_grad():
-        expected = [t.float() for t in outputs_on(qmodel, batch)]
+    target = _checked_path(path)
+    opset = _checked_opset(storage, opset)
+    inputs = _on_cpu(batch)
+    expected = _outputs_of(qmodel, next(iter(layers.values())), inputs)
     bare = fix_steps(copy.deepcopy(qmodel)).cpu().eval()
+    _require_float32(bare, inputs)
     require_ranges(bare, inputs)
-    opset = opset or _OPSET[storage]
-    graph = Graph(to_onnx(with_onnx_quantizers(copy.deepcopy(bare)), inputs, opset))
+    values = [*inputs.values()] if isinstance(inputs, dict) else [*inputs]
+    proto = to_onnx(with_onnx_quantizers(bare), inputs, opset)
+    made = _integer_form(Graph(proto), values, storage, float_edges)
+    _write_facts(made.graph.model, values, images)
+    report = _checked(made, target, values, expected, opset, timing)
+    _write(target, made.content)
+    return report
+
+
+@dataclass
+class _Made:
+    """A graph in its last form, and what became of it on the way."""
+
+    graph: Graph
+    float_content: bytes
+    edges: Edges
+    roundings: Roundings
+    folded: int
+    kept: int
+    simulated: int
+
+    @property
+    def content(self) -> bytes:
+        return self.graph.model.SerializeToString()
+
+
+def _integer_form(
+    graph: Graph, values: list[Tensor], storage: Storage, float_edges: Sequence[str]
+) -> _Made:
+    """What torch exported, changed step by step into what the runtime takes best."""
     rename_values(graph)
     separate_constants(graph)
-    before = sum(n.op_type == "BatchNormalization" for n in graph.nodes)
+    norms = graph.count("BatchNormalization")
     fold_batch_norms(graph)
-    kept = sum(n.op_type == "BatchNormalization" for n in graph.nodes)
+    kept = graph.count("BatchNormalization")
+    twin = float_twin(graph)
     expand(graph)
     given = take_out_quantizers(graph)
     edges = plan_edges(graph, given, values, float_edges)
-    affines = quantize_edges(graph, edges)
-    roundings = finish_layers(graph)
+    quantize_edges(graph, edges)
+    roundings, simulated = finish_layers(graph)
     if storage != "int8":
-        pack(graph, 2 if storage == "int2" else 4)
+        pack(graph, _NARROWEST[storage])
     graph.store()
-    onnx.checker.check_model(graph.model)
-    content = graph.model.SerializeToString()
-    float_model = to_onnx(to_float(bare), inputs, opset).SerializeToString()
-    got = runner(content)(values)
-    rep = OnnxReport(Path(path), len(content), len(float_model),
-        max((a - b).abs().max().item() for a, b in zip(got, expected, strict=True)),
-        max(b.abs().max().item() for b in expected),
-        (got[0].flatten(1).argmax(1) == expected[0].flatten(1).argmax(1)).float().mean().item(), len(values[0]), before-kept, kept, opset, (),
-        sum(n.op_type == "Conv" for n in graph.nodes), integer_convolutions(content), edges.ranges, roundings, None)
-    write_atomically(Path(path), content)
-    return rep
+    return _Made(graph, twin, edges, roundings, norms - kept, kept, simulated)
+
+
+def _checked(
+    made: _Made,
+    path: Path,
+    values: list[Tensor],
+    expected: list[Tensor],
+    opset: int,
+    timing: bool,
+) -> OnnxReport:
+    """What ONNX Runtime makes of the graph.
+
+    Raises:
+        ExportError: it refuses it, or gives other outputs.
+    """
+    onnx, _ = packages()
+    onnx.checker.check_model(made.graph.model)
+    content = made.content
+    agreement = Agreement.of(runner(content)(values), expected)
+    times = None
+    if timing:
+        times = milliseconds([made.float_content, content], [x[:1].contiguous() for x in values])
+    report = OnnxReport(
+        path=path,
+        size=len(content),
+        float_size=len(made.float_content),
+        agreement=agreement,
+        convolutions=made.graph.count("Conv"),
+        integer_convolutions=integer_convolutions(content),
+        simulated=made.simulated,
+        folded=made.folded,
+        kept=made.kept,
+        edges=made.edges.ranges,
+        roundings=made.roundings,
+        opset=opset,
+        dynamic=_dynamic(made.graph),
+        milliseconds=(times[0], times[1]) if times else None,
+    )
+    if not agreement.close:
+        raise ExportError(
+            f"ONNX Runtime gives other outputs than the model, so nothing was written. Pass more images, or keep "
+            f"values in float: float_edges=['*'] keeps all.\n{report}"
+        )
+    return report
+
+
+def _dynamic(graph: Graph) -> tuple[str, ...]:
+    """What may vary of the first input."""
+    dimensions = graph.model.graph.input[0].type.tensor_type.shape.dim
+    names = ("batch", "", "height", "width") if len(dimensions) == 4 else ("batch",)
+    return tuple(
+        name for name, each in zip(names, dimensions, strict=False) if name and each.dim_param
+    )
+
+
+def _checked_path(path: Any) -> Path:
+    if not isinstance(path, (str, os.PathLike)) or Path(path).suffix != ".onnx":
+        raise ArgumentError(
+            f"path={path!r} does not end in .onnx. Write export_onnx(qmodel, 'model.onnx', batch)."
+        )
+    return Path(path)
+
+
+def _checked_opset(storage: Any, opset: Any) -> int:
+    """The opset to write; the lowest for the storage if None."""
+    onnx, _ = packages()
+    if storage not in _OPSETS:
+        raise ArgumentError(f"storage={storage!r} is unknown. Write one of 'int8', 'int4', 'int2'.")
+    lowest, highest = _OPSETS[storage], onnx.defs.onnx_opset_version()
+    if opset is None:
+        return lowest
+    if type(opset) is not int or not lowest <= opset <= highest:
+        raise ArgumentError(
+            f"opset={opset!r} is not one that {storage!r} can be written with. Write a whole number from {lowest} to "
+            f"{highest}, or leave it out."
+        )
+    return opset
+
+
+def _on_cpu(batch: Any) -> Inputs:
+    """Keyword or positional arguments."""
+    several = batch if isinstance(batch, (dict, tuple, list)) else (batch,)
+    values = list(several.values()) if isinstance(several, dict) else list(several)
+    if not values or not all(isinstance(x, Tensor) and x.ndim and len(x) for x in values):
+        raise ArgumentError(
+            f"export_onnx got a batch of type {type(batch).__name__}; expected a tensor (N, C, H, W), a tuple of them, "
+            f"or a dict. Write export_onnx(qmodel, 'model.onnx', images)."
+        )
+    plain = [x.detach().cpu().contiguous() for x in values]
+    return dict(zip(several, plain, strict=True)) if isinstance(several, dict) else tuple(plain)
+
+
+def _require_float32(model: nn.Module, inputs: Inputs) -> None:
+    """Raise for a model, or inputs, in another floating-point type than ONNX files of integers are written in."""
+    tensors = [*model.parameters(), *model.buffers()]
+    tensors += inputs.values() if isinstance(inputs, dict) else inputs
+    others = {str(x.dtype) for x in tensors if x.is_floating_point()} - {"torch.float32"}
+    if others:
+        raise ArgumentError(
+            f"export_onnx got a model or a batch in {', '.join(sorted(others))}; expected float32. Write "
+            f"export_onnx(copy.deepcopy(qmodel).float(), 'model.onnx', images.float())."
+        )
+
+
+def _outputs_of(qmodel: nn.Module, first: Any, inputs: Inputs) -> list[Tensor]:
+    device = first.weight.device
+    if isinstance(inputs, dict):
+        there: Any = {name: x.to(device) for name, x in inputs.items()}
+    else:
+        there = tuple(x.to(device) for x in inputs)
+    with evaluating(qmodel, first.quantization), torch.no_grad():
+        return [tensor.cpu().float() for tensor in outputs_on(qmodel, there)]
+
+
+def _write_facts(model: Any, values: list[Tensor], images: ImageSet | None) -> None:
+    """What whoever runs the file has to know of its input and output."""
+    from onnx import helper
+
+    facts: dict[str, Any] = {"input_size": list(values[0].shape[1:])}
+    if images is not None:
+        facts |= {"mean": images.mean, "std": images.std, "classes": images.classes}
+    helper.set_model_props(model, {name: json.dumps(value) for name, value in facts.items()})
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        write_atomically(path, content)
+    except OSError as cause:
+        raise CheckpointError(
+            f"Cannot write {str(path)!r} ({cause}). Name another file."
+        ) from cause

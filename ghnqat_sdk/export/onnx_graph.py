@@ -71,6 +71,10 @@ class Graph:
         levels = self.constants.get(maker.input[0])
         return maker if levels is not None and len(levels.dims) > 1 else None
 
+    def count(self, op: str) -> int:
+        """How many nodes are of one kind."""
+        return sum(node.op_type == op for node in self.nodes)
+
     def drop_unread(self) -> None:
         """Remove the nodes whose outputs nothing reads."""
         read = set(self.outputs)
@@ -201,3 +205,25 @@ def _fold(graph: Graph, layer: Any, norm: Any, stored: list[str]) -> None:
     layer.input.extend(inputs)
     layer.output[0] = norm.output[0]
     graph.nodes.remove(norm)
+
+
+def float_twin(graph: Graph) -> bytes:
+    """The same graph with float weights and without quantizers, as a file."""
+    graph.store()
+    twin = Graph(copy.deepcopy(graph.model))
+    makers, names = twin.makers(), {}
+    for node in twin.nodes:
+        for place, name in enumerate(node.input):
+            node.input[place] = names.get(name, name)
+        if node.op_type == "DequantizeLinear" and node.input[0] in twin.constants:
+            levels, scale = (twin.read(name) for name in node.input[:2])
+            twin.write(node.output[0], levels * scale.view(-1, *[1] * (levels.ndim - 1)))
+        elif node.op_type == "DequantizeLinear":
+            levels = makers[node.input[0]]
+            quantize = levels if levels.op_type == "QuantizeLinear" else makers[levels.input[0]]
+            names[node.output[0]] = quantize.input[0]
+    constant = set(twin.constants)
+    twin.nodes = [node for node in twin.nodes if node.output[0] not in constant]
+    twin.drop_unread()
+    twin.store()
+    return twin.model.SerializeToString()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ghnqat_sdk.export.onnx_graph import Graph
+
+_SMALLEST = 512
+"""Weights that are worth packing: the nodes that undo it take some hundred bytes."""
 
 
 def pack(graph: Graph, narrowest: int) -> None:
@@ -29,6 +33,8 @@ def _packed(graph: Graph, node: Any, narrowest: int) -> list[Any]:
     from onnx import TensorProto, helper
 
     name = node.input[0]
+    if math.prod(graph.constants[name].dims) < _SMALLEST:
+        return []
     levels = graph.read(name).int()
     lowest = levels.flatten(1).amin(1).view(-1, *[1] * (levels.ndim - 1))
     width = 2 if narrowest == 2 and (levels - lowest).max() < 4 else 4
