@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.export.observe import Range, observed_ranges
 from ghnqat_sdk.export.onnx_graph import Graph, attributes
-from ghnqat_sdk.export.runtime import runner
 
 LAYERS = {"Conv", "Gemm", "MatMul"}
 ACTIVATIONS = {"Relu", "Clip"}
@@ -26,8 +25,6 @@ _UNIT = {"HardSigmoid", "Sigmoid"}
 """Operations whose outputs lie between 0 and 1, whatever the images."""
 
 _NEARLY = 1 + 1e-6  # a scale in float32 need not give back the end of its range
-
-Range = tuple[float, float]
 
 
 @dataclass
@@ -91,7 +88,11 @@ def plan_edges(
 
     Layers say with which range they read a value. Sums, products and the like, which training leaves in float, get
     the smallest and the largest value on the inputs.
+
+    Raises:
+        ArgumentError: a pattern in `float_edges` that no value has.
     """
+    _require_known(graph, given, float_edges)
     integer = _integer_nodes(graph, given, float_edges)
     edges = _edges_of(graph, integer, given, float_edges)
     activations = {n.output[0]: n for n in graph.nodes if n.op_type in ACTIVATIONS}
@@ -108,6 +109,19 @@ def plan_edges(
         if name in ranges and name not in dropped and made_of_integers:
             ranges.setdefault(node.input[0], seen[node.input[0]])
     return Edges(ranges, integer, dropped)
+
+
+def _require_known(graph: Graph, given: Given, float_edges: Sequence[str]) -> None:
+    if isinstance(float_edges, str):
+        raise ArgumentError(f"float_edges={float_edges!r} is one name. Write [{float_edges!r}].")
+    known = _edges_of(graph, _integer_nodes(graph, given, ()), given, ())
+    order = [*graph.inputs, *graph.makers()]
+    for pattern in float_edges:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise ArgumentError(
+                f"float_edges has {pattern!r}, and no value that runs in integers has such a name. These do: "
+                f"{', '.join(name for name in order if name in known)}."
+            )
 
 
 def _is_kept(name: str, given: Given, float_edges: Sequence[str]) -> bool:
@@ -177,7 +191,11 @@ def _edges_of(
     for node in graph.nodes:
         if node.output[0] not in integer:
             continue
-        edges.update(data_inputs(graph, node)[:1] if node.op_type in ACTIVATIONS else data_inputs(graph, node))
+        edges.update(
+            data_inputs(graph, node)[:1]
+            if node.op_type in ACTIVATIONS
+            else data_inputs(graph, node)
+        )
         scores = node.op_type in ("Gemm", "MatMul") and node.output[0] in graph.outputs
         if not scores:
             edges.update(node.output)
@@ -188,7 +206,12 @@ def _edges_of(
         after = readers.get(name, [])
         alone = len(after) == 1 and after[0].op_type in ACTIVATIONS and name not in graph.outputs
         maker = makers.get(name)
-        if alone and maker is not None and maker.op_type not in MOVES and after[0].output[0] in edges:
+        if (
+            alone
+            and maker is not None
+            and maker.op_type not in MOVES
+            and after[0].output[0] in edges
+        ):
             edges.discard(name)
     return edges
 
@@ -238,7 +261,10 @@ def _useful(range_: Range, readers: list[Any]) -> Range:
     if len(gates) != 1:
         return range_
     settings = {"alpha": 0.2, "beta": 0.5} | attributes(gates[0])
-    closed, open_ = -settings["beta"] / settings["alpha"], (1 - settings["beta"]) / settings["alpha"]
+    closed, open_ = (
+        -settings["beta"] / settings["alpha"],
+        (1 - settings["beta"]) / settings["alpha"],
+    )
     products = [node for node in readers if node not in gates]
     gate = gates[0].output[0]
     if any(n.op_type != "Mul" or gate not in n.input for n in products):
@@ -246,9 +272,7 @@ def _useful(range_: Range, readers: list[Any]) -> Range:
     return max(range_[0], closed), range_[1] if products else min(range_[1], open_)
 
 
-def _dropped(
-    graph: Graph, ranges: dict[str, Range], activations: dict[str, Any]
-) -> dict[str, str]:
+def _dropped(graph: Graph, ranges: dict[str, Range], activations: dict[str, Any]) -> dict[str, str]:
     """Activations that the saturation of their output's range does as well."""
     dropped = {}
     for name, node in activations.items():
@@ -261,30 +285,3 @@ def _dropped(
         if bounds[0] <= low and high <= bounds[1] * _NEARLY:
             dropped[name] = node.input[0]
     return dropped
-
-
-def observed_ranges(
-    graph: Graph, inputs: Sequence[Tensor], names: Sequence[str]
-) -> dict[str, Range]:
-    """Smallest and largest number of each value on the inputs, in ONNX Runtime."""
-    if not names:
-        return {}
-    from onnx import ModelProto, TensorProto, helper
-
-    model = ModelProto()
-    graph.store()
-    model.CopyFrom(graph.model)
-    extremes = []
-    for name in names:
-        for op in ("ReduceMin", "ReduceMax"):
-            extremes.append(f"{name}/{op}")
-            model.graph.node.append(helper.make_node(op, [name], extremes[-1:], keepdims=0))
-    kinds = [helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in extremes]
-    model.graph.ClearField("output")
-    model.graph.output.extend(kinds)
-    rows = [x.split(16) if len(x) == len(inputs[0]) else [x] for x in inputs]
-    chunks = zip(*rows, strict=True) if len({len(r) for r in rows}) == 1 else [tuple(inputs)]
-    run = runner(model)
-    found = torch.stack([torch.stack(run(chunk)) for chunk in chunks])
-    low, high = found[:, 0::2].amin(0).tolist(), found[:, 1::2].amax(0).tolist()
-    return dict(zip(names, zip(low, high, strict=True), strict=True))

@@ -1,4 +1,4 @@
-"""The form of a graph that ONNX Runtime runs in integers: QuantizeLinear and DequantizeLinear around every operation."""
+"""The form of a graph that ONNX Runtime runs in integers: QDQ around every operation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ghnqat_sdk.export.edges import LAYERS, Edges, Range
+from ghnqat_sdk.export.edges import LAYERS, Edges
+from ghnqat_sdk.export.observe import Range
 from ghnqat_sdk.export.onnx_graph import Graph, attributes
 from ghnqat_sdk.export.report import Roundings
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
@@ -136,44 +137,64 @@ def finish_layers(graph: Graph) -> tuple[Roundings, int]:
     Returns:
         What the weights' roundings cost, and how many layers are left to be simulated.
     """
-    from onnx import helper
-
     makers, roundings, nodes = graph.makers(), Roundings(), []
     finished: set[str] = set()
     simulated = 0
     for node in graph.nodes:
-        nodes.append(node)
         weight = graph.stored_weight(node, makers)
         if weight is None:
+            apart = _is_quantized_once(graph, node, makers)
+            nodes += _with_bias_apart(graph, node) if apart else [node]
             continue
-        integer = node.op_type in LAYERS and _is_integer(node, makers)
-        simulated += not integer
+        step = _step_of_input(graph, node, makers)
         bias = node.input[2] if len(node.input) > 2 and node.input[2] in graph.constants else None
-        step = graph.read(makers[node.input[0]].input[1]).item() if integer else None
-        room = graph.read(bias).abs() / (step * _BIAS_LEVELS) if bias and step else torch.zeros(())
         if weight.output[0] not in finished:
+            room = (
+                graph.read(bias).abs() / (step * _BIAS_LEVELS) if bias and step else torch.zeros(())
+            )
             _signed_bytes(graph, weight, room, roundings)
             finished.add(weight.output[0])
-        if bias and step:
-            scale = graph.read(weight.input[1]).double() * step
-            levels = (graph.read(bias).double() / scale).round().to(torch.int32)
-            stored = [graph.write(f"{bias}.levels", levels), graph.write(f"{bias}.scale", scale.float())]
-            node.input[2] = f"{bias}.dequantized"
-            nodes.insert(-1, helper.make_node("DequantizeLinear", stored, [node.input[2]], axis=0))
-        elif bias and node.op_type == "Conv":
-            rank = len(graph.constants[weight.input[0]].dims)
-            nodes.append(_bias_apart(graph, node, bias, rank))
+        if step is None:
+            simulated += 1
+            nodes += _with_bias_apart(graph, node) if bias and node.op_type in LAYERS else [node]
+        else:
+            nodes += _with_integer_bias(graph, node, weight, step) if bias else [node]
     graph.nodes = nodes
     return roundings, simulated
 
 
-def _is_integer(node: Any, makers: dict[str, Any]) -> bool:
-    """Whether a layer reads 8-bit levels."""
-    reads = makers.get(node.input[0])
-    if reads is None or reads.op_type != "DequantizeLinear":
+def _is_quantized_once(graph: Graph, node: Any, makers: dict[str, Any]) -> bool:
+    """Whether a layer's input is on levels, and its weight is float: a runtime may put the weight on levels as well."""
+    if node.op_type not in ("Conv", "Gemm") or node.input[1] not in graph.constants:
         return False
+    reads = makers.get(node.input[0])
+    return reads is not None and reads.op_type == "DequantizeLinear"
+
+
+def _step_of_input(graph: Graph, node: Any, makers: dict[str, Any]) -> float | None:
+    """The scale of the levels that a layer reads, if it computes in integers."""
+    reads = makers.get(node.input[0])
+    if node.op_type not in LAYERS or reads is None or reads.op_type != "DequantizeLinear":
+        return None
     levels = makers.get(reads.input[0])
-    return levels is not None and levels.op_type == "QuantizeLinear"
+    if levels is None or levels.op_type != "QuantizeLinear":
+        return None
+    return graph.read(reads.input[1]).item()
+
+
+def _with_integer_bias(graph: Graph, node: Any, weight: Any, step: float) -> list[Any]:
+    """A layer whose bias is in multiples of (scale of the input) · (scale of the weight)."""
+    from onnx import helper
+
+    bias = node.input[2]
+    scale = graph.read(weight.input[1]).double() * step
+    levels = (graph.read(bias).double() / scale).round().to(torch.int32)
+    stored = [
+        graph.write(f"{bias}.levels", levels),
+        graph.write(f"{bias}.scale", scale.float()),
+    ]
+    node.input[2] = f"{bias}.dequantized"
+    return [helper.make_node("DequantizeLinear", stored, [node.input[2]], axis=0), node]
 
 
 def _signed_bytes(graph: Graph, weight: Any, room: Tensor, roundings: Roundings) -> None:
@@ -195,16 +216,18 @@ def _signed_bytes(graph: Graph, weight: Any, room: Tensor, roundings: Roundings)
         weight.input.append(graph.write(f"{weight.output[0]}.zero_point", zeros))
 
 
-def _bias_apart(graph: Graph, node: Any, bias: str, rank: int) -> Any:
-    """The bias of a simulated convolution as an Add, in float.
+def _with_bias_apart(graph: Graph, node: Any) -> list[Any]:
+    """A simulated layer, and its bias as an Add, in float.
 
     A runtime that computes in integers rounds a bias to multiples of (scale of the input) · (scale of the weight),
-    which is coarse at few bits.
+    which is coarse at few bits. Where an Add lies between a layer and the next levels, it does not.
     """
     from onnx import helper
 
-    name = graph.write(f"{bias}.apart", graph.read(bias).view(1, -1, *[1] * (rank - 2)))
-    node.input.pop()
     output = node.output[0]
+    bias = graph.read(node.input[2]) if len(node.input) > 2 else torch.zeros(1)
+    rank = 2 if node.op_type == "Gemm" else len(attributes(node)["kernel_shape"]) + 2
+    name = graph.write(f"{output}.bias_apart", bias.view(1, -1, *[1] * (rank - 2)))
+    del node.input[2:]
     node.output[0] = f"{output}.before_bias"
-    return helper.make_node("Add", [node.output[0], name], [output])
+    return [node, helper.make_node("Add", [node.output[0], name], [output])]

@@ -26,7 +26,13 @@ from ghnqat_sdk.export.onnx_graph import (
 )
 from ghnqat_sdk.export.program import Inputs, require_ranges, to_onnx, with_onnx_quantizers
 from ghnqat_sdk.export.report import Agreement, OnnxReport, Roundings
-from ghnqat_sdk.export.runtime import integer_convolutions, milliseconds, packages, runner
+from ghnqat_sdk.export.runtime import (
+    integer_convolutions,
+    milliseconds,
+    packages,
+    require_opset,
+    runner,
+)
 from ghnqat_sdk.export.storage import pack
 from ghnqat_sdk.files import write_atomically
 from ghnqat_sdk.qat import fix_steps
@@ -80,6 +86,7 @@ def export_onnx(
     layers = require_calibrated_layers(qmodel, "export_onnx")
     target = _checked_path(path)
     opset = _checked_opset(storage, opset)
+    require_opset(opset)
     inputs = _on_cpu(batch)
     expected = _outputs_of(qmodel, next(iter(layers.values())), inputs)
     bare = fix_steps(copy.deepcopy(qmodel)).cpu().eval()
@@ -129,6 +136,7 @@ def _integer_form(
     if storage != "int8":
         pack(graph, _NARROWEST[storage])
     graph.store()
+    graph.model.graph.ClearField("value_info")  # shapes that a runtime finds by itself
     return _Made(graph, twin, edges, roundings, norms - kept, kept, simulated)
 
 

@@ -86,12 +86,12 @@ class Graph:
         self.nodes = kept[::-1]
 
     def store(self) -> None:
-        """Write nodes and constants that are read into the proto, and drop the shapes of values in between."""
+        """Write nodes and constants that are read into the proto."""
         graph = self.model.graph
         read = {name for node in self.nodes for name in node.input} | set(self.outputs)
         nodes = [copy.deepcopy(node) for node in self.nodes]
         constants = [copy.deepcopy(t) for name, t in self.constants.items() if name in read]
-        for field, kept in (("node", nodes), ("initializer", constants), ("value_info", [])):
+        for field, kept in (("node", nodes), ("initializer", constants)):
             graph.ClearField(field)
             getattr(graph, field).extend(kept)
         self.__init__(self.model)  # type: ignore[misc]
@@ -128,7 +128,11 @@ def rename_values(graph: Graph) -> None:
         info.name = names.get(info.name, info.name)
     for part in (graph.model, graph.model.graph, *graph.nodes, *graph.constants.values()):
         part.ClearField("metadata_props")
-    for info in (*graph.model.graph.input, *graph.model.graph.output, *graph.model.graph.value_info):
+    for info in (
+        *graph.model.graph.input,
+        *graph.model.graph.output,
+        *graph.model.graph.value_info,
+    ):
         info.ClearField("metadata_props")
 
 
@@ -194,7 +198,9 @@ def _fold(graph: Graph, layer: Any, norm: Any, stored: list[str]) -> None:
         scale = graph.read(stored[1])
         # A scale is positive: a negative factor turns the levels. Where it is 0, so are all the weights.
         dead = factor.abs() * scale < torch.finfo(torch.float32).tiny
-        graph.write(stored[0], (weight * by_row.sign().to(weight.dtype)).mul_(~dead.view_as(by_row)))
+        graph.write(
+            stored[0], (weight * by_row.sign().to(weight.dtype)).mul_(~dead.view_as(by_row))
+        )
         graph.write(stored[1], torch.where(dead, 1.0, scale * factor.abs()).float())
     else:
         graph.write(stored[0], (weight * by_row).float())
@@ -226,4 +232,5 @@ def float_twin(graph: Graph) -> bytes:
     twin.nodes = [node for node in twin.nodes if node.output[0] not in constant]
     twin.drop_unread()
     twin.store()
+    twin.model.graph.ClearField("value_info")
     return twin.model.SerializeToString()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -150,6 +153,20 @@ def to_onnx(model: nn.Module, inputs: Inputs, opset: int) -> Any:
     ) from errors[-1]
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch says of sizes that it cannot tell beforehand: it finds another way by itself."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    disabled = logger.disabled
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            logger.disabled = True
+            yield
+        finally:
+            logger.disabled = disabled
+
+
 def _two_rows(x: Tensor) -> Tensor:
     """torch.export takes a single row for a constant, and remembers a layout other than the usual."""
     return (x if len(x) > 1 else torch.cat([x, x])).contiguous()
@@ -168,8 +185,7 @@ def _exported(
     shapes: list[dict[int, Any]],
     opset: int,
 ) -> Any:
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             model,
             args,

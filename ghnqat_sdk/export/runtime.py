@@ -35,6 +35,29 @@ def packages() -> tuple[Any, Any]:
     return onnx, onnxruntime
 
 
+def require_opset(opset: int) -> None:
+    """Raise for an opset of ONNX that the installed ONNX Runtime does not know.
+
+    Raises:
+        ArgumentError: the message has the versions.
+    """
+    onnx, runtime = packages()
+    from onnx import TensorProto, helper
+
+    node = helper.make_node("QuantizeLinear", ["x", "scale"], ["levels"])
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in node.input]
+    output = helper.make_tensor_value_info("levels", TensorProto.UINT8, [])
+    graph = helper.make_graph([node], "probe", inputs, [output])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    try:
+        session_of(model)
+    except ExportError as error:
+        raise ArgumentError(
+            f"ONNX Runtime {runtime.__version__} does not know opset {opset}, with which onnx {onnx.__version__} would "
+            f"write the file. Leave opset out, or install a newer onnxruntime."
+        ) from error
+
+
 def session_of(model: Any, *, optimized: Path | None = None, threads: int = 0) -> Any:
     """A session of ONNX Runtime on the CPU; `optimized` is where it writes the graph that it runs.
 
@@ -84,7 +107,9 @@ def integer_convolutions(content: bytes) -> int:
     return sum(kinds[kind] for kind in _INTEGER)
 
 
-def milliseconds(models: Sequence[bytes], inputs: Sequence[Tensor], repeats: int = 5) -> list[float]:
+def milliseconds(
+    models: Sequence[bytes], inputs: Sequence[Tensor], repeats: int = 5
+) -> list[float]:
     """Median time of each model on the inputs, with one thread, the models in turn."""
     sessions = [session_of(content, threads=1) for content in models]
     feeds = [

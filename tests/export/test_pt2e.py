@@ -75,6 +75,27 @@ def test_the_converted_model_gives_the_outputs_of_the_model(bits):
     assert len(steps) == (5 if bits[1] < 32 else 0)
 
 
+def upsampling(*after: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    up = nn.ConvTranspose2d(6, 4, 2, stride=2, groups=2)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), up, *after)
+    to_fake_quantized(model, (4, 8), ClippedRanges())
+    calibrate(model, [IMAGES])
+    return model.eval()
+
+
+def test_a_transposed_convolution_with_groups_is_converted():
+    qmodel = upsampling(nn.ReLU())
+    model = converted(qmodel, pt2e_quantizer(qmodel))
+    with torch.no_grad():
+        assert (model(IMAGES) - qmodel(IMAGES)).abs().median() < 1e-5
+
+
+def test_a_norm_after_a_transposed_convolution_with_groups_is_refused():
+    with pytest.raises(ArgumentError, match=r"fold the batch norm '3' into '2'.+2 groups"):
+        pt2e_quantizer(upsampling(nn.BatchNorm2d(4)))
+
+
 def test_learned_steps_are_taken_over():
     qmodel = quantized((4, 4))
     with torch.no_grad():
