@@ -58,7 +58,7 @@ def quantized(bits) -> nn.Module:
 
 @pytest.fixture
 def no_search(monkeypatch):
-    """Spares the search for torchao's own QAT of convolutions and norms, which takes long and finds none here."""
+    """Spares the search for torchao's own QAT of convolutions and norms, which finds none here."""
     monkeypatch.setattr(qat_utils, "_fold_conv_bn_qat_helper", lambda model, *_, **__: model)
 
 
@@ -76,7 +76,7 @@ def test_a_converted_model_gives_the_outputs_of_the_model_at_other_bits(bits, no
     assert_same_outputs(bits)
 
 
-def assert_same_outputs(bits) -> None:
+def assert_same_outputs(bits):
     qmodel = quantized(bits)
     model = converted(qmodel, pt2e_quantizer(qmodel))
     with torch.no_grad():
@@ -88,6 +88,27 @@ def assert_same_outputs(bits) -> None:
     assert stored == ({torch.uint8} if bits[0] < 32 else set())
     steps = [node for node in model.graph.nodes if "dequantize_per_tensor" in str(node.target)]
     assert len(steps) == (5 if bits[1] < 32 else 0)
+
+
+def upsampling(*after: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    up = nn.ConvTranspose2d(6, 4, 2, stride=2, groups=2)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), up, *after)
+    to_fake_quantized(model, (4, 8), ClippedRanges())
+    calibrate(model, [IMAGES])
+    return model.eval()
+
+
+def test_a_transposed_convolution_with_groups_is_converted(no_search):
+    qmodel = upsampling(nn.ReLU())
+    model = converted(qmodel, pt2e_quantizer(qmodel))
+    with torch.no_grad():
+        assert (model(IMAGES) - qmodel(IMAGES)).abs().median() < 1e-5
+
+
+def test_a_norm_after_a_transposed_convolution_with_groups_is_refused():
+    with pytest.raises(ArgumentError, match=r"fold the batch norm '3' into '2'.+2 groups"):
+        pt2e_quantizer(upsampling(nn.BatchNorm2d(4)))
 
 
 def test_learned_steps_are_taken_over(no_search):

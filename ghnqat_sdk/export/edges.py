@@ -1,0 +1,288 @@
+"""Which values of a graph are 8-bit integers at run time, and the range of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor
+
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.export.observe import Range, observed_ranges
+from ghnqat_sdk.export.onnx_graph import Graph, attributes
+
+LAYERS = {"Conv", "Gemm", "MatMul"}
+ACTIVATIONS = {"Relu", "Clip"}
+MOVES = {
+    "Concat", "DepthToSpace", "Flatten", "Gather", "MaxPool", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze",
+    "Transpose", "Unsqueeze",
+}  # fmt: skip
+"""Operations that compute nothing: what they read and what they give share one range."""
+ARITHMETIC = {"Add", "AveragePool", "GlobalAveragePool", "HardSigmoid", "Mul", "Sigmoid"}
+_UNIT = {"HardSigmoid", "Sigmoid"}
+"""Operations whose outputs lie between 0 and 1, whatever the images."""
+
+_NEARLY = 1 + 1e-6  # a scale in float32 need not give back the end of its range
+
+
+@dataclass
+class Given:
+    """What a graph with layers' quantizers says of them, once they are taken out.
+
+    Attributes:
+        ranges: Value to the ranges with which 8-bit layers read it.
+        layers: Outputs of the layers that compute in integers.
+        coarse: Values that are read with fewer bits than 8.
+    """
+
+    ranges: dict[str, list[Range]] = field(default_factory=dict)
+    layers: set[str] = field(default_factory=set)
+    coarse: set[str] = field(default_factory=set)
+
+
+def take_out_quantizers(graph: Graph) -> Given:
+    """8-bit layers that have an integer form read float values again; what was taken out is returned."""
+    makers, given = graph.makers(), Given()
+    source: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.op_type != "DequantizeLinear" or node.input[0] in graph.constants:
+            continue
+        levels = makers[node.input[0]]
+        if levels.op_type == "QuantizeLinear":
+            scale, zero_point = (graph.read(name).double().item() for name in levels.input[1:3])
+            source[node.output[0]] = levels.input[0]
+            range_ = -zero_point * scale, (255 - zero_point) * scale
+            given.ranges.setdefault(levels.input[0], []).append(range_)
+        else:
+            given.coarse.add(makers[levels.input[0]].input[0])
+    for node in graph.nodes:
+        weight = graph.stored_weight(node, makers) if node.op_type in LAYERS else None
+        if weight is not None and node.input[0] in source:
+            given.layers.add(node.output[0])
+            node.input[0] = source[node.input[0]]
+    graph.drop_unread()
+    return given
+
+
+@dataclass
+class Edges:
+    """Values that become integers.
+
+    Attributes:
+        ranges: Value to range; values of one group have the same.
+        nodes: Outputs of the operations that read and give integers.
+        dropped: Output of an activation to its input: saturation does its work.
+    """
+
+    ranges: dict[str, Range]
+    nodes: set[str]
+    dropped: dict[str, str]
+
+
+def plan_edges(
+    graph: Graph, given: Given, inputs: Sequence[Tensor], float_edges: Sequence[str]
+) -> Edges:
+    """Choose the values that become integers, run the graph on the inputs, and give each value a range.
+
+    Layers say with which range they read a value. Sums, products and the like, which training leaves in float, get
+    the smallest and the largest value on the inputs.
+
+    Raises:
+        ArgumentError: a pattern in `float_edges` that no value has.
+    """
+    _require_known(graph, given, float_edges)
+    integer = _integer_nodes(graph, given, float_edges)
+    edges = _edges_of(graph, integer, given, float_edges)
+    activations = {n.output[0]: n for n in graph.nodes if n.op_type in ACTIVATIONS}
+    before = {n.input[0] for name, n in activations.items() if name in edges}
+    seen = observed_ranges(graph, inputs, sorted(edges | before))
+    groups = _groups(graph, edges, integer)
+    ranges: dict[str, Range] = {}
+    for group in groups:
+        ranges |= dict.fromkeys(group, _range_of(graph, group, given, seen, integer))
+    dropped = _dropped(graph, ranges, activations)
+    for name, node in activations.items():
+        maker = graph.makers().get(node.input[0])
+        made_of_integers = maker is not None and maker.output[0] in integer
+        if name in ranges and name not in dropped and made_of_integers:
+            ranges.setdefault(node.input[0], seen[node.input[0]])
+    return Edges(ranges, integer, dropped)
+
+
+def _require_known(graph: Graph, given: Given, float_edges: Sequence[str]) -> None:
+    if isinstance(float_edges, str):
+        raise ArgumentError(f"float_edges={float_edges!r} is one name. Write [{float_edges!r}].")
+    known = _edges_of(graph, _integer_nodes(graph, given, ()), given, ())
+    order = [*graph.inputs, *graph.makers()]
+    for pattern in float_edges:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise ArgumentError(
+                f"float_edges has {pattern!r}, and no value that runs in integers has such a name. These do: "
+                f"{', '.join(name for name in order if name in known)}."
+            )
+
+
+def _is_kept(name: str, given: Given, float_edges: Sequence[str]) -> bool:
+    """Whether a value stays float."""
+    return name in given.coarse or any(fnmatchcase(name, pattern) for pattern in float_edges)
+
+
+def data_inputs(graph: Graph, node: Any) -> list[str]:
+    """Names of the values that a node computes with: no weights, shapes or indices."""
+    if node.op_type in LAYERS or node.op_type in MOVES - {"Concat"}:
+        return [node.input[0]]
+    return [name for name in node.input if name]
+
+
+def _integer_nodes(graph: Graph, given: Given, float_edges: Sequence[str]) -> set[str]:
+    """Outputs of the layers, and of what lies around them and has an integer form."""
+    floats = _float_values(graph)
+    candidates: dict[str, Any] = {}
+    for node in graph.nodes:
+        output = node.output[0]
+        if output in given.layers:
+            candidates[output] = node
+            continue
+        if node.op_type not in MOVES | ARITHMETIC | ACTIVATIONS:
+            continue
+        values = [*data_inputs(graph, node), *node.output]
+        if node.op_type in ACTIVATIONS:
+            values = [node.input[0], output]
+        plain = all(name in floats and name not in graph.outputs for name in values)
+        if plain and not any(_is_kept(name, given, float_edges) for name in values):
+            candidates[output] = node
+    return _connected(graph, candidates, given.layers)
+
+
+def _connected(graph: Graph, candidates: dict[str, Any], start: set[str]) -> set[str]:
+    """The candidates that layers reach through others."""
+    beside: dict[str, list[str]] = {}
+    for output, node in candidates.items():
+        values = [*data_inputs(graph, node), *node.output]
+        for name in values:
+            beside.setdefault(name, []).append(output)
+    reached, waiting = set(start), list(start)
+    while waiting:
+        node = candidates[waiting.pop()]
+        for name in (*data_inputs(graph, node), *node.output):
+            new = [other for other in beside[name] if other not in reached]
+            reached.update(new)
+            waiting.extend(new)
+    return reached
+
+
+def _float_values(graph: Graph) -> set[str]:
+    """Values that are float tensors and no constants."""
+    proto = graph.model.graph
+    infos = (*proto.input, *proto.output, *proto.value_info)
+    return {each.name for each in infos if each.type.tensor_type.elem_type == 1} - set(
+        graph.constants
+    )
+
+
+def _edges_of(
+    graph: Graph, integer: set[str], given: Given, float_edges: Sequence[str]
+) -> set[str]:
+    """Values that integer operations read or give; the scores of a last linear layer stay float."""
+    edges: set[str] = set()
+    readers = graph.readers()
+    for node in graph.nodes:
+        if node.output[0] not in integer:
+            continue
+        edges.update(
+            data_inputs(graph, node)[:1]
+            if node.op_type in ACTIVATIONS
+            else data_inputs(graph, node)
+        )
+        scores = node.op_type in ("Gemm", "MatMul") and node.output[0] in graph.outputs
+        if not scores:
+            edges.update(node.output)
+    edges = {name for name in edges if not _is_kept(name, given, float_edges)}
+    makers = graph.makers()
+    for name in list(edges):
+        # What only an activation reads is no value of its own: the layer gives the activation's output.
+        after = readers.get(name, [])
+        alone = len(after) == 1 and after[0].op_type in ACTIVATIONS and name not in graph.outputs
+        maker = makers.get(name)
+        if (
+            alone
+            and maker is not None
+            and maker.op_type not in MOVES
+            and after[0].output[0] in edges
+        ):
+            edges.discard(name)
+    return edges
+
+
+def _groups(graph: Graph, edges: set[str], integer: set[str]) -> list[list[str]]:
+    """The values that share one range, because what lies between them computes nothing."""
+    parent = {name: name for name in sorted(edges)}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    for node in graph.nodes:
+        if node.op_type in MOVES and node.output[0] in integer:
+            through: list[str] = [*data_inputs(graph, node), *node.output]
+            first, others = through[0], through[1:]
+            for other in others:
+                parent[root(other)] = root(first)
+    groups: dict[str, list[str]] = {}
+    for name in parent:
+        groups.setdefault(root(name), []).append(name)
+    return list(groups.values())
+
+
+def _range_of(
+    graph: Graph, group: list[str], given: Given, seen: dict[str, Range], integer: set[str]
+) -> Range:
+    """What the readers of a group need, at least 0 and not below what an activation lets through."""
+    makers, readers = graph.makers(), graph.readers()
+    if all(name in makers and makers[name].op_type in _UNIT for name in group):
+        return 0.0, 1.0
+    needed: list[Range] = []
+    for name in group:
+        moves = [n.op_type in MOVES and n.output[0] in integer for n in readers.get(name, [])]
+        if name in given.ranges:
+            needed += given.ranges[name]
+        elif not moves or not all(moves):
+            needed.append(_useful(seen[name], readers.get(name, [])))
+    low, high = min(low for low, _ in needed), max(high for _, high in needed)
+    lowest = min(seen[name][0] for name in group)
+    return (0.0 if lowest >= 0 else min(low, 0.0)), max(high, 0.0)
+
+
+def _useful(range_: Range, readers: list[Any]) -> Range:
+    """The part of a range beyond which hard gates, and products with them, do not change."""
+    gates = [node for node in readers if node.op_type == "HardSigmoid"]
+    if len(gates) != 1:
+        return range_
+    settings = {"alpha": 0.2, "beta": 0.5} | attributes(gates[0])
+    closed, open_ = (
+        -settings["beta"] / settings["alpha"],
+        (1 - settings["beta"]) / settings["alpha"],
+    )
+    products = [node for node in readers if node not in gates]
+    gate = gates[0].output[0]
+    if any(n.op_type != "Mul" or gate not in n.input for n in products):
+        return range_
+    return max(range_[0], closed), range_[1] if products else min(range_[1], open_)
+
+
+def _dropped(graph: Graph, ranges: dict[str, Range], activations: dict[str, Any]) -> dict[str, str]:
+    """Activations that the saturation of their output's range does as well."""
+    dropped = {}
+    for name, node in activations.items():
+        if name not in ranges or node.input[0] in ranges:
+            continue
+        low, high = ranges[name]
+        bounds = [0.0, float("inf")]
+        if node.op_type == "Clip":
+            bounds = [graph.read(end).item() for end in node.input[1:3]]
+        if bounds[0] <= low and high <= bounds[1] * _NEARLY:
+            dropped[name] = node.input[0]
+    return dropped

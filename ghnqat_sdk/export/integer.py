@@ -1,0 +1,233 @@
+"""The form of a graph that ONNX Runtime runs in integers: QDQ around every operation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ghnqat_sdk.export.edges import LAYERS, Edges
+from ghnqat_sdk.export.observe import Range
+from ghnqat_sdk.export.onnx_graph import Graph, attributes
+from ghnqat_sdk.export.report import Roundings
+from ghnqat_sdk.quantization.functional import scale_and_zero_point
+
+_BIAS_LEVELS = 2**30
+"""Largest integer of a bias: sums of products must find room beside it in 32 bits."""
+
+
+def expand(graph: Graph) -> None:
+    """Write operations without an integer form as such that have one: global means, and hard swish as a product."""
+    from onnx import TensorProto, helper
+
+    nodes: list[Any] = []
+    for node in graph.nodes:
+        nodes.append(node)
+        if _is_global_mean(graph, node):
+            nodes[-1] = helper.make_node("GlobalAveragePool", node.input[:1], node.output)
+        elif node.op_type == "HardSwish":
+            gate = f"{node.output[0]}.gate"
+            inputs, output = [node.input[0]], node.output[0]
+            alpha = helper.make_node("HardSigmoid", inputs, [gate], alpha=1 / 6, beta=0.5)
+            nodes[-1:] = [alpha, helper.make_node("Mul", [*inputs, gate], [output])]
+            info = helper.make_tensor_value_info(gate, TensorProto.FLOAT, None)
+            graph.model.graph.value_info.append(info)
+    graph.nodes = nodes
+
+
+def _is_global_mean(graph: Graph, node: Any) -> bool:
+    """Whether a node is the mean over the height and width of images, which it keeps as dimensions of one."""
+    if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in graph.constants:
+        return False
+    axes = sorted(graph.read(node.input[1]).tolist())
+    return axes in ([-2, -1], [2, 3]) and attributes(node).get("keepdims", 1) == 1
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Names of the scale and zero point of a value, and the scale itself."""
+
+    scale: str
+    zero_point: str
+    number: float
+
+
+def quantize_edges(graph: Graph, edges: Edges) -> dict[str, Affine]:
+    """Put QuantizeLinear and DequantizeLinear after whatever makes an edge; activations that these replace go."""
+    affines = _affines(graph, edges.ranges)
+    source = {before: after for after, before in edges.dropped.items()}
+    nodes: list[Any] = []
+    for name in graph.inputs:
+        if name in affines:
+            nodes += _pair(name, f"{name}.quantized", affines[name])
+    taken = {name: f"{name}.quantized" for name in graph.inputs if name in affines}
+    for node in graph.nodes:
+        if node.output[0] in edges.dropped:
+            continue
+        for place, name in enumerate(node.input):
+            node.input[place] = taken.get(name, name)
+        if node.op_type == "HardSigmoid" and node.output[0] in edges.nodes:
+            nodes += _hard_gate(graph, node)
+            continue
+        nodes.append(node)
+        for place, made in enumerate(node.output):
+            name = source.get(made, made)
+            if name in affines:
+                node.output[place] = f"{name}.float"
+                nodes += _pair(node.output[place], name, affines[name])
+    graph.nodes = nodes
+    return affines
+
+
+def _affines(graph: Graph, ranges: dict[str, Range]) -> dict[str, Affine]:
+    """Constants for the ranges; equal ones are shared."""
+    known: dict[Range, Affine] = {}
+    for range_ in ranges.values():
+        if range_ in known:
+            continue
+        scale, zero_point = scale_and_zero_point(*range_, 8)
+        number = len(known)
+        known[range_] = Affine(
+            graph.write(f"scale_{number}", scale),
+            _zero_point(graph, int(zero_point)),
+            scale.item(),
+        )
+    return {name: known[range_] for name, range_ in ranges.items()}
+
+
+def _zero_point(graph: Graph, value: int) -> str:
+    return graph.write(f"zero_point_{value}", torch.tensor(value, dtype=torch.uint8))
+
+
+def _pair(source: str, target: str, affine: Affine) -> list[Any]:
+    """The nodes that put `source` on levels and back, as `target`."""
+    from onnx import helper
+
+    levels, numbers = f"{target}.levels", [affine.scale, affine.zero_point]
+    return [
+        helper.make_node("QuantizeLinear", [source, *numbers], [levels]),
+        helper.make_node("DequantizeLinear", [levels, *numbers], [target]),
+    ]
+
+
+def _hard_gate(graph: Graph, node: Any) -> list[Any]:
+    """max(0, min(1, α x + β)) as x + β / α on the levels of 0 … 1 / α, whose ends clip it, read as 0 … 1."""
+    from onnx import helper
+
+    settings = {"alpha": 0.2, "beta": 0.5} | attributes(node)
+    alpha, shift = settings["alpha"], settings["beta"] / settings["alpha"]
+    zero, top, output = _zero_point(graph, 0), _zero_point(graph, 255), node.output[0]
+    step = graph.write(f"gate_step_{alpha:.6g}", torch.tensor(1 / alpha / 255))
+    shift_step = graph.write(f"gate_shift_{shift:.6g}", torch.tensor(shift / 255))
+    unit = graph.write("gate_unit", torch.tensor(1 / 255))
+    parts = [f"{output}.{part}" for part in ("shift", "sum", "levels")]
+    return [
+        helper.make_node("DequantizeLinear", [top, shift_step, zero], [parts[0]]),
+        helper.make_node("Add", [node.input[0], parts[0]], [parts[1]]),
+        helper.make_node("QuantizeLinear", [parts[1], step, zero], [parts[2]]),
+        helper.make_node("DequantizeLinear", [parts[2], unit, zero], [output]),
+    ]
+
+
+def finish_layers(graph: Graph) -> tuple[Roundings, int]:
+    """Weights as signed bytes, and biases as 32-bit integers in layers that compute in integers, apart in others.
+
+    Returns:
+        What the weights' roundings cost, and how many layers are left to be simulated.
+    """
+    makers, roundings, nodes = graph.makers(), Roundings(), []
+    finished: set[str] = set()
+    simulated = 0
+    for node in graph.nodes:
+        weight = graph.stored_weight(node, makers)
+        if weight is None:
+            apart = _is_quantized_once(graph, node, makers)
+            nodes += _with_bias_apart(graph, node) if apart else [node]
+            continue
+        step = _step_of_input(graph, node, makers)
+        bias = node.input[2] if len(node.input) > 2 and node.input[2] in graph.constants else None
+        if weight.output[0] not in finished:
+            room = (
+                graph.read(bias).abs() / (step * _BIAS_LEVELS) if bias and step else torch.zeros(())
+            )
+            _signed_bytes(graph, weight, room, roundings)
+            finished.add(weight.output[0])
+        if step is None:
+            simulated += 1
+            nodes += _with_bias_apart(graph, node) if bias and node.op_type in LAYERS else [node]
+        else:
+            nodes += _with_integer_bias(graph, node, weight, step) if bias else [node]
+    graph.nodes = nodes
+    return roundings, simulated
+
+
+def _is_quantized_once(graph: Graph, node: Any, makers: dict[str, Any]) -> bool:
+    """Whether a layer's input is on levels, and its weight is float: a runtime may put the weight on levels as well."""
+    if node.op_type not in ("Conv", "Gemm") or node.input[1] not in graph.constants:
+        return False
+    reads = makers.get(node.input[0])
+    return reads is not None and reads.op_type == "DequantizeLinear"
+
+
+def _step_of_input(graph: Graph, node: Any, makers: dict[str, Any]) -> float | None:
+    """The scale of the levels that a layer reads, if it computes in integers."""
+    reads = makers.get(node.input[0])
+    if node.op_type not in LAYERS or reads is None or reads.op_type != "DequantizeLinear":
+        return None
+    levels = makers.get(reads.input[0])
+    if levels is None or levels.op_type != "QuantizeLinear":
+        return None
+    return graph.read(reads.input[1]).item()
+
+
+def _with_integer_bias(graph: Graph, node: Any, weight: Any, step: float) -> list[Any]:
+    """A layer whose bias is in multiples of (scale of the input) · (scale of the weight)."""
+    from onnx import helper
+
+    bias = node.input[2]
+    scale = graph.read(weight.input[1]).double() * step
+    levels = (graph.read(bias).double() / scale).round().to(torch.int32)
+    stored = [
+        graph.write(f"{bias}.levels", levels),
+        graph.write(f"{bias}.scale", scale.float()),
+    ]
+    node.input[2] = f"{bias}.dequantized"
+    return [helper.make_node("DequantizeLinear", stored, [node.input[2]], axis=0), node]
+
+
+def _signed_bytes(graph: Graph, weight: Any, room: Tensor, roundings: Roundings) -> None:
+    """Levels of a stored weight in -127 … 127, with scales of at least `room`, a number for each row or for all."""
+    levels, scale = graph.read(weight.input[0]), graph.read(weight.input[1])
+    rows = levels.flatten(1).double()
+    top = rows.abs().amax(1)
+    # Levels that fit stay what they are; other rows get the coarsest step that their largest level needs.
+    factor = torch.maximum((top / 127).clamp(min=1.0), (room / scale).double())
+    rounded = (rows / factor[:, None]).round()
+    error = (rounded * factor[:, None] - rows).abs().amax(1) / top.clamp(min=1)
+    roundings.channels += len(rows)
+    roundings.rounded += int((error > 0).sum())
+    roundings.largest = max(roundings.largest, error.max().item())
+    graph.write(weight.input[0], rounded.view_as(levels).to(torch.int8))
+    graph.write(weight.input[1], (scale * factor).float())
+    if len(weight.input) < 3:
+        zeros = torch.zeros(len(rows), dtype=torch.int8)
+        weight.input.append(graph.write(f"{weight.output[0]}.zero_point", zeros))
+
+
+def _with_bias_apart(graph: Graph, node: Any) -> list[Any]:
+    """A simulated layer, and its bias as an Add, in float.
+
+    A runtime that computes in integers rounds a bias to multiples of (scale of the input) · (scale of the weight),
+    which is coarse at few bits. Where an Add lies between a layer and the next levels, it does not.
+    """
+    from onnx import helper
+
+    output = node.output[0]
+    bias = graph.read(node.input[2]) if len(node.input) > 2 else torch.zeros(1)
+    rank = 2 if node.op_type == "Gemm" else len(attributes(node)["kernel_shape"]) + 2
+    name = graph.write(f"{output}.bias_apart", bias.view(1, -1, *[1] * (rank - 2)))
+    del node.input[2:]
+    node.output[0] = f"{output}.before_bias"
+    return [node, helper.make_node("Add", [node.output[0], name], [output])]

@@ -1,0 +1,200 @@
+"""A fake-quantized model as an ONNX graph: torch's exporter, with the quantizers in ONNX's own operators."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghnqat_sdk.bits import FLOAT_BITS
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.quantization.functional import scale_and_zero_point
+from ghnqat_sdk.quantization.layers import fake_quantized_layers, fixed_input_range
+from ghnqat_sdk.quantization.quantizers import FakeQuantizer
+
+Inputs = dict[str, Tensor] | tuple[Tensor, ...]
+"""Keyword arguments or positional ones."""
+
+_DYNAMIC = ((0, 2, 3), (0,), ())
+"""Dimensions of an image that may vary, tried in this order: batch, height and width."""
+
+
+class _QuantizedInput(nn.Module):
+    """A fake-quantized input."""
+
+    bits = FLOAT_BITS  # as its layer sees it: nothing left to do
+
+    def __init__(self, low: float, high: float, bits: int) -> None:
+        super().__init__()
+        self.clips = bits < 8
+        scale, zero_point = scale_and_zero_point(low, high, bits)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point.to(torch.uint8))
+        self.register_buffer("lowest", torch.tensor(0, dtype=torch.uint8))
+        self.register_buffer("highest", torch.tensor(2**bits - 1, dtype=torch.uint8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        affine = (self.scale, self.zero_point)
+        levels = _onnx("QuantizeLinear", (x, *affine), torch.uint8, x.shape)
+        if self.clips:
+            ends = (self.lowest, self.highest)
+            levels = _onnx("Clip", (levels, *ends), torch.uint8, x.shape)
+        return _onnx("DequantizeLinear", (levels, *affine), torch.float32, x.shape)
+
+
+class _StoredWeight(nn.Module):
+    """A weight as integers counted from its zero point, with a scale for each entry of its first dimension."""
+
+    bits = FLOAT_BITS
+
+    def __init__(self, weight: Tensor, quantizer: FakeQuantizer) -> None:
+        super().__init__()
+        low, high = quantizer.range_of(weight)
+        scale, zero_point = scale_and_zero_point(low, high, quantizer.bits)
+        levels = torch.round(weight.detach().float() * (1.0 / scale))
+        levels = levels.clamp(-zero_point, 2**quantizer.bits - 1 - zero_point)
+        self.register_buffer("levels", levels.to(torch.int16))
+        self.register_buffer("scale", scale.repeat(len(weight)))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        stored = (self.levels, self.scale)
+        return _onnx("DequantizeLinear", stored, torch.float32, weight.shape, {"axis": 0})
+
+
+class _Unreached(nn.Module):
+    """Stands for the quantizer of a layer that no image reached while calibrating."""
+
+    bits = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.reached = True
+        return x
+
+
+def _onnx(
+    op: str,
+    inputs: tuple[Any, ...],
+    dtype: torch.dtype,
+    shape: torch.Size,
+    attributes: dict[str, Any] | None = None,
+) -> Tensor:
+    return torch.onnx.ops.symbolic(op, inputs, attributes, dtype=dtype, shape=shape)
+
+
+def require_ranges(bare: nn.Module, inputs: Inputs) -> None:
+    """Raise where an evaluation on the inputs reaches a layer without a range; changes `bare`.
+
+    Raises:
+        ArgumentError: the message names the layer.
+    """
+    layers = fake_quantized_layers(bare)
+    missing: dict[str, _Unreached] = {}
+    reasons: dict[str, ArgumentError] = {}
+    for name, layer in layers.items():
+        try:
+            if layer.input_quantizer.bits != FLOAT_BITS:
+                fixed_input_range(name, layer)
+        except ArgumentError as error:
+            reasons[name] = error
+            layer.input_quantizer = missing[name] = _Unreached()
+    if not missing:
+        return
+    with torch.no_grad():
+        bare(**inputs) if isinstance(inputs, dict) else bare(*inputs)
+    for name, stand_in in missing.items():
+        if stand_in.reached:
+            raise reasons[name]
+
+
+def with_onnx_quantizers(bare: nn.Module) -> nn.Module:
+    """The quantizers replaced, in place."""
+    for name, layer in fake_quantized_layers(bare).items():
+        if layer.weight_quantizer.bits != FLOAT_BITS:
+            layer.weight_quantizer = _StoredWeight(layer.weight, layer.weight_quantizer)
+        if isinstance(layer.input_quantizer, _Unreached):
+            continue
+        if layer.input_quantizer.bits != FLOAT_BITS:
+            low, high = fixed_input_range(name, layer)
+            layer.input_quantizer = _QuantizedInput(low, high, layer.input_quantizer.bits)
+    return bare
+
+
+def to_onnx(model: nn.Module, inputs: Inputs, opset: int) -> Any:
+    """A ModelProto for any batch size, and for any height and width where the model takes them.
+
+    Raises:
+        ArgumentError: torch cannot export the model.
+    """
+    args: tuple[Tensor, ...] = ()
+    kwargs: dict[str, Tensor] = {}
+    if isinstance(inputs, dict):
+        kwargs = {name: _two_rows(x) for name, x in inputs.items()}
+    else:
+        args = tuple(_two_rows(x) for x in inputs)
+    errors: list[Exception] = []
+    for dimensions in _DYNAMIC:
+        shapes = [_varying(x, dimensions) for x in (*args, *kwargs.values())]
+        try:
+            return _exported(model, args, kwargs, shapes, opset)
+        except Exception as error:  # whatever the exporter meets in the user's model
+            errors.append(error)
+    cause = errors[-1].__cause__ or errors[-1]
+    reason = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
+    raise ArgumentError(
+        f"torch.export, and so torch.onnx, cannot take this {type(model).__name__}: {reason}. See to it that "
+        f"torch.export.export(qmodel, (images,)) works."
+    ) from errors[-1]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch says of sizes that it cannot tell beforehand: it finds another way by itself."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    disabled = logger.disabled
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            logger.disabled = True
+            yield
+        finally:
+            logger.disabled = disabled
+
+
+def _two_rows(x: Tensor) -> Tensor:
+    """torch.export takes a single row for a constant, and remembers a layout other than the usual."""
+    return (x if len(x) > 1 else torch.cat([x, x])).contiguous()
+
+
+def _varying(x: Tensor, dimensions: tuple[int, ...]) -> dict[int, Any]:
+    """What torch.export is told of one input; only images have a height and a width."""
+    mine = dimensions if x.ndim == 4 else dimensions[:1]
+    return dict.fromkeys(mine, torch.export.Dim.AUTO)
+
+
+def _exported(
+    model: nn.Module,
+    args: tuple[Tensor, ...],
+    kwargs: dict[str, Tensor],
+    shapes: list[dict[int, Any]],
+    opset: int,
+) -> Any:
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            model,
+            args,
+            kwargs=kwargs,
+            dynamo=True,
+            opset_version=opset,
+            verbose=False,
+            dynamic_shapes=tuple(shapes) if args else dict(zip(kwargs, shapes, strict=True)),
+        )
+    return program.model_proto  # type: ignore[union-attr]

@@ -1,0 +1,126 @@
+"""What ONNX Runtime makes of a model: its outputs, the kernels it chooses, the time it takes."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ghnqat_sdk.errors import ArgumentError, ExportError
+
+_INTEGER = {"QLinearConv", "ConvInteger"}
+
+
+def packages() -> tuple[Any, Any]:
+    """The modules onnx and onnxruntime.
+
+    Raises:
+        ArgumentError: they are not installed.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch.onnx needs it
+    except ImportError as error:
+        raise ArgumentError(
+            'ONNX is not installed. Write pip install "ghnqat-sdk[onnx]".'
+        ) from error
+    return onnx, onnxruntime
+
+
+def require_opset(opset: int) -> None:
+    """Raise for an opset of ONNX that the installed ONNX Runtime does not know.
+
+    Raises:
+        ArgumentError: the message has the versions.
+    """
+    onnx, runtime = packages()
+    from onnx import TensorProto, helper
+
+    node = helper.make_node("QuantizeLinear", ["x", "scale"], ["levels"])
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in node.input]
+    output = helper.make_tensor_value_info("levels", TensorProto.UINT8, [])
+    graph = helper.make_graph([node], "probe", inputs, [output])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    try:
+        session_of(model)
+    except ExportError as error:
+        raise ArgumentError(
+            f"ONNX Runtime {runtime.__version__} does not know opset {opset}, with which onnx {onnx.__version__} would "
+            f"write the file. Leave opset out, or install a newer onnxruntime."
+        ) from error
+
+
+def session_of(model: Any, *, optimized: Path | None = None, threads: int = 0) -> Any:
+    """A session of ONNX Runtime on the CPU; `optimized` is where it writes the graph that it runs.
+
+    Raises:
+        ExportError: ONNX Runtime does not take the model.
+    """
+    _, runtime = packages()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    content = model if isinstance(model, bytes) else model.SerializeToString()
+    try:
+        return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ExportError(f"ONNX Runtime refused the exported model: {error}") from error
+
+
+def runner(model: Any) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """A ModelProto, or its bytes, as a function; floating-point outputs are float32.
+
+    Raises:
+        ExportError: ONNX Runtime does not take the model, or later the inputs.
+    """
+    session = session_of(model)
+    names = [each.name for each in session.get_inputs()]
+
+    def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+        feeds = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+        try:
+            outputs = session.run(None, feeds)
+        except Exception as error:
+            raise ExportError(f"ONNX Runtime cannot run the exported model: {error}") from error
+        return [torch.as_tensor(output).float() for output in outputs]
+
+    return run
+
+
+def integer_convolutions(content: bytes) -> int:
+    """How many convolutions ONNX Runtime runs in integers, read from the graph that it optimizes."""
+    onnx, _ = packages()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        session_of(content, optimized=path)
+        kinds = Counter(node.op_type for node in onnx.load(path).graph.node)
+    return sum(kinds[kind] for kind in _INTEGER)
+
+
+def milliseconds(
+    models: Sequence[bytes], inputs: Sequence[Tensor], repeats: int = 5
+) -> list[float]:
+    """Median time of each model on the inputs, with one thread, the models in turn."""
+    sessions = [session_of(content, threads=1) for content in models]
+    feeds = [
+        {each.name: x.numpy() for each, x in zip(s.get_inputs(), inputs, strict=True)}
+        for s in sessions
+    ]
+    times: list[list[float]] = [[] for _ in sessions]
+    for turn in range(repeats + 1):
+        for session, feed, mine in zip(sessions, feeds, times, strict=True):
+            start = time.perf_counter()
+            session.run(None, feed)
+            if turn:  # the first run allocates
+                mine.append(1000 * (time.perf_counter() - start))
+    return [statistics.median(mine) for mine in times]
