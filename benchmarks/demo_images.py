@@ -1,4 +1,5 @@
-"""Write the images of `ghnqat demo` into the package: the first 20 of each split and class of the tests' images.
+"""Write the images of `ghnqat demo` into the package: the first 20 of each split and class of the
+tests' images.
 
     python benchmarks/demo_images.py
 

@@ -1,4 +1,5 @@
-"""Exported networks beside ONNX Runtime's own static quantizer: prints the tables of docs/export.md.
+"""Exported networks beside ONNX Runtime's own static quantizer: prints the tables of
+docs/export.md.
 
 python benchmarks/onnx_export.py --data data/cifar10
 """
@@ -128,10 +129,14 @@ def measure(name: str, bits: tuple[int, int], images: Images, turns: int) -> str
     ]
     right = [(chosen == images.labels).float().mean().item() for chosen in (expected, ours)]
     return (
-        f"| {name} | W{bits[0]}/A{bits[1]} | {report.integer_convolutions} of {report.convolutions} "
-        f"| {integer_convolutions(files[2])} | {times[0]:.2f} | {times[0] / times[1]:.2f} | {times[0] / times[2]:.2f} "
-        f"| {times[2] / times[1]:.2f} | {report.size / report.float_size:.3f} | {packed / report.float_size:.3f} "
-        f"| {100 * (ours == expected).float().mean():.1f} | {100 * right[0]:.1f} | {100 * right[1]:.1f} |"
+        f"| {name} | W{bits[0]}/A{bits[1]} | {report.integer_convolutions} of "
+        f"{report.convolutions} "
+        f"| {integer_convolutions(files[2])} | {times[0]:.2f} | {times[0] / times[1]:.2f} | "
+        f"{times[0] / times[2]:.2f} "
+        f"| {times[2] / times[1]:.2f} | {report.size / report.float_size:.3f} | "
+        f"{packed / report.float_size:.3f} "
+        f"| {100 * (ours == expected).float().mean():.1f} | {100 * right[0]:.1f} | "
+        f"{100 * right[1]:.1f} |"
     )
 
 
@@ -148,7 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.simplefilter("ignore")
     images = Images.load(options.data, options.size)
     print(
-        "| network | bits | in integers | own | float, ms | times as fast | own | ours to own | int8 | int4 "
+        "| network | bits | in integers | own | float, ms | times as fast | own | ours to own | "
+        "int8 | int4 "
         "| same class, % | top-1, torch | top-1 |"
     )
     print("|" + " --- |" * 13)

@@ -1,16 +1,18 @@
-"""Data with other classes than the hypernetwork's: starts of QAT compared, before training and after some of it.
+"""Data with other classes than the hypernetwork's: starts of QAT compared, before training and
+after some of it.
 
     python benchmarks/own_classes.py --data data/cifar10 --epochs 0
-    python benchmarks/own_classes.py --data data/cifar10 --networks small_cnn --epochs 1 5 --minutes 60
-    python benchmarks/own_classes.py --data data/cifar10 --minutes 0
+    python benchmarks/own_classes.py --data data/cifar10 --networks small_cnn --epochs 1 5 --minutes
+    60 python benchmarks/own_classes.py --data data/cifar10 --minutes 0
 
-CIFAR-10's images in five classes (pairs of its own) and in two (vehicles, animals), and scikit-learn's digits, if it
-is installed. Starts: He's, predicted parameters, and predicted ones with a classifier by `fit_head`. All train alike:
-4,000 training images, SGD with momentum 0.9 and weight decay 5e-4 at a constant learning rate, batches of 64 that are
-flipped and shifted (digits are not). The rate is the best of three on validation images, for each start and mark.
-A model is measured after it was calibrated on 512 training images. Lines go to
-benchmarks/results/own_classes.jsonl as they come, nothing is measured twice, and the last command only writes the
-table to benchmarks/results/own_classes.json.
+CIFAR-10's images in five classes (pairs of its own) and in two (vehicles, animals), and
+scikit-learn's digits, if it is installed. Starts: He's, predicted parameters, and predicted ones
+with a classifier by `fit_head`. All train alike: 4,000 training images, SGD with momentum 0.9 and
+weight decay 5e-4 at a constant learning rate, batches of 64 that are flipped and shifted (digits
+are not). The rate is the best of three on validation images, for each start and mark. A model is
+measured after it was calibrated on 512 training images. Lines go to
+benchmarks/results/own_classes.jsonl as they come, nothing is measured twice, and the last command
+only writes the table to benchmarks/results/own_classes.json.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ class Images(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One start of one network on one data set, trained at one rate up to the mark of that index."""
+    """One start of one network on one data set, trained at one rate up to the mark of that
+    index."""
 
     data: str
     network: str
@@ -228,7 +231,8 @@ def tasks_of(options: argparse.Namespace, known: Sequence[dict[str, Any]]) -> It
 
 
 def best_rate(known: Iterable[dict[str, Any]], key: tuple[str, ...]) -> float | None:
-    """Of the runs to the first mark, the one with the best validation accuracy; None before all were made."""
+    """Of the runs to the first mark, the one with the best validation accuracy; None before all
+    were made."""
     runs = [line for line in known if key_of(line)[:5] == (*key, 1)]
     if {line["rate"] for line in runs} < set(RATES):
         return None
@@ -240,7 +244,8 @@ def key_of(line: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def rows(lines: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str, str], list[float | None]]:
-    """(data, network, bits, start) to test accuracy at each mark, of the run that is best on validation images."""
+    """(data, network, bits, start) to test accuracy at each mark, of the run that is best on
+    validation images."""
     found: dict[tuple[str, str, str, str], list[float | None]] = {}
     for line in sorted(lines, key=lambda line: line["val"]):
         key = line["data"], line["network"], line["bits"], line["start"]

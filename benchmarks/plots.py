@@ -50,7 +50,8 @@ def common(curves: Curves, bits: str, mark: int) -> set[str]:
 
 
 def groups(curves: Curves, bits: str) -> list[set[str]]:
-    """Networks of a line: all of them, and those of the longest runs; each has the same at every step."""
+    """Networks of a line: all of them, and those of the longest runs; each has the same at every
+    step."""
     sets = [nets for mark in MARKS if len(nets := common(curves, bits, mark)) >= FEWEST]
     if not sets:
         return []

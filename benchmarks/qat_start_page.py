@@ -28,7 +28,8 @@ python benchmarks/qat_initialization.py --data data/cifar10 --steps 100
 
 
 def table(curves: Curves, bits: str) -> str:
-    """Means over the networks that have both a predicted and a He start, and how often the former is ahead."""
+    """Means over the networks that have both a predicted and a He start, and how often the former
+    is ahead."""
     columns = {mark: nets for mark in TABLE_MARKS if (nets := curves.common(mark, bits))}
     names = [bits, *(f"{mark:,} steps" for mark in columns)]
     lines = [head(names, texts=len(names))]
@@ -46,7 +47,8 @@ def table(curves: Curves, bits: str) -> str:
 
 
 def changes_table(curves: Curves) -> str:
-    """The predicted start and its changes: validation accuracy before the first step, and after the last."""
+    """The predicted start and its changes: validation accuracy before the first step, and after the
+    last."""
     columns = [f"{bits}, {steps} steps" for bits in BITS for steps in (0, TUNING_STEPS[0])]
     lines = [head(["start", *columns], texts=1 + len(columns))]
     for start, name in {"predicted": "predicted", **CHANGES}.items():

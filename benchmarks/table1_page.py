@@ -1,4 +1,5 @@
-"""Table 1 of the paper with our rows, and the part of docs/results.md, as functions of the figures."""
+"""Table 1 of the paper with our rows, and the part of docs/results.md, as functions of the
+figures."""
 
 from __future__ import annotations
 
@@ -95,7 +96,8 @@ def cell(figures: dict[str, Any] | None, graphs: int) -> str:
 
 
 def table(summary: dict[str, Any], protocol: str, kind: str) -> str:
-    """Rows of one protocol, by bit-width; the paper's stand beside ours where its protocol is used."""
+    """Rows of one protocol, by bit-width; the paper's stand beside ours where its protocol is
+    used."""
     setting = summary["setting"]
     graphs, fewer = setting["graphs"], setting["fewer_images"]
     columns = ["bits", KINDS[kind], *SPLITS.values()]

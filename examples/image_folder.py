@@ -1,11 +1,13 @@
-"""From a folder of your images to a quantized network in ONNX: predict, fit the head, train shortly, export.
+"""From a folder of your images to a quantized network in ONNX: predict, fit the head, train
+shortly, export.
 
     python examples/image_folder.py
-    python examples/image_folder.py --data my-images --model mobilenet_v2 --size 96 --output my-model.onnx --plot my.png
+    python examples/image_folder.py --data my-images --model mobilenet_v2 --size 96 --output
+    my-model.onnx --plot my.png
 
-The folder holds train/<class>/*.jpg and test/<class>/*.jpg, of any number of classes. The first command uses the 180
-training images of the tests, which show how it works and are too few to train on. --output needs
-`pip install "ghnqat-sdk[onnx]"`, --plot `pip install "ghnqat-sdk[plot]"`.
+The folder holds train/<class>/*.jpg and test/<class>/*.jpg, of any number of classes. The first
+command uses the 180 training images of the tests, which show how it works and are too few to train
+on. --output needs `pip install "ghnqat-sdk[onnx]"`, --plot `pip install "ghnqat-sdk[plot]"`.
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def finetune(qmodel: nn.Module, train: ImageSet, steps: int, batch: int, rate: float) -> None:
-    """SGD with a cosine schedule, on images flipped and shifted by up to an eighth of their side."""
+    """SGD with a cosine schedule, on images flipped and shifted by up to an eighth of their
+    side."""
     optimizer = torch.optim.SGD(qmodel.parameters(), rate, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(0)

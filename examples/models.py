@@ -1,4 +1,5 @@
-"""Two CNNs for 32 × 32 images as a user would write them, and the small data set that ships with the tests."""
+"""Two CNNs for 32 × 32 images as a user would write them, and the small data set that ships with
+the tests."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""Quantization-aware training from predicted parameters: predict, calibrate, train, calibrate again, evaluate.
+"""Quantization-aware training from predicted parameters: predict, calibrate, train, calibrate
+again, evaluate.
 
     python examples/qat_finetune.py
     python examples/qat_finetune.py --data data/cifar10 --steps 2000 --batch 128
 
-The first command uses the 200 training images of the tests, which show how the loop works and not how well; the second
-one wants CIFAR-10, see `ghnqat-train download`.
+The first command uses the 200 training images of the tests, which show how the loop works and not
+how well; the second one wants CIFAR-10, see `ghnqat-train download`.
 """
 
 from __future__ import annotations
@@ -59,10 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         optimizer.step()
         schedule.step()
 
-    # Training moves the weights, and with them the batch-norm statistics and the ranges of the activations.
+    # Training moves the weights, and with them the batch-norm statistics and the ranges of the
+    # activations.
     calibrate(qmodel, calibration)
     print(
-        f"after {options.steps} steps: {accuracy(qmodel, test):.1f} % (training loss {loss.item():.2f})"
+        f"after {options.steps} steps: {accuracy(qmodel, test):.1f} % (training loss "
+        f"{loss.item():.2f})"
     )
 
 

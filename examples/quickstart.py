@@ -1,8 +1,10 @@
-"""Predict W4/A4 parameters for two CNNs that the hypernetwork has never seen, and classify images with them.
+"""Predict W4/A4 parameters for two CNNs that the hypernetwork has never seen, and classify images
+with them.
 
     python examples/quickstart.py
 
-No training takes place. Both starts, predicted and random, are fake-quantized and calibrated in the same way.
+No training takes place. Both starts, predicted and random, are fake-quantized and calibrated in the
+same way.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     hypernetwork = load_pretrained()
 
     print(
-        f"Test accuracy at W{bits[0]}/A{bits[1]} on {len(test)} CIFAR-10 (JPEG) images, without any training:\n"
+        f"Test accuracy at W{bits[0]}/A{bits[1]} on {len(test)} CIFAR-10 (JPEG) images, without "
+        "any training:\n"
     )
     print(
         f"{'network':18}{'values':>10}{'prediction':>13}{'predicted start':>18}{'random start':>15}"

@@ -1,4 +1,5 @@
-"""Predict the parameters of torchvision's classifiers and say how many were predicted, and how fast.
+"""Predict the parameters of torchvision's classifiers and say how many were predicted, and how
+fast.
 
 python examples/torchvision_models.py
 python examples/torchvision_models.py resnet50 densenet121 vit_b_16

@@ -8,7 +8,8 @@
 >>> len(gq.prediction_report(qmodel).predicted)
 4
 
-`ghnqat_sdk.qat` holds what a training loop calls, `ghnqat_sdk.export` what writes for other runtimes.
+`ghnqat_sdk.qat` holds what a training loop calls, `ghnqat_sdk.export` what writes for other
+runtimes.
 """
 
 from __future__ import annotations
@@ -116,7 +117,8 @@ _SUBMODULES = ("export", "qat")
 if not TYPE_CHECKING:  # to a type checker, a name that is misspelt is an error
 
     def __getattr__(name: str) -> Any:
-        """Public names are imported when first used: importing the package costs next to nothing."""
+        """Public names are imported when first used: importing the package costs next to
+        nothing."""
         if name in _SUBMODULES:
             return importlib.import_module(f"ghnqat_sdk.{name}")
         if name not in _HOMES:

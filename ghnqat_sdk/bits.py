@@ -39,7 +39,8 @@ def parse_bits(bits: Any) -> Bits:
     valid = isinstance(bits, (tuple, list)) and len(bits) == 2
     if not valid or not all(_is_width(width) for width in bits):
         raise ArgumentError(
-            f"bits={bits!r} is not a (weight, activation) pair of bit-widths. Each is a whole number from 2 to 8, or "
+            f"bits={bits!r} is not a (weight, activation) pair of bit-widths. Each is a whole "
+            "number from 2 to 8, or "
             f"32 for float. Write, for example, bits=(4, 4) or bits=(2, 32)."
         )
     return Bits(int(bits[0]), int(bits[1]))
@@ -56,7 +57,8 @@ def parse_bits_text(text: str) -> Bits:
         return parse_bits(tuple(int(part) for part in text.split(",")))
     except ValueError as error:
         raise ArgumentError(
-            f"--bits {text!r} is not WEIGHT,ACTIVATION with each from 2 to 8, or 32 for float. Write, for example, "
+            f"--bits {text!r} is not WEIGHT,ACTIVATION with each from 2 to 8, or 32 for float. "
+            "Write, for example, "
             f"--bits 4,4"
         ) from error
 
@@ -65,13 +67,13 @@ def resolve_bits(bits: Any, layers: Collection[str]) -> dict[str, Bits]:
     """The (weight, activation) pair of each of `layers`.
 
     Args:
-        bits: One pair for all, or a mapping from patterns of layer names (`fnmatch`: *, ?, [abc]) to pairs, of which
-            the first that matches a layer is its own.
+        bits: One pair for all, or a mapping from patterns of layer names (`fnmatch`: *, ?, [abc])
+            to pairs, of which the first that matches a layer is its own.
         layers: Names of the convolutions and linear layers.
 
     Raises:
-        ArgumentError: a pair that is none, a pattern that no layer has or that others leave none, or a
-            layer that no pattern matches.
+        ArgumentError: a pair that is none, a pattern that no layer has or that others leave none,
+            or a layer that no pattern matches.
 
     Examples:
         >>> resolve_bits({"stem": (8, 8), "*": (2, 2)}, ["stem", "body.0"])["body.0"]
@@ -97,6 +99,7 @@ def resolve_bits(bits: Any, layers: Collection[str]) -> dict[str, Bits]:
         resolved |= dict.fromkeys(new, pair)
     if missing := [name for name in layers if name not in resolved]:
         raise ArgumentError(
-            f"bits has no entry for {', '.join(missing)}. Add one for all others, as the last: '*': (4, 4)."
+            f"bits has no entry for {', '.join(missing)}. Add one for all others, as the last: "
+            "'*': (4, 4)."
         )
     return {name: resolved[name] for name in layers}

@@ -94,12 +94,14 @@ class Call:
         return self.map(meta_like)
 
     def with_numbers(self) -> Call:
-        """The same shapes and types on the CPU: normal floating-point numbers (seed 0), others 0."""
+        """The same shapes and types on the CPU: normal floating-point numbers (seed 0), others
+        0."""
         return self.map(_numbers_like)
 
     @property
     def listed(self) -> int:
-        """How many images come as a list of tensors (C, H, W), as detectors take them; 0 if none do.
+        """How many images come as a list of tensors (C, H, W), as detectors take them; 0 if none
+        do.
 
         Such a call can be neither cut nor joined with another.
         """

@@ -25,7 +25,8 @@ _ATOMS = frozenset(
 """Types whose values are never changed, and so need no copy."""
 
 _COMPILED = "_compiled_call_impl"
-"""Attribute of a module that `module.compile()` made: it runs the module that was compiled, no copy."""
+"""Attribute of a module that `module.compile()` made: it runs the module that was compiled, no
+copy."""
 
 
 def copy_module(
@@ -237,7 +238,8 @@ class _TensorsBy(TorchFunctionMode):
 
 
 def _is_simple(tensor: Tensor) -> bool:
-    """Whether a copy of its values is a copy of it: it has a history, or memory of its own alone."""
+    """Whether a copy of its values is a copy of it: it has a history, or memory of its own
+    alone."""
     if not tensor.is_leaf:
         return True
     plain = type(tensor) is nn.Parameter or (type(tensor) is Tensor and not tensor.requires_grad)

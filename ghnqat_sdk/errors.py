@@ -1,4 +1,5 @@
-"""One family of errors: every message says what came, what was expected, and what to write instead."""
+"""One family of errors: every message says what came, what was expected, and what to write
+instead."""
 
 from __future__ import annotations
 

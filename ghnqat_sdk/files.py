@@ -12,7 +12,8 @@ from torch import Tensor
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`: a reader, or a crash at any moment, meets the old file or the new one."""
+    """Replace `path` by `content`: a reader, or a crash at any moment, meets the old file or the
+    new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

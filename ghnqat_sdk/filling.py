@@ -15,8 +15,8 @@ from ghnqat_sdk.errors import GhnqatError
 def copy_with(model: nn.Module, predicted: Mapping[str, Tensor]) -> nn.Module:
     """A deep copy of `model` whose parameters `copy_into` can fill at once.
 
-    A predicted tensor that is just like its parameter becomes the copy's parameter; the others of these names are left
-    empty.
+    A predicted tensor that is just like its parameter becomes the copy's parameter; the others of
+    these names are left empty.
     """
     ready: dict[int, Any] = {}
     for name, parameter in model.named_parameters():
@@ -29,7 +29,8 @@ def copy_with(model: nn.Module, predicted: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _alike(value: Tensor, parameter: Tensor) -> bool:
-    """Whether `value` can stand for `parameter`: the same kind of tensor in memory that is its own."""
+    """Whether `value` can stand for `parameter`: the same kind of tensor in memory that is its
+    own."""
     same = all(
         getattr(value, what) == getattr(parameter, what) for what in ("shape", "dtype", "device")
     )
@@ -43,7 +44,8 @@ def _alike(value: Tensor, parameter: Tensor) -> bool:
 def copy_into(
     model: nn.Module, predicted: Mapping[str, Tensor], kept: Mapping[str, str]
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Copy predicted tensors into the parameters of `model`, in place, and account for every parameter.
+    """Copy predicted tensors into the parameters of `model`, in place, and account for every
+    parameter.
 
     Args:
         model: The model to change; dtype, device and requires_grad of its parameters stay.
@@ -51,8 +53,8 @@ def copy_into(
         kept: Reasons for parameters that are not predicted.
 
     Raises:
-        GhnqatError: a tensor has another shape than its parameter, holds NaN or infinity, or a parameter is
-            neither predicted nor kept with a reason.
+        GhnqatError: a tensor has another shape than its parameter, holds NaN or infinity, or a
+            parameter is neither predicted nor kept with a reason.
     """
     parameters = dict(model.named_parameters())
     _check(parameters, predicted, kept)
@@ -75,7 +77,8 @@ def _check(
             raise GhnqatError(
                 f"Predicted {name!r} has shape {tuple(value.shape)}; the model has {wanted}."
             )
-        # NaN and infinity reach the sum, which reads the tensor once; only an overflow needs the second look.
+        # NaN and infinity reach the sum, which reads the tensor once; only an overflow needs the
+        # second look.
         if not value.sum().isfinite() and not value.isfinite().all():
             raise GhnqatError(
                 f"Predicted {name!r} holds NaN or infinity; the hypernetwork's weights are damaged."

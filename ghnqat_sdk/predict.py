@@ -1,4 +1,5 @@
-"""The main job in one call: a model becomes a graph, the graph becomes parameters, the parameters go into a copy."""
+"""The main job in one call: a model becomes a graph, the graph becomes parameters, the parameters
+go into a copy."""
 
 from __future__ import annotations
 
@@ -42,26 +43,30 @@ def predict_quantized_params(
     head: Head = "auto",
     inplace: bool = False,
 ) -> nn.Module:
-    """A fake-quantized copy of `model` whose parameters come from a hypernetwork (GHN-QAT, Yun & Wong 2023).
+    """A fake-quantized copy of `model` whose parameters come from a hypernetwork (GHN-QAT, Yun &
+    Wong 2023).
 
-    The copy has the float model's `state_dict` keys, dtypes, devices, `requires_grad` and mode; `model` itself, its
-    buffers and the RNG state are untouched. Evaluate it after `calibrate`, or pass `calibration`.
+    The copy has the float model's `state_dict` keys, dtypes, devices, `requires_grad` and mode;
+    `model` itself, its buffers and the RNG state are untouched. Evaluate it after `calibrate`, or
+    pass `calibration`.
 
     Args:
         model: Any CNN.
-        bits: (weight, activation), each 2 to 8, or 32 for float. Or a mapping from patterns of layer names to such
-            pairs, of which the first that matches holds: {"stem*": (8, 8), "*": (4, 4)}. The hypernetwork is told
-            the bits of each layer.
-        first_last_bits: Of the weights and activations of the first and last layers; else as `bits` says.
-        hypernetwork: "default" for the weights that ship with the package, a Hub repo id, a local folder, or an
-            object.
+        bits: (weight, activation), each 2 to 8, or 32 for float. Or a mapping from patterns of
+            layer names to such pairs, of which the first that matches holds: {"stem*": (8, 8), "*":
+            (4, 4)}. The hypernetwork is told the bits of each layer.
+        first_last_bits: Of the weights and activations of the first and last layers; else as `bits`
+            says.
+        hypernetwork: "default" for the weights that ship with the package, a Hub repo id, a local
+            folder, or an object.
         revision: Branch, tag or commit of a Hub repo.
-        example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments; needed only where shapes
-            cannot be guessed. Only their shapes are used.
+        example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments; needed only
+            where shapes cannot be guessed. Only their shapes are used.
         calibration: Batches for `calibrate`, called on the result.
-        head: What happens to a classifier whose class count differs from the hypernetwork's: "auto" keeps the
-            user's values and warns, "predict" predicts it all the same. "keep" keeps every classifier. "fit"
-            calls `fit_head` on the result, for any number of classes; `calibration` then holds (images, labels).
+        head: What happens to a classifier whose class count differs from the hypernetwork's: "auto"
+            keeps the user's values and warns, "predict" predicts it all the same. "keep" keeps
+            every classifier. "fit" calls `fit_head` on the result, for any number of classes;
+            `calibration` then holds (images, labels).
         inplace: Change `model` itself and return it.
 
     Returns:
@@ -123,7 +128,8 @@ def _told(
     bits: Pair | Mapping[str, Pair],
     first_last_bits: int | None,
 ) -> ComputationGraph:
-    """The graph with the bits of every node; `by_layer` takes on those of the first and last layers."""
+    """The graph with the bits of every node; `by_layer` takes on those of the first and last
+    layers."""
     if first_last_bits is not None:
         pair = parse_bits((first_last_bits, first_last_bits))
         by_layer |= dict.fromkeys(first_last_layers(graph, by_layer), pair)
@@ -133,7 +139,8 @@ def _told(
 
 @contextmanager
 def _restored_after_failure(model: nn.Module | None) -> Iterator[None]:
-    """Where `model` is changed in place: the float model that it was, with its values, if that fails."""
+    """Where `model` is changed in place: the float model that it was, with its values, if that
+    fails."""
     if model is None:
         yield
         return
@@ -194,7 +201,8 @@ def _check_arguments(model: Any, head: Any, calibration: Any) -> None:
         )
     if fake_quantized_layers(model):
         raise ArgumentError(
-            f"This {type(model).__name__} is fake-quantized already. Write predict_quantized_params(to_float(qmodel)) "
+            f"This {type(model).__name__} is fake-quantized already. Write "
+            "predict_quantized_params(to_float(qmodel)) "
             f"to predict it again."
         )
 

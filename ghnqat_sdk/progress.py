@@ -19,7 +19,8 @@ def progress_bar(items: Iterable[T], description: str, total: int | None = None)
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """`what` stands on stderr while the block runs, only where stderr is a terminal, and is wiped afterwards."""
+    """`what` stands on stderr while the block runs, only where stderr is a terminal, and is wiped
+    afterwards."""
     shown = sys.stderr is not None and sys.stderr.isatty()
     if shown:
         print(f"{what} ...", end="", file=sys.stderr, flush=True)

@@ -1,4 +1,5 @@
-"""What QAT adds to a fake-quantized model: learned steps, frozen batch norms, dampened oscillation."""
+"""What QAT adds to a fake-quantized model: learned steps, frozen batch norms, dampened
+oscillation."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from ghnqat_sdk.quantization.state import require_module, states_of
 
 
 def learn_steps(qmodel: nn.Module) -> list[nn.Parameter]:
-    """Make the quantization steps of a calibrated model trainable, in place (LSQ, Esser et al. 2020).
+    """Make the quantization steps of a calibrated model trainable, in place (LSQ, Esser et al.
+    2020).
 
     Activations start from their calibrated ranges, weights from those of their values. The
     `state_dict` gains a `log_scale` and a `zero_point` for each quantizer; `fix_steps` takes them
@@ -46,7 +48,8 @@ def learn_steps(qmodel: nn.Module) -> list[nn.Parameter]:
 
 
 def fix_steps(qmodel: nn.Module, *, inplace: bool = False) -> nn.Module:
-    """A copy without learned steps: each becomes a fixed range, and the `state_dict` the float model's.
+    """A copy without learned steps: each becomes a fixed range, and the `state_dict` the float
+    model's.
 
     Args:
         qmodel: After `learn_steps` and training.
@@ -85,10 +88,12 @@ def freeze_batch_norm(qmodel: nn.Module, frozen: bool = True) -> nn.Module:
 
 
 def oscillation_loss(qmodel: nn.Module) -> Tensor:
-    """Sum of squared distances of all weights from their levels, to be added to the loss (Nagel et al. 2022).
+    """Sum of squared distances of all weights from their levels, to be added to the loss (Nagel et
+    al. 2022).
 
-    A weight between two levels can oscillate from step to step; this draws it to its level, with gradients for the
-    weights alone. Weights beyond the outermost levels add nothing. Usual factors grow from 0 to about 1e-3.
+    A weight between two levels can oscillate from step to step; this draws it to its level, with
+    gradients for the weights alone. Weights beyond the outermost levels add nothing. Usual factors
+    grow from 0 to about 1e-3.
 
     Returns:
         A scalar tensor that takes part in autograd; 0 where all weights are float.
@@ -102,7 +107,8 @@ def oscillation_loss(qmodel: nn.Module) -> Tensor:
             continue
         weight = layer.weight
         levels = layer.weight_quantizer(weight).detach()
-        # The distance from a clipped weight to its level is that of clipping, which the quantizer's range decides.
+        # The distance from a clipped weight to its level is that of clipping, which the quantizer's
+        # range decides.
         low, high = levels.min(), levels.max()
         distance = (weight.clamp(low, high) - levels).square().sum()
         total = distance if total is None else total + distance

@@ -1,4 +1,5 @@
-"""Types of arguments: each turns text into a value, or says what to write instead. No disk and no torch is touched."""
+"""Types of arguments: each turns text into a value, or says what to write instead. No disk and no
+torch is touched."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class Whole:
             value = None
         if value is None or not self.least <= value <= self.most:
             raise ArgumentTypeError(
-                f"{_shown(text)} is wrong here. Write a whole number from {self.least} to {self.most}"
+                f"{_shown(text)} is wrong here. Write a whole number from {self.least} to "
+                f"{self.most}"
             )
         return value
 
@@ -69,19 +71,22 @@ def bits_pair(text: str) -> Bits:
         return parse_bits_text(text)
     except ArgumentError:
         raise ArgumentTypeError(
-            f"{_shown(text)} is not WEIGHT,ACTIVATION, each from 2 to 8, or 32 for float. Write, for example, 4,4"
+            f"{_shown(text)} is not WEIGHT,ACTIVATION, each from 2 to 8, or 32 for float. Write, "
+            "for example, 4,4"
         ) from None
 
 
 def bits_by_layer(text: str) -> Bits | dict[str, Bits]:
-    """W,A for all layers, or PATTERN=W,A;PATTERN=W,A by their names, of which the first that matches counts."""
+    """W,A for all layers, or PATTERN=W,A;PATTERN=W,A by their names, of which the first that
+    matches counts."""
     if "=" not in text:
         return bits_pair(text)
     entries = [entry.rpartition("=") for entry in text.split(";")]
     patterns = [pattern.strip() for pattern, _, _ in entries]
     if not all(patterns) or len(set(patterns)) < len(patterns):
         raise ArgumentTypeError(
-            f"{_shown(text)} is not PATTERN=W,A;PATTERN=W,A with each pattern once. Write, for example, "
+            f"{_shown(text)} is not PATTERN=W,A;PATTERN=W,A with each pattern once. Write, for "
+            "example, "
             f"'stem*=8,8;*=4,4'"
         )
     return {
@@ -104,7 +109,8 @@ def shape(text: str) -> tuple[int, ...]:
     sizes = tuple(int(part) for part in parts if part.strip().isdecimal() and len(part) < 12)
     if len(sizes) < len(parts) or not 1 <= math.prod(sizes) <= MOST_INPUT_VALUES or len(sizes) > 5:
         raise ArgumentTypeError(
-            f"{_shown(text)} is no shape of at most {MOST_INPUT_VALUES} numbers. Write, for example, 2,3,32,32"
+            f"{_shown(text)} is no shape of at most {MOST_INPUT_VALUES} numbers. Write, for "
+            "example, 2,3,32,32"
         )
     return sizes
 
@@ -121,13 +127,15 @@ def model_name(text: str) -> str:
     if ":" in text:
         if not _IMPORTED.fullmatch(text):
             raise ArgumentTypeError(
-                f"{_shown(text)} is not MODULE:CALLABLE. Write, for example, my_models:make_resnet20"
+                f"{_shown(text)} is not MODULE:CALLABLE. Write, for example, "
+                "my_models:make_resnet20"
             )
     elif "/" in text or "\\" in text:
         _check_architecture(text)
     elif not _OF_TORCHVISION.fullmatch(text):
         raise ArgumentTypeError(
-            f"{_shown(text)} is no model. Write a torchvision model (resnet18), MODULE:CALLABLE for your own, or an "
+            f"{_shown(text)} is no model. Write a torchvision model (resnet18), MODULE:CALLABLE "
+            "for your own, or an "
             f"architecture (deepnets/id/3)"
         )
     return text
@@ -137,7 +145,8 @@ def _check_architecture(text: str) -> None:
     space, split, index = (*text.split("/"), "", "", "")[:3]
     if text.count("/") != 2 or not (index.isascii() and index.isdecimal() and len(index) < 10):
         raise ArgumentTypeError(
-            f"{_shown(text)} is not SPACE/SPLIT/INDEX. Write, for example, deepnets/id/3 or families/test/7; a model "
+            f"{_shown(text)} is not SPACE/SPLIT/INDEX. Write, for example, deepnets/id/3 or "
+            "families/test/7; a model "
             f"of your own is MODULE:CALLABLE"
         )
     if split not in SPACES.get(space, ()):
@@ -149,7 +158,8 @@ def hypernetwork_name(text: str) -> str:
     """'default', a folder or a Hub repo; whether it is there is asked later."""
     if not text or "\0" in text:
         raise ArgumentTypeError(
-            f"{_shown(text)} is no hypernetwork. Write default, a folder, or a Hub repo as owner/name"
+            f"{_shown(text)} is no hypernetwork. Write default, a folder, or a Hub repo as "
+            "owner/name"
         )
     return text
 

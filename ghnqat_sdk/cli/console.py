@@ -1,4 +1,5 @@
-"""What the two console scripts share: one line for every mistake, and exit statuses that scripts can rely on."""
+"""What the two console scripts share: one line for every mistake, and exit statuses that scripts
+can rely on."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ Step = Callable[[argparse.Namespace], None]
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are errors of the package: one line, and no usage around it."""
+    """An argument parser whose mistakes are errors of the package: one line, and no usage around
+    it."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"allow_abbrev": False} | options)
@@ -62,8 +64,8 @@ def nothing_to_check(options: argparse.Namespace) -> None:
 def run_command(parser: Parser, arguments: Sequence[str] | None) -> int:
     """Run the command that `arguments` choose, and return the exit status.
 
-    0 where all went well, 1 where the work failed, 2 for what the user wrote, 130 for Ctrl-C, 141 where the reader of
-    the output went away; the first two of these leave one line on stderr.
+    0 where all went well, 1 where the work failed, 2 for what the user wrote, 130 for Ctrl-C, 141
+    where the reader of the output went away; the first two of these leave one line on stderr.
     """
     _print_any_character()
     try:

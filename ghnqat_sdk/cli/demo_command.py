@@ -73,7 +73,8 @@ def _demo(options: Namespace) -> None:
         return
     tested = sum(comparison.predicted.images)
     print(
-        f"{options.model} at {_words(options.bits)}, without training: calibrated on {comparison.calibration} images, "
+        f"{options.model} at {_words(options.bits)}, without training: calibrated on "
+        f"{comparison.calibration} images, "
         f"tested on {tested} others, CIFAR-10 (JPEG)"
     )
     print(f"predicted start    {comparison.predicted}")

@@ -107,7 +107,8 @@ def _evaluate(options: Namespace) -> None:
     check_device(options.device)
     if options.graphs > len(space):
         raise ArgumentError(
-            f"--graphs {options.graphs} is more than {options.space}/{options.split} has. Write at most {len(space)}"
+            f"--graphs {options.graphs} is more than {options.space}/{options.split} has. Write at "
+            f"most {len(space)}"
         )
     count, result = _evaluation(options, space)
     names = ("hypernetwork", "space", "graphs", "protocol", "seed", "split", "bits")

@@ -100,7 +100,8 @@ def _image_size(sizes: tuple[int, ...] | None) -> int:
     if len(sizes) != 4 or sizes[1] != 3 or sizes[2] != sizes[3] or sizes[3] < 8:
         text = ",".join(map(str, sizes))
         raise ArgumentError(
-            f"--input {text} is no batch of square colour images, which --data gives. Write, for example, "
+            f"--input {text} is no batch of square colour images, which --data gives. Write, for "
+            "example, "
             f"--input 2,3,32,32"
         )
     return sizes[3]
@@ -151,7 +152,8 @@ class _Measured:
 def _measure(
     options: Namespace, model: nn.Module, graph: ComputationGraph, call: Call
 ) -> tuple[ComputationGraph, _Measured]:
-    """The graph with the bits of each layer, and what they cost; `model` becomes the predicted one."""
+    """The graph with the bits of each layer, and what they cost; `model` becomes the predicted
+    one."""
     from ghnqat_sdk.accounting import prediction_report
     from ghnqat_sdk.bits import FLOAT_BITS
     from ghnqat_sdk.graph.annotate import annotate_bits
@@ -182,7 +184,8 @@ def _random_batch(call: Call) -> tuple[Any, str]:
 
 
 def _calibrated_on(options: Namespace, qmodel: nn.Module) -> tuple[Any, str]:
-    """Validation images of the folder, of the size that --input says, after calibration on training images."""
+    """Validation images of the folder, of the size that --input says, after calibration on training
+    images."""
     from ghnqat_sdk.data import load_images
     from ghnqat_sdk.quantization.calibrate import calibrate
 

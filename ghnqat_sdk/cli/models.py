@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 MOST_CLASSES = 100_000
 _MODEL = (
-    "a torchvision model (resnet18), MODULE:CALLABLE that returns one, or an architecture of a space (deepnets/id/3, "
+    "a torchvision model (resnet18), MODULE:CALLABLE that returns one, or an architecture of a "
+    "space (deepnets/id/3, "
     "families/test/7)"
 )
 
@@ -147,7 +148,8 @@ def predicted(options: Namespace, model: nn.Module, head: Any = "auto") -> nn.Mo
     """The model itself, with predicted parameters.
 
     Raises:
-        ArgumentError: patterns of bits that fit no layer, or a Hub repo or revision that is not there.
+        ArgumentError: patterns of bits that fit no layer, or a Hub repo or revision that is not
+            there.
     """
     from ghnqat_sdk.predict import predict_quantized_params
 
@@ -166,7 +168,8 @@ def predicted(options: Namespace, model: nn.Module, head: Any = "auto") -> nn.Mo
 
 @contextmanager
 def hub_names() -> Iterator[None]:
-    """A repo or a revision that the Hub does not have is a mistake of the user, not a failure of the Hub."""
+    """A repo or a revision that the Hub does not have is a mistake of the user, not a failure of
+    the Hub."""
     try:
         yield
     except CheckpointError as error:
@@ -200,7 +203,8 @@ def _of_torchvision(name: str, classes: int) -> nn.Module:
     known = models.list_models(module=models)
     if name not in known:
         raise ArgumentError(
-            f"{name!r} is no torchvision classifier ({', '.join(known[:4])}, …). For a model of your own, write "
+            f"{name!r} is no torchvision classifier ({', '.join(known[:4])}, …). For a model of "
+            "your own, write "
             f"MODULE:CALLABLE, for example my_models:make_resnet20"
         )
     model: nn.Module = models.get_model(name, weights=None, num_classes=classes)
@@ -217,13 +221,15 @@ def _of_the_user(name: str) -> nn.Module:
         model: Any = factory()
     except (Exception, SystemExit) as error:  # whatever the user's module does
         raise ArgumentError(
-            f"{name!r} cannot be made: {type(error).__name__}: {error}. Write MODULE:CALLABLE, a module that can be "
+            f"{name!r} cannot be made: {type(error).__name__}: {error}. Write MODULE:CALLABLE, a "
+            "module that can be "
             f"imported from here and what it calls without arguments to make a model"
         ) from error
     finally:
         sys.path.remove("")
     if not isinstance(model, nn.Module):
         raise ArgumentError(
-            f"{name!r} gives a {type(model).__name__}, not an nn.Module. Write MODULE:CALLABLE that returns a model"
+            f"{name!r} gives a {type(model).__name__}, not an nn.Module. Write MODULE:CALLABLE "
+            "that returns a model"
         )
     return model

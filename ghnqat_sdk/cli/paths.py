@@ -1,4 +1,5 @@
-"""Files and folders that a command line names: checked before the work, written whole or not at all."""
+"""Files and folders that a command line names: checked before the work, written whole or not at
+all."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def check_image_folder(root: str, *splits: str) -> None:
     folder = Path(root)
     if not folder.is_dir():
         raise ArgumentError(
-            f"--data {root!r} is not a folder. Name one with train/<class>/*.jpg and test/<class>/*.jpg, or download "
+            f"--data {root!r} is not a folder. Name one with train/<class>/*.jpg and "
+            "test/<class>/*.jpg, or download "
             f"CIFAR-10: ghnqat-train download --data data/cifar10"
         )
     if (folder / "cifar-10-batches-py").is_dir():
@@ -56,7 +58,8 @@ def check_image_folder(root: str, *splits: str) -> None:
     for part in sorted({"test" if split == "test" else "train" for split in splits}):
         if not (folder / part).is_dir():
             raise ArgumentError(
-                f"--data {root!r} has no images: expected {part}/<class>/*.jpg or torchvision's cifar-10-batches-py "
+                f"--data {root!r} has no images: expected {part}/<class>/*.jpg or torchvision's "
+                "cifar-10-batches-py "
                 f"in it. Name the folder above {part}/"
             )
 
@@ -74,7 +77,8 @@ def check_input_file(option: str, path: str) -> None:
 
 
 def check_hypernetwork(option: str, name: str, revision: str | None = None) -> None:
-    """Refuse what is neither the default, nor a folder with a hypernetwork, nor named as a Hub repo.
+    """Refuse what is neither the default, nor a folder with a hypernetwork, nor named as a Hub
+    repo.
 
     Raises:
         ArgumentError: so it is.
@@ -82,14 +86,16 @@ def check_hypernetwork(option: str, name: str, revision: str | None = None) -> N
     local = name == DEFAULT or os.path.isdir(name)
     if local and revision is not None:
         raise ArgumentError(
-            f"--revision {revision!r} is for Hub repos, and {option} {name!r} is local. Leave it out"
+            f"--revision {revision!r} is for Hub repos, and {option} {name!r} is local. Leave it "
+            "out"
         )
     if name == DEFAULT:
         return
     if not local:
         if os.path.exists(name) or not REPO_ID.fullmatch(name) or ".." in name:
             raise ArgumentError(
-                f"{option} {name!r} is not a folder. Write default, a folder that save_pretrained or a training run "
+                f"{option} {name!r} is not a folder. Write default, a folder that save_pretrained "
+                "or a training run "
                 f"wrote (runs/mine/last), or a Hub repo as owner/name"
             )
         return
@@ -97,7 +103,8 @@ def check_hypernetwork(option: str, name: str, revision: str | None = None) -> N
         inside = [path.parent.name for path in sorted(Path(name).glob(f"*/{CONFIG_FILE}"))]
         nearby = f"; there is one in {', '.join(inside)}" if inside else ""
         raise ArgumentError(
-            f"{option} {name!r} holds no hypernetwork: it lacks {' and '.join(missing)}{nearby}. Name a folder that "
+            f"{option} {name!r} holds no hypernetwork: it lacks {' and '.join(missing)}{nearby}. "
+            "Name a folder that "
             f"save_pretrained or a training run wrote"
         )
 
@@ -106,7 +113,8 @@ def check_output_file(option: str, path: str) -> None:
     """Refuse a file that could not be written when the work is done; nothing is left behind.
 
     Raises:
-        ArgumentError: its folder is missing or cannot be written to, or the path is something other than a file.
+        ArgumentError: its folder is missing or cannot be written to, or the path is something other
+            than a file.
     """
     target = Path(path)
     if target.exists() and not target.is_file():
@@ -127,7 +135,8 @@ def check_output_folder(option: str, path: str) -> None:
 
 @contextmanager
 def replacing(path: str) -> Iterator[str]:
-    """A path to write to, which replaces `path` when the block ends well and is gone when it does not."""
+    """A path to write to, which replaces `path` when the block ends well and is gone when it does
+    not."""
     target = Path(path)
     temporary = target.with_name(f".{os.getpid()}.{target.name}")
     try:
@@ -140,7 +149,8 @@ def replacing(path: str) -> Iterator[str]:
 def _check_writable(option: str, path: str, folder: Path) -> None:
     if not folder.is_dir():
         raise ArgumentError(
-            f"{option} {path!r} cannot be written: there is no folder {str(folder)!r}. Make it, or name another"
+            f"{option} {path!r} cannot be written: there is no folder {str(folder)!r}. Make it, or "
+            "name another"
         )
     try:
         with tempfile.TemporaryFile(dir=folder):

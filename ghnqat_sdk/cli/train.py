@@ -1,4 +1,5 @@
-"""The console script `ghnqat-train`: train a teacher, train a hypernetwork, let it decay; recipes and data."""
+"""The console script `ghnqat-train`: train a teacher, train a hypernetwork, let it decay; recipes
+and data."""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ def run_config(options: Namespace, resume: bool) -> RunConfig:
     """The config that the options of `run` ask for; a run that goes on keeps its own.
 
     Raises:
-        ArgumentError: a file that holds no config, fields that are wrong, or files that it names and that are missing.
+        ArgumentError: a file that holds no config, fields that are wrong, or files that it names
+            and that are missing.
     """
     from pydantic import ValidationError
 
@@ -85,6 +86,7 @@ def _check_files(config: RunConfig) -> None:
         check_hypernetwork("The config's initial =", config.initial)
     if config.hints is not None and not Path(config.hints.teacher).is_file():
         raise ArgumentError(
-            f"The config's hints.teacher = {config.hints.teacher!r} is no file. Train one, ghnqat-train teacher "
+            f"The config's hints.teacher = {config.hints.teacher!r} is no file. Train one, "
+            "ghnqat-train teacher "
             f"--output teacher.safetensors, or go without: --set hints=null"
         )

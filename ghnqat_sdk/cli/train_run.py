@@ -42,7 +42,8 @@ def add_run(commands: Any) -> None:
         check=_check_run,
         run=_run,
         description="Train until --steps are done, or continue a run to more of them. With torchrun, every process "
-        "trains on architectures of its own: torchrun --nproc-per-node 2 -m ghnqat_sdk.cli.train run ...",
+        "trains on architectures of its own: torchrun --nproc-per-node 2 -m ghnqat_sdk.cli.train "
+        "run ...",
     )
     _add_training(
         run, "folder of the run", "optimizer steps that are done at the end, of a resumed run too"
@@ -110,11 +111,13 @@ def _check_run(options: Namespace) -> None:
     started = _holds_state(options.output)
     if options.resume and not started:
         raise ArgumentError(
-            f"--output {options.output!r} holds no run to resume. Leave out --resume to start one there"
+            f"--output {options.output!r} holds no run to resume. Leave out --resume to start one "
+            "there"
         )
     if started and not _resumes(options):
         raise ArgumentError(
-            f"--output {options.output!r} holds a run already. Add --resume, or choose another folder"
+            f"--output {options.output!r} holds a run already. Add --resume, or choose another "
+            "folder"
         )
     if options.config is not None:
         check_input_file("--config", options.config)
@@ -127,7 +130,8 @@ def _check_decay(options: Namespace) -> None:
         _holds_state(options.run) and Path(options.run, RUN_FILE).is_file()
     ):
         raise ArgumentError(
-            f"RUN {options.run!r} holds no run to branch off. Train one first: ghnqat-train run --output "
+            f"RUN {options.run!r} holds no run to branch off. Train one first: ghnqat-train run "
+            "--output "
             f"{options.run}"
         )
     _check_training(options)
@@ -236,7 +240,8 @@ def _follow(run: Run, steps: int, as_json: bool) -> None:
 
 
 def standing(progress: Progress, report: StepReport) -> dict[str, str]:
-    """What stands beside the bar: the loss of this step, images so far, and the best validation once there is one."""
+    """What stands beside the bar: the loss of this step, images so far, and the best validation
+    once there is one."""
     losses = sorted(one.loss for one in report.networks if math.isfinite(one.loss))
     shown = {"images": f"{progress.images / 1e6:.2f}M"}
     if losses:

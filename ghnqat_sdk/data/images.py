@@ -76,12 +76,15 @@ class ImageSet:
         """Images as other libraries hold them, normalized by their own statistics.
 
         Args:
-            data: A torchvision data set, or any sequence of (image, label) where an image is a PIL image or
-                what `torch.as_tensor` takes; or, with `labels`, an array of all images: (N, H, W),
-                (N, H, W, C) or (N, C, H, W). Values are uint8, or floats between 0 and any maximum.
+            data: A torchvision data set, or any sequence of (image, label) where an image is a PIL
+                image or what `torch.as_tensor` takes; or, with `labels`, an array of all images:
+                (N, H, W), (N, H, W, C) or (N, C, H, W). Values are uint8, or floats between 0 and
+                any maximum.
             labels: (N,) whole numbers from 0.
-            classes: Names in the order of the labels; by default those of `data.classes`, or numbers.
-            size: Images of another size are resized to size × size; needed where they differ in size.
+            classes: Names in the order of the labels; by default those of `data.classes`, or
+                numbers.
+            size: Images of another size are resized to size × size; needed where they differ in
+                size.
 
         Raises:
             ArgumentError: no images, labels that do not fit, or arrays of no such shape.

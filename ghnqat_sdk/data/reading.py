@@ -1,4 +1,5 @@
-"""Images from folders, from torchvision's files, and from whatever else holds them, as uint8 tensors."""
+"""Images from folders, from torchvision's files, and from whatever else holds them, as uint8
+tensors."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def from_folder(folder: Path, size: int, channels: int) -> Labelled:
     """Every image of `folder/<class>/`, decoded once.
 
     Raises:
-        DataError: a broken image, fewer than two classes, or other ones than the folder beside it has.
+        DataError: a broken image, fewer than two classes, or other ones than the folder beside it
+            has.
     """
     classes = _classes(folder)
     other = folder.parent / ("train" if folder.name == "test" else "test")

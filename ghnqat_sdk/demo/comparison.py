@@ -1,4 +1,5 @@
-"""A predicted start beside a random one: the same model at the same bits, calibrated and tested on the same images."""
+"""A predicted start beside a random one: the same model at the same bits, calibrated and tested on
+the same images."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ class Score:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the accuracy in percent, after Wilson (1927): so few images leave much open."""
+        """95 % interval of the accuracy in percent, after Wilson (1927): so few images leave much
+        open."""
         count, share = sum(self.images), self.accuracy / 100
         square = _NORMAL_95**2
         middle = (share + square / (2 * count)) / (1 + square / count)
@@ -131,7 +133,8 @@ def compare_starts(
 
 @torch.no_grad()
 def he_start(model: nn.Module, seed: int) -> nn.Module:
-    """A copy with convolutions and linear layers after He et al. (2015), with zero biases; the rest is the model's own.
+    """A copy with convolutions and linear layers after He et al. (2015), with zero biases; the rest
+    is the model's own.
 
     The global random numbers stay as they are.
     """
@@ -158,5 +161,6 @@ def _score(qmodel: nn.Module, images: ImageSet) -> Score:
 def _check_classes(count: int, owner: str, expected: int) -> None:
     if count != expected:
         raise ArgumentError(
-            f"{owner} tells {count} classes, and the images are of {expected}. Give one of {expected}."
+            f"{owner} tells {count} classes, and the images are of {expected}. Give one of "
+            f"{expected}."
         )

@@ -1,7 +1,9 @@
-"""400 images of CIFAR-10 (JPEG) that ship with the package: the first 20 training and test images of each class.
+"""400 images of CIFAR-10 (JPEG) that ship with the package: the first 20 training and test images
+of each class.
 
-`images.safetensors` holds the JPEG files one after the other, as `benchmarks/demo_images.py` writes them: `bytes`
-(all,) uint8, `lengths` (400,) int32 of each file, by split, class and number, and the names of the classes.
+`images.safetensors` holds the JPEG files one after the other, as `benchmarks/demo_images.py` writes
+them: `bytes` (all,) uint8, `lengths` (400,) int32 of each file, by split, class and number, and the
+    names of the classes.
 """
 
 from __future__ import annotations

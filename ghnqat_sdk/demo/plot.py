@@ -14,7 +14,8 @@ _COLOURS = {"predicted": "tab:blue", "random": "tab:gray"}
 
 
 def plot_starts(comparison: Comparison, title: str, path: str | Path) -> None:
-    """Draw the accuracy of both starts, with its 95 % interval, and the images of each class that they name rightly.
+    """Draw the accuracy of both starts, with its 95 % interval, and the images of each class that
+    they name rightly.
 
     Raises:
         ImportError: matplotlib is not installed.

@@ -43,7 +43,8 @@ class Given:
 
 
 def take_out_quantizers(graph: Graph) -> Given:
-    """8-bit layers that have an integer form read float values again; what was taken out is returned."""
+    """8-bit layers that have an integer form read float values again; what was taken out is
+    returned."""
     makers, given = graph.makers(), Given()
     source: dict[str, str] = {}
     for node in graph.nodes:
@@ -84,10 +85,11 @@ class Edges:
 def plan_edges(
     graph: Graph, given: Given, inputs: Sequence[Tensor], float_edges: Sequence[str]
 ) -> Edges:
-    """Choose the values that become integers, run the graph on the inputs, and give each value a range.
+    """Choose the values that become integers, run the graph on the inputs, and give each value a
+    range.
 
-    Layers say with which range they read a value. Sums, products and the like, which training leaves in float, get
-    the smallest and the largest value on the inputs.
+    Layers say with which range they read a value. Sums, products and the like, which training
+    leaves in float, get the smallest and the largest value on the inputs.
 
     Raises:
         ArgumentError: a pattern in `float_edges` that no value has.
@@ -119,7 +121,8 @@ def _require_known(graph: Graph, given: Given, float_edges: Sequence[str]) -> No
     for pattern in float_edges:
         if not any(fnmatchcase(name, pattern) for name in known):
             raise ArgumentError(
-                f"float_edges has {pattern!r}, and no value that runs in integers has such a name. These do: "
+                f"float_edges has {pattern!r}, and no value that runs in integers has such a name. "
+                "These do: "
                 f"{', '.join(name for name in order if name in known)}."
             )
 
@@ -202,7 +205,8 @@ def _edges_of(
     edges = {name for name in edges if not _is_kept(name, given, float_edges)}
     makers = graph.makers()
     for name in list(edges):
-        # What only an activation reads is no value of its own: the layer gives the activation's output.
+        # What only an activation reads is no value of its own: the layer gives the activation's
+        # output.
         after = readers.get(name, [])
         alone = len(after) == 1 and after[0].op_type in ACTIVATIONS and name not in graph.outputs
         maker = makers.get(name)
@@ -240,7 +244,8 @@ def _groups(graph: Graph, edges: set[str], integer: set[str]) -> list[list[str]]
 def _range_of(
     graph: Graph, group: list[str], given: Given, seen: dict[str, Range], integer: set[str]
 ) -> Range:
-    """What the readers of a group need, at least 0 and not below what an activation lets through."""
+    """What the readers of a group need, at least 0 and not below what an activation lets
+    through."""
     makers, readers = graph.makers(), graph.readers()
     if all(name in makers and makers[name].op_type in _UNIT for name in group):
         return 0.0, 1.0

@@ -19,7 +19,8 @@ _BIAS_LEVELS = 2**30
 
 
 def expand(graph: Graph) -> None:
-    """Write operations without an integer form as such that have one: global means, and hard swish as a product."""
+    """Write operations without an integer form as such that have one: global means, and hard swish
+    as a product."""
     from onnx import TensorProto, helper
 
     nodes: list[Any] = []
@@ -38,7 +39,8 @@ def expand(graph: Graph) -> None:
 
 
 def _is_global_mean(graph: Graph, node: Any) -> bool:
-    """Whether a node is the mean over the height and width of images, which it keeps as dimensions of one."""
+    """Whether a node is the mean over the height and width of images, which it keeps as dimensions
+    of one."""
     if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in graph.constants:
         return False
     axes = sorted(graph.read(node.input[1]).tolist())
@@ -55,7 +57,8 @@ class Affine:
 
 
 def quantize_edges(graph: Graph, edges: Edges) -> dict[str, Affine]:
-    """Put QuantizeLinear and DequantizeLinear after whatever makes an edge; activations that these replace go."""
+    """Put QuantizeLinear and DequantizeLinear after whatever makes an edge; activations that these
+    replace go."""
     affines = _affines(graph, edges.ranges)
     source = {before: after for after, before in edges.dropped.items()}
     nodes: list[Any] = []
@@ -113,7 +116,8 @@ def _pair(source: str, target: str, affine: Affine) -> list[Any]:
 
 
 def _hard_gate(graph: Graph, node: Any) -> list[Any]:
-    """max(0, min(1, α x + β)) as x + β / α on the levels of 0 … 1 / α, whose ends clip it, read as 0 … 1."""
+    """max(0, min(1, α x + β)) as x + β / α on the levels of 0 … 1 / α, whose ends clip it, read as
+    0 … 1."""
     from onnx import helper
 
     settings = {"alpha": 0.2, "beta": 0.5} | attributes(node)
@@ -132,7 +136,8 @@ def _hard_gate(graph: Graph, node: Any) -> list[Any]:
 
 
 def finish_layers(graph: Graph) -> tuple[Roundings, int]:
-    """Weights as signed bytes, and biases as 32-bit integers in layers that compute in integers, apart in others.
+    """Weights as signed bytes, and biases as 32-bit integers in layers that compute in integers,
+    apart in others.
 
     Returns:
         What the weights' roundings cost, and how many layers are left to be simulated.
@@ -164,7 +169,8 @@ def finish_layers(graph: Graph) -> tuple[Roundings, int]:
 
 
 def _is_quantized_once(graph: Graph, node: Any, makers: dict[str, Any]) -> bool:
-    """Whether a layer's input is on levels, and its weight is float: a runtime may put the weight on levels as well."""
+    """Whether a layer's input is on levels, and its weight is float: a runtime may put the weight
+    on levels as well."""
     if node.op_type not in ("Conv", "Gemm") or node.input[1] not in graph.constants:
         return False
     reads = makers.get(node.input[0])
@@ -198,11 +204,13 @@ def _with_integer_bias(graph: Graph, node: Any, weight: Any, step: float) -> lis
 
 
 def _signed_bytes(graph: Graph, weight: Any, room: Tensor, roundings: Roundings) -> None:
-    """Levels of a stored weight in -127 … 127, with scales of at least `room`, a number for each row or for all."""
+    """Levels of a stored weight in -127 … 127, with scales of at least `room`, a number for each
+    row or for all."""
     levels, scale = graph.read(weight.input[0]), graph.read(weight.input[1])
     rows = levels.flatten(1).double()
     top = rows.abs().amax(1)
-    # Levels that fit stay what they are; other rows get the coarsest step that their largest level needs.
+    # Levels that fit stay what they are; other rows get the coarsest step that their largest level
+    # needs.
     factor = torch.maximum((top / 127).clamp(min=1.0), (room / scale).double())
     rounded = (rows / factor[:, None]).round()
     error = (rounded * factor[:, None] - rows).abs().amax(1) / top.clamp(min=1)
@@ -219,8 +227,9 @@ def _signed_bytes(graph: Graph, weight: Any, room: Tensor, roundings: Roundings)
 def _with_bias_apart(graph: Graph, node: Any) -> list[Any]:
     """A simulated layer, and its bias as an Add, in float.
 
-    A runtime that computes in integers rounds a bias to multiples of (scale of the input) · (scale of the weight),
-    which is coarse at few bits. Where an Add lies between a layer and the next levels, it does not.
+    A runtime that computes in integers rounds a bias to multiples of (scale of the input) · (scale
+    of the weight), which is coarse at few bits. Where an Add lies between a layer and the next
+    levels, it does not.
     """
     from onnx import helper
 

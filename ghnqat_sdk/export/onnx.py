@@ -1,4 +1,5 @@
-"""A calibrated model as an ONNX file that ONNX Runtime runs in integers, checked against ONNX Runtime."""
+"""A calibrated model as an ONNX file that ONNX Runtime runs in integers, checked against ONNX
+Runtime."""
 
 from __future__ import annotations
 
@@ -58,27 +59,30 @@ def export_onnx(
 ) -> OnnxReport:
     """Write a calibrated model as ONNX and run it in ONNX Runtime.
 
-    Layers with 8-bit activations run in integers: weights are stored as signed bytes, batch norms become part of their
-    scales, ReLU and ReLU6 part of the ranges, and every value between layers passes QuantizeLinear and
-    DequantizeLinear once (QDQ). Values that training leaves in float (sums, products, what is pooled) get the smallest
-    and the largest value on the batch for a range. Layers with fewer activation bits are simulated in float, exactly:
-    a Clip lies between their QuantizeLinear and DequantizeLinear (QCDQ, Pappalardo et al. 2022).
+    Layers with 8-bit activations run in integers: weights are stored as signed bytes, batch norms
+    become part of their scales, ReLU and ReLU6 part of the ranges, and every value between layers
+    passes QuantizeLinear and DequantizeLinear once (QDQ). Values that training leaves in float
+    (sums, products, what is pooled) get the smallest and the largest value on the batch for a
+    range. Layers with fewer activation bits are simulated in float, exactly: a Clip lies between
+    their QuantizeLinear and DequantizeLinear (QCDQ, Pappalardo et al. 2022).
 
     Args:
         qmodel: From `predict_quantized_params`, calibrated; stays as it is.
         path: File to write, ending in .onnx.
-        batch: A tensor (N, C, H, W), a tuple of arguments, or a dict of keyword arguments, to export, choose ranges
-            and check with: some hundred calibration images.
-        storage: "int8"; "int4" packs weights of up to 4 bits two to a byte, and "int2" those of 2 bits four to a byte
-            (opset 25). The runtime makes signed bytes of them when it loads the file.
+        batch: A tensor (N, C, H, W), a tuple of arguments, or a dict of keyword arguments, to
+            export, choose ranges and check with: some hundred calibration images.
+        storage: "int8"; "int4" packs weights of up to 4 bits two to a byte, and "int2" those of 2
+            bits four to a byte (opset 25). The runtime makes signed bytes of them when it loads the
+            file.
         float_edges: Values that shall stay float, by name or pattern; `report.edges` has the names.
-        images: Images like those that the model is for: their size, statistics and classes are written into the file.
+        images: Images like those that the model is for: their size, statistics and classes are
+            written into the file.
         opset: Of ONNX; by default the lowest that holds the model.
         timing: Measure the time of one image as well.
 
     Raises:
-        ArgumentError: the model is not calibrated, cannot be run on the batch or exported, an argument is wrong, or
-            ONNX is not installed.
+        ArgumentError: the model is not calibrated, cannot be run on the batch or exported, an
+            argument is wrong, or ONNX is not installed.
         CheckpointError: the file cannot be written.
         ExportError: ONNX Runtime refuses the model or gives other outputs; the file is not written.
     """
@@ -178,7 +182,8 @@ def _checked(
     )
     if not agreement.close:
         raise ExportError(
-            f"ONNX Runtime gives other outputs than the model, so nothing was written. Pass more images, or keep "
+            "ONNX Runtime gives other outputs than the model, so nothing was written. Pass more "
+            "images, or keep "
             f"values in float: float_edges=['*'] keeps all.\n{report}"
         )
     return report
@@ -211,7 +216,8 @@ def _checked_opset(storage: Any, opset: Any) -> int:
         return lowest
     if type(opset) is not int or not lowest <= opset <= highest:
         raise ArgumentError(
-            f"opset={opset!r} is not one that {storage!r} can be written with. Write a whole number from {lowest} to "
+            f"opset={opset!r} is not one that {storage!r} can be written with. Write a whole "
+            f"number from {lowest} to "
             f"{highest}, or leave it out."
         )
     return opset
@@ -223,7 +229,8 @@ def _on_cpu(batch: Any) -> Inputs:
     values = list(several.values()) if isinstance(several, dict) else list(several)
     if not values or not all(isinstance(x, Tensor) and x.ndim and len(x) for x in values):
         raise ArgumentError(
-            f"export_onnx got a batch of type {type(batch).__name__}; expected a tensor (N, C, H, W), a tuple of them, "
+            f"export_onnx got a batch of type {type(batch).__name__}; expected a tensor (N, C, H, "
+            "W), a tuple of them, "
             f"or a dict. Write export_onnx(qmodel, 'model.onnx', images)."
         )
     plain = [x.detach().cpu().contiguous() for x in values]
@@ -231,13 +238,15 @@ def _on_cpu(batch: Any) -> Inputs:
 
 
 def _require_float32(model: nn.Module, inputs: Inputs) -> None:
-    """Raise for a model, or inputs, in another floating-point type than ONNX files of integers are written in."""
+    """Raise for a model, or inputs, in another floating-point type than ONNX files of integers are
+    written in."""
     tensors = [*model.parameters(), *model.buffers()]
     tensors += inputs.values() if isinstance(inputs, dict) else inputs
     others = {str(x.dtype) for x in tensors if x.is_floating_point()} - {"torch.float32"}
     if others:
         raise ArgumentError(
-            f"export_onnx got a model or a batch in {', '.join(sorted(others))}; expected float32. Write "
+            f"export_onnx got a model or a batch in {', '.join(sorted(others))}; expected float32. "
+            "Write "
             f"export_onnx(copy.deepcopy(qmodel).float(), 'model.onnx', images.float())."
         )
 

@@ -105,7 +105,8 @@ def attributes(node: Any) -> dict[str, Any]:
 
 
 def rename_values(graph: Graph) -> None:
-    """Name every value for the module that makes it, and leave no trace of where the graph was made."""
+    """Name every value for the module that makes it, and leave no trace of where the graph was
+    made."""
     count: Counter[str] = Counter()
     kept = {*graph.inputs, *graph.outputs}
     names: dict[str, str] = {}
@@ -188,7 +189,8 @@ def _takes_fold(node: Any) -> bool:
 
 
 def _fold(graph: Graph, layer: Any, norm: Any, stored: list[str]) -> None:
-    """y = γ · (W x + b - mean) / √(var + ε) + β as a layer of its own: each row of W times a factor, and a bias."""
+    """y = γ · (W x + b - mean) / √(var + ε) + β as a layer of its own: each row of W times a
+    factor, and a bias."""
     epsilon = attributes(norm).get("epsilon", 1e-5)
     gamma, beta, mean, variance = (graph.read(name).double() for name in norm.input[1:5])
     factor = gamma / (variance + epsilon).sqrt()
@@ -196,7 +198,8 @@ def _fold(graph: Graph, layer: Any, norm: Any, stored: list[str]) -> None:
     by_row = factor.view(-1, *[1] * (weight.ndim - 1))
     if len(stored) == 2:
         scale = graph.read(stored[1])
-        # A scale is positive: a negative factor turns the levels. Where it is 0, so are all the weights.
+        # A scale is positive: a negative factor turns the levels. Where it is 0, so are all the
+        # weights.
         dead = factor.abs() * scale < torch.finfo(torch.float32).tiny
         graph.write(
             stored[0], (weight * by_row.sign().to(weight.dtype)).mul_(~dead.view_as(by_row))

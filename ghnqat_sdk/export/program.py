@@ -1,4 +1,5 @@
-"""A fake-quantized model as an ONNX graph: torch's exporter, with the quantizers in ONNX's own operators."""
+"""A fake-quantized model as an ONNX graph: torch's exporter, with the quantizers in ONNX's own
+operators."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ class _QuantizedInput(nn.Module):
 
 
 class _StoredWeight(nn.Module):
-    """A weight as integers counted from its zero point, with a scale for each entry of its first dimension."""
+    """A weight as integers counted from its zero point, with a scale for each entry of its first
+    dimension."""
 
     bits = FLOAT_BITS
 
@@ -150,14 +152,16 @@ def to_onnx(model: nn.Module, inputs: Inputs, opset: int) -> Any:
     cause = errors[-1].__cause__ or errors[-1]
     reason = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
     raise ArgumentError(
-        f"torch.export, and so torch.onnx, cannot take this {type(model).__name__}: {reason}. See to it that "
+        f"torch.export, and so torch.onnx, cannot take this {type(model).__name__}: {reason}. See "
+        "to it that "
         f"torch.export.export(qmodel, (images,)) works."
     ) from errors[-1]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch says of sizes that it cannot tell beforehand: it finds another way by itself."""
+    """Without what torch says of sizes that it cannot tell beforehand: it finds another way by
+    itself."""
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     disabled = logger.disabled
     with warnings.catch_warnings():
@@ -170,7 +174,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _two_rows(x: Tensor) -> Tensor:
-    """torch.export takes a single row for a constant, and remembers a layout other than the usual."""
+    """torch.export takes a single row for a constant, and remembers a layout other than the
+    usual."""
     return (x if len(x) > 1 else torch.cat([x, x])).contiguous()
 
 

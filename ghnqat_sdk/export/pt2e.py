@@ -1,4 +1,5 @@
-"""The weights and settings of a calibrated model in torchao's PT2E flow (PyTorch 2 export quantization)."""
+"""The weights and settings of a calibrated model in torchao's PT2E flow (PyTorch 2 export
+quantization)."""
 
 from __future__ import annotations
 
@@ -28,22 +29,25 @@ _TRANSPOSED = {
 
 
 def pt2e_quantizer(qmodel: nn.Module) -> Any:
-    """A torchao `Quantizer` that quantizes the float twin of a calibrated model exactly as the model does.
+    """A torchao `Quantizer` that quantizes the float twin of a calibrated model exactly as the
+    model does.
 
-    `prepare_pt2e` folds batch norms into weights; the scales of a layer's output channels follow, so the integers
-    stay those of the model. Nothing is left to observe: `convert_pt2e` may follow at once.
+    `prepare_pt2e` folds batch norms into weights; the scales of a layer's output channels follow,
+    so the integers stay those of the model. Nothing is left to observe: `convert_pt2e` may follow
+    at once.
 
     Args:
         qmodel: From `predict_quantized_params`, calibrated; stays as it is.
 
     Returns:
-        A quantizer for `prepare_pt2e(torch.export.export(float_twin, (images,)).module(), quantizer)`, where the
-        float twin is `to_float(qmodel).eval()`.
+        A quantizer for `prepare_pt2e(torch.export.export(float_twin, (images,)).module(),
+        quantizer)`, where the float twin is `to_float(qmodel).eval()`.
 
     Raises:
-        ArgumentError: the model is not calibrated, has a batch norm after a transposed convolution with groups, which
-            torchao cannot fold, or torchao is not installed. Annotating raises it for a layer that
-            no image reached while calibrating, and for an exported model that is not the float twin.
+        ArgumentError: the model is not calibrated, has a batch norm after a transposed convolution
+            with groups, which torchao cannot fold, or torchao is not installed. Annotating raises
+            it for a layer that no image reached while calibrating, and for an exported model that
+            is not the float twin.
     """
     layers = require_calibrated_layers(qmodel, "pt2e_quantizer")
     _require_foldable(qmodel)
@@ -71,15 +75,18 @@ def pt2e_quantizer(qmodel: nn.Module) -> Any:
 
 
 def _require_foldable(qmodel: nn.Module) -> None:
-    """Raise where torchao would fold a batch norm into a transposed convolution with groups, which it cannot."""
+    """Raise where torchao would fold a batch norm into a transposed convolution with groups, which
+    it cannot."""
     modules = list(qmodel.named_modules())
     for (name, layer), (norm_name, norm) in pairwise(modules):
         if not getattr(layer, "transposed", False) or layer.groups == 1:
             continue
         if isinstance(norm, CalibratedNorm) and _channels_of(norm) == layer.out_channels:
             raise ArgumentError(
-                f"torchao cannot fold the batch norm {norm_name!r} into {name!r}, a transposed convolution with "
-                f"{layer.groups} groups. Use groups=1 there, or write export_onnx(qmodel, 'model.onnx', images)."
+                f"torchao cannot fold the batch norm {norm_name!r} into {name!r}, a transposed "
+                "convolution with "
+                f"{layer.groups} groups. Use groups=1 there, or write export_onnx(qmodel, "
+                "'model.onnx', images)."
             )
 
 
@@ -153,13 +160,15 @@ def _layer_of(node: Any, layers: dict[str, Any]) -> str:
         if path in layers:
             return path
     raise ArgumentError(
-        f"The exported model has a {node.target} in {paths[-1] if paths else 'no module'!r}, which is no layer of the "
+        f"The exported model has a {node.target} in {paths[-1] if paths else 'no module'!r}, which "
+        "is no layer of the "
         f"fake-quantized model. Export to_float(qmodel).eval()."
     )
 
 
 def _folded_numbers(name: str, layer: Any, folded: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of each output channel of a weight into which a batch norm may have been folded."""
+    """Scale and zero point of each output channel of a weight into which a batch norm may have been
+    folded."""
     weight, quantizer = layer.weight.detach().cpu(), layer.weight_quantizer
     rows, folded_rows = (x.movedim(axis, 0).flatten(1).double() for x in (weight, folded.cpu()))
     factor = (rows * folded_rows).sum(1) / rows.square().sum(1).clamp(min=1e-30)

@@ -20,7 +20,8 @@ class Roundings:
 
     Attributes:
         channels: Output channels with stored weights.
-        rounded: Those of them with a level beyond ±127, whose weights were rounded again to a coarser step.
+        rounded: Those of them with a level beyond ±127, whose weights were rounded again to a
+            coarser step.
         largest: Largest change of a weight, as a share of the largest weight of its channel.
     """
 
@@ -79,8 +80,10 @@ class Agreement:
 
     def __str__(self) -> str:
         return (
-            f"ONNX Runtime on {self.images} images: largest difference {self.largest_difference:.2g} where the "
-            f"largest output is {self.largest_output:.2g}, the same class for {100 * self.same_class:.1f} %"
+            f"ONNX Runtime on {self.images} images: largest difference "
+            f"{self.largest_difference:.2g} where the "
+            f"largest output is {self.largest_output:.2g}, the same class for "
+            f"{100 * self.same_class:.1f} %"
         )
 
 
@@ -94,15 +97,18 @@ class OnnxReport:
         float_size: Of the same model in float, in bytes.
         agreement: ONNX Runtime's outputs beside the model's, on the batch.
         convolutions: In the file.
-        integer_convolutions: Those that ONNX Runtime computes in integers, by the graph that it runs.
+        integer_convolutions: Those that ONNX Runtime computes in integers, by the graph that it
+            runs.
         simulated: Layers with quantized weights that it computes in float.
         folded: Batch norms that became part of a layer.
         kept: Batch norms that follow no layer and stay.
-        edges: Values that are 8-bit integers at run time, name to (low, high) range; `float_edges` takes such names.
+        edges: Values that are 8-bit integers at run time, name to (low, high) range; `float_edges`
+            takes such names.
         roundings: What it cost to store 8-bit weights in signed bytes.
         opset: Of ONNX.
         dynamic: What may vary from run to run, of "batch", "height" and "width".
-        milliseconds: Median time of one row of the batch with one thread, (in float, as written), if asked for.
+        milliseconds: Median time of one row of the batch with one thread, (in float, as written),
+            if asked for.
     """
 
     path: Path
@@ -133,17 +139,20 @@ class OnnxReport:
     def __str__(self) -> str:
         smaller = self.float_size / self.size
         lines = [
-            f"{self.path}: {self.size:,} bytes ({smaller:.1f} times smaller than in float), opset {self.opset}, "
+            f"{self.path}: {self.size:,} bytes ({smaller:.1f} times smaller than in float), opset "
+            f"{self.opset}, "
             f"any {', '.join(self.dynamic) or 'size that it was exported with'}",
             f"  in integers: {self.integer_convolutions} of {self.convolutions} convolutions",
         ]
         if self.simulated:
             lines.append(
-                f"  simulated in float: {self.simulated} layers (integer kernels need 8-bit activations)"
+                f"  simulated in float: {self.simulated} layers (integer kernels need 8-bit "
+                "activations)"
             )
         if self.roundings.rounded:
             lines.append(
-                f"  8-bit weights of {self.roundings.rounded} of {self.roundings.channels} channels rounded again, by "
+                f"  8-bit weights of {self.roundings.rounded} of {self.roundings.channels} "
+                "channels rounded again, by "
                 f"at most {100 * self.roundings.largest:.2g} % of the channel's largest"
             )
         lines += [f"  batch norms: {self.folded} folded, {self.kept} kept", f"  {self.agreement}"]

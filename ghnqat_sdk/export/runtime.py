@@ -53,7 +53,8 @@ def require_opset(opset: int) -> None:
         session_of(model)
     except ExportError as error:
         raise ArgumentError(
-            f"ONNX Runtime {runtime.__version__} does not know opset {opset}, with which onnx {onnx.__version__} would "
+            f"ONNX Runtime {runtime.__version__} does not know opset {opset}, with which onnx "
+            f"{onnx.__version__} would "
             f"write the file. Leave opset out, or install a newer onnxruntime."
         ) from error
 
@@ -98,7 +99,8 @@ def runner(model: Any) -> Callable[[Sequence[Tensor]], list[Tensor]]:
 
 
 def integer_convolutions(content: bytes) -> int:
-    """How many convolutions ONNX Runtime runs in integers, read from the graph that it optimizes."""
+    """How many convolutions ONNX Runtime runs in integers, read from the graph that it
+    optimizes."""
     onnx, _ = packages()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"

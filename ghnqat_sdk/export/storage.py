@@ -1,4 +1,5 @@
-"""Stored weights of few bits, several to a byte; a runtime makes signed bytes of them when it loads the file."""
+"""Stored weights of few bits, several to a byte; a runtime makes signed bytes of them when it loads
+the file."""
 
 from __future__ import annotations
 
@@ -15,9 +16,11 @@ _SMALLEST = 512
 
 
 def pack(graph: Graph, narrowest: int) -> None:
-    """Weights whose levels fit into 4 bits, or into 2 where `narrowest` is 2, as such, with a Cast to signed bytes.
+    """Weights whose levels fit into 4 bits, or into 2 where `narrowest` is 2, as such, with a Cast
+    to signed bytes.
 
-    Runtimes have kernels for signed bytes. A Cast of a constant is done once, when the file is loaded.
+    Runtimes have kernels for signed bytes. A Cast of a constant is done once, when the file is
+    loaded.
     """
     nodes: list[Any] = []
     for node in graph.nodes:

@@ -11,7 +11,8 @@ from ghnqat_sdk.graph.graph import ComputationGraph, Node
 def annotate_bits(
     graph: ComputationGraph, by_layer: Mapping[str, Pair], elsewhere: Pair
 ) -> ComputationGraph:
-    """The graph with the bits of each layer in its node; the other nodes have those of the layer that they follow.
+    """The graph with the bits of each layer in its node; the other nodes have those of the layer
+    that they follow.
 
     Args:
         graph: The model's graph.

@@ -19,10 +19,12 @@ BIT_ANCHORS = (2, 4, 8, FLOAT_BITS)
 """Bit-widths with an embedding of their own; those between are interpolated."""
 
 _PERIODS = (4, 8, 16, 32, 64, 128)
-"""Periods, in nodes, of the sines and cosines that tell a node's place from the input and from the output."""
+"""Periods, in nodes, of the sines and cosines that tell a node's place from the input and from the
+output."""
 
 _FAR = 4
-"""Where the distance to the output stops counting: networks deeper than those of a training run keep to its range."""
+"""Where the distance to the output stops counting: networks deeper than those of a training run
+keep to its range."""
 
 FEATURES = 12 + 4 * len(_PERIODS)
 """Numbers that describe a node's shape and place."""
@@ -35,7 +37,8 @@ class GraphBatch:
     Attributes:
         ops: (B, N) int64, index of each node's type in the vocabulary.
         features: (B, N, FEATURES) float32, sizes on a log scale and place in the order.
-        weight_bits, activation_bits: (B, N, 4) float32, each row a point between the anchors 2, 4, 8 and 32.
+        weight_bits, activation_bits: (B, N, 4) float32, each row a point between the anchors 2, 4,
+            8 and 32.
         mask: (B, N) bool, true for nodes, false for padding.
         graphs: The B graphs.
         s_max: Longest shortest path that counts.
@@ -51,7 +54,8 @@ class GraphBatch:
 
     @cached_property
     def paths(self) -> Tensor:
-        """(B, N, N) int8; entry (u, v) is the length of the shortest path from u to v, 0 for none up to s_max."""
+        """(B, N, N) int8; entry (u, v) is the length of the shortest path from u to v, 0 for none
+        up to s_max."""
         size = self.mask.shape[1]
         paths = torch.zeros(len(self.graphs), size, size, dtype=torch.int8)
         for row, graph in enumerate(self.graphs):
@@ -67,7 +71,8 @@ class GraphBatch:
 def batch_graphs(
     graphs: Sequence[ComputationGraph], vocabulary: Mapping[str, int], s_max: int
 ) -> GraphBatch:
-    """Pad and stack graphs; `vocabulary` gives each node type's index, "other" standing in for unknown ones."""
+    """Pad and stack graphs; `vocabulary` gives each node type's index, "other" standing in for
+    unknown ones."""
     size = max(len(graph) for graph in graphs)
     ops = torch.zeros(len(graphs), size, dtype=torch.int64)
     features = torch.zeros(len(graphs), size, FEATURES, dtype=torch.float32)
@@ -125,10 +130,11 @@ def _sizes(node: Node) -> list[float]:
 
 
 def _places(size: int) -> Tensor:
-    """(N, 3 + 4 · periods): the place of each of N nodes, from the input and from the output, plainly and as waves.
+    """(N, 3 + 4 · periods): the place of each of N nodes, from the input and from the output,
+    plainly and as waves.
 
-    The waves keep layers of one type and shape apart: without them an untrained hypernetwork gives all of them nearly
-    the same weights, which takes it long to unlearn.
+    The waves keep layers of one type and shape apart: without them an untrained hypernetwork gives
+    all of them nearly the same weights, which takes it long to unlearn.
     """
     index = torch.arange(size, dtype=torch.float64)
     left = size - index

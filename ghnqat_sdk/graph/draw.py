@@ -60,18 +60,20 @@ _DPI, _PIXELS = 150, 12_000  # a picture that would be longer gets fewer dots pe
 
 
 def draw_graph(graph: ComputationGraph, path: str | Path) -> None:
-    """Write a picture of `graph`: a row for each depth, nodes coloured by family of operation (needs matplotlib).
+    """Write a picture of `graph`: a row for each depth, nodes coloured by family of operation
+    (needs matplotlib).
 
-    A node says its operation, kernel and stride, channels, and bits where it is quantized. Edges that skip rows pass
-    beside the nodes; those of one node run together. Long graphs continue in columns to the right. The same graph
-    gives the same bytes with the same version of matplotlib.
+    A node says its operation, kernel and stride, channels, and bits where it is quantized. Edges
+    that skip rows pass beside the nodes; those of one node run together. Long graphs continue in
+    columns to the right. The same graph gives the same bytes with the same version of matplotlib.
 
     Args:
         graph: From `trace`, with or without bits.
         path: A file that ends in .png, .svg or .pdf.
 
     Raises:
-        ArgumentError: no graph, or one without nodes; another suffix; a file that cannot be written; no matplotlib.
+        ArgumentError: no graph, or one without nodes; another suffix; a file that cannot be
+            written; no matplotlib.
     """
     file, kind = _checked(graph, path)
     try:
@@ -166,12 +168,14 @@ def _checked(graph: Any, path: Any) -> tuple[Path, str]:
             else f"is a {type(graph).__name__}"
         )
         raise ArgumentError(
-            f"graph {what}; expected a ComputationGraph. Write draw_graph(trace(model), 'graph.png')."
+            f"graph {what}; expected a ComputationGraph. Write draw_graph(trace(model), "
+            "'graph.png')."
         )
     kind = Path(path).suffix[1:].lower() if isinstance(path, (str, Path)) else ""
     if kind not in _METADATA:
         raise ArgumentError(
-            f"path={path!r} does not end in .png, .svg or .pdf. Write draw_graph(graph, 'graph.png')."
+            f"path={path!r} does not end in .png, .svg or .pdf. Write draw_graph(graph, "
+            "'graph.png')."
         )
     return Path(path), kind
 

@@ -1,4 +1,5 @@
-"""A CNN as a frozen graph: nodes with parameter shapes and bit-widths, and the shortest paths between them."""
+"""A CNN as a frozen graph: nodes with parameter shapes and bit-widths, and the shortest paths
+between them."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """One tensor that the hypernetwork predicts: its name in the model, its shape and its role in the node."""
+    """One tensor that the hypernetwork predicts: its name in the model, its shape and its role in
+    the node."""
 
     name: str
     shape: tuple[int, ...]
@@ -35,7 +37,8 @@ class Node:
     Attributes:
         op: A name of `ghnqat_sdk.graph.ops.VOCABULARY`.
         module: Qualified name of the module that ran it, "" for the model itself.
-        parameters: The parameters that it alone introduces (a shared tensor belongs to the node that used it first).
+        parameters: The parameters that it alone introduces (a shared tensor belongs to the node
+            that used it first).
         kernel, stride, dilation: (height, width); (1, 1) where they mean nothing.
         groups: Groups of a convolution.
         bits: (weight, activation) bit-widths, 32 for float.
@@ -72,7 +75,8 @@ class ComputationGraph:
     unreached: Mapping[str, str] = field(default_factory=dict)
     outside: Mapping[str, str] = field(default_factory=dict, compare=False)
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
-    """What was worked out from the structure alone; shared with the same graph at other bit-widths."""
+    """What was worked out from the structure alone; shared with the same graph at other
+    bit-widths."""
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -85,7 +89,8 @@ class ComputationGraph:
     def with_bits(
         self, bits: tuple[int, int] | Callable[[Node], tuple[int, int]]
     ) -> ComputationGraph:
-        """The same graph with other bit-widths: one (weight, activation) pair, or a function of the node."""
+        """The same graph with other bit-widths: one (weight, activation) pair, or a function of the
+        node."""
         choose = bits if callable(bits) else lambda _: bits
         nodes = tuple(replace(node, bits=choose(node)) for node in self.nodes)
         return replace(self, nodes=nodes)
@@ -94,7 +99,8 @@ class ComputationGraph:
         """Directed shortest-path lengths up to `s_max`: virtual edges (GHN-2, Knyazev et al. 2021).
 
         Returns:
-            (N, N) int8; entry (u, v) is the number of edges from u to v, 0 where there is no path of at most `s_max`.
+            (N, N) int8; entry (u, v) is the number of edges from u to v, 0 where there is no path
+            of at most `s_max`.
         """
         key = "paths", s_max
         if key not in self.cache:
@@ -102,7 +108,8 @@ class ComputationGraph:
         return self.cache[key]
 
     def to_networkx(self) -> networkx.DiGraph:
-        """The graph for networkx: node attributes are the fields of `Node`, indices are the keys."""
+        """The graph for networkx: node attributes are the fields of `Node`, indices are the
+        keys."""
         import networkx
 
         graph = networkx.DiGraph()
@@ -115,7 +122,8 @@ class ComputationGraph:
 
 
 def _shortest_paths(size: int, edges: tuple[tuple[int, int], ...], s_max: int) -> Tensor:
-    """Reachable nodes as bits of one number for each node, step by step: bit j of node u stands for node u + j.
+    """Reachable nodes as bits of one number for each node, step by step: bit j of node u stands for
+    node u + j.
 
     Linear in the number of nodes for CNNs, where what is near in steps is near in order.
     """

@@ -1,4 +1,5 @@
-"""Where the nodes and edges of a graph stand in a picture: rows by depth, a lane for each chain and each long edge.
+"""Where the nodes and edges of a graph stand in a picture: rows by depth, a lane for each chain and
+each long edge.
 
 All lengths are inches, and y grows downwards.
 """
@@ -42,7 +43,8 @@ class Layout:
 
 @dataclass
 class _Lane:
-    """What stands on one vertical line: a chain of nodes, or the edges from one node to rows further down."""
+    """What stands on one vertical line: a chain of nodes, or the edges from one node to rows
+    further down."""
 
     top: int
     bottom: int
@@ -57,13 +59,15 @@ def lay_out(
 ) -> Layout:
     """Place the nodes of an acyclic graph in rows by the longest path that leads to them.
 
-    A chain of nodes has one x, and so have the edges of one node that skip rows: they pass beside the nodes of these
-    rows. Horizontal ways lie between rows. A long picture is cut into columns, where few edges cross.
+    A chain of nodes has one x, and so have the edges of one node that skip rows: they pass beside
+    the nodes of these rows. Horizontal ways lie between rows. A long picture is cut into columns,
+    where few edges cross.
 
     Args:
         widths: Of each of the N nodes, N > 0.
         edges: Pairs (source, target), source < target.
-        first: Nodes of the first row; others that nothing leads to stand just above the first node they lead to.
+        first: Nodes of the first row; others that nothing leads to stand just above the first node
+            they lead to.
     """
     targets: list[list[int]] = [[] for _ in widths]
     for source, target in sorted({*edges}):
@@ -100,7 +104,8 @@ def _rows(targets: list[list[int]], first: Iterable[int]) -> list[int]:
 
 
 def _chains(widths: Sequence[float], targets: list[list[int]], rows: list[int]) -> list[_Lane]:
-    """The lane of each node: chains through consecutive rows, each as long as those before it leave it."""
+    """The lane of each node: chains through consecutive rows, each as long as those before it leave
+    it."""
     after = [[t for t in reached if rows[t] == rows[s] + 1] for s, reached in enumerate(targets)]
     before: list[list[int]] = [[] for _ in targets]
     length = [1] * len(targets)
@@ -136,7 +141,8 @@ def _detours(targets: list[list[int]], rows: list[int]) -> dict[int, _Lane]:
 
 
 def _place(chains: list[_Lane], detours: dict[int, _Lane]) -> None:
-    """Give each lane its x: the longest chain first, then shorter ones and short detours, near what they lead to."""
+    """Give each lane its x: the longest chain first, then shorter ones and short detours, near what
+    they lead to."""
     nodes = sorted(_distinct(chains), key=lambda lane: lane.top - lane.bottom)
     lines = sorted(detours.values(), key=lambda lane: lane.bottom - lane.top)
     taken: list[list[tuple[float, float]]] = [
@@ -157,7 +163,8 @@ def _place(chains: list[_Lane], detours: dict[int, _Lane]) -> None:
 
 
 def _free(spans: list[tuple[float, float]], width: float, wanted: float) -> float:
-    """The x nearest to `wanted` where `width` fits beside all spans; to the right where both sides are as near."""
+    """The x nearest to `wanted` where `width` fits beside all spans; to the right where both sides
+    are as near."""
     merged: list[tuple[float, float]] = []
     for low, high in spans:
         if merged and low - merged[-1][1] < width - _EPSILON:
@@ -176,7 +183,8 @@ def _distinct(lanes: Iterable[_Lane]) -> list[_Lane]:
 
 
 class _Columns:
-    """The rows cut into columns side by side, so that the picture is about as wide as it is high."""
+    """The rows cut into columns side by side, so that the picture is about as wide as it is
+    high."""
 
     def __init__(self, rows: list[int], targets: list[list[int]], lanes: list[_Lane]) -> None:
         self.rows, total = rows, 1 + max(rows)
@@ -205,7 +213,8 @@ class _Columns:
         self.height = max(end - start for start, end in zip(self.starts, ends, strict=True)) * _ROW
 
     def _starts(self, total: int, count: int) -> list[int]:
-        """First rows of about `count` columns of about one height, where the fewest nodes have edges across."""
+        """First rows of about `count` columns of about one height, where the fewest nodes have
+        edges across."""
         crossing = [0] * (total + 1)
         for row, last in zip(self.rows, self.last, strict=True):
             for start in range(row + 1, last + 1):
@@ -248,7 +257,8 @@ class _Columns:
                 yield "L", ((to_x, upper),)
 
     def _around(self, column: int, source: int, start: Point, end: Point) -> Iterable[Stroke]:
-        """From the last row of a column to the first of `column`, through the space between them."""
+        """From the last row of a column to the first of `column`, through the space between
+        them."""
         crossing = self.crossing[column]
         share = (crossing.index(source) + 1) / (len(crossing) + 1)
         x = (

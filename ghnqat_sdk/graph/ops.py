@@ -1,10 +1,11 @@
 """The vocabulary of node types, one row each; the only table of operations in the package.
 
-A row says what a traced call is compared with (`functions`), which of its arguments may hold parameters and the role
-each plays (`slots`), which modules run it (`modules`), whether and how its layers are fake-quantized, how a norm
-gathers its statistics, and what it costs. A function that no row names is transparent (a reshape, an index, a copy):
-data flows through it without a node, unless a parameter enters there, which makes it an `other` node.
-To add a node type, add a row: checkpoints store the names in order, so nothing shifts.
+A row says what a traced call is compared with (`functions`), which of its arguments may hold
+parameters and the role each plays (`slots`), which modules run it (`modules`), whether and how its
+layers are fake-quantized, how a norm gathers its statistics, and what it costs. A function that no
+row names is transparent (a reshape, an index, a copy): data flows through it without a node, unless
+a parameter enters there, which makes it an `other` node. To add a node type, add a row: checkpoints
+store the names in order, so nothing shifts.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Slot:
-    """An argument that may hold a parameter: its position, its keyword, and the parameter's role."""
+    """An argument that may hold a parameter: its position, its keyword, and the parameter's
+    role."""
 
     position: int
     keyword: str
@@ -232,7 +234,8 @@ BY_FUNCTION: dict[Callable[..., Any], Op] = {
 
 
 def op_of(module: nn.Module) -> Op | None:
-    """The row of what a module runs on its own parameters, by its class or one that it derives from."""
+    """The row of what a module runs on its own parameters, by its class or one that it derives
+    from."""
     return next((op for op in _WITH_MODULES if isinstance(module, op.modules)), None)
 
 

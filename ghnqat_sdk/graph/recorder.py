@@ -26,7 +26,8 @@ from ghnqat_sdk.graph.torch_calls import (
 
 
 class Recorder(TorchFunctionMode):
-    """Sees every torch call as the model wrote it (a convolution, an addition), nested calls left out.
+    """Sees every torch call as the model wrote it (a convolution, an addition), nested calls left
+    out.
 
     Args:
         parameters: The tensors that stand for the model's parameters in this run, by name.
@@ -191,7 +192,8 @@ class Recorder(TorchFunctionMode):
             self.outside[module] = f"{what} computes with its weight in float"
 
     def _claim(self, tensor: Tensor, role: Role) -> list[ParameterSpec]:
-        """The parameters behind `tensor` that no node has yet: those of its size, or all where none has."""
+        """The parameters behind `tensor` that no node has yet: those of its size, or all where none
+        has."""
         names = self._origin[id(tensor)]
         self._used.update(names)
         same = [n for n in names if self.parameters[n].numel() == tensor.numel()] or list(names)
@@ -215,7 +217,8 @@ class Recorder(TorchFunctionMode):
         return index
 
     def _sources(self, tensors: Sequence[Tensor]) -> tuple[int, ...]:
-        """The nodes whose output the tensors hold, by themselves or by what else wrote into their memory."""
+        """The nodes whose output the tensors hold, by themselves or by what else wrote into their
+        memory."""
         found: dict[int, None] = {}
         for tensor in tensors:
             found |= dict.fromkeys(self._data.get(id(tensor), ()))

@@ -1,4 +1,5 @@
-"""What one torch call says of itself: its arguments, the node it becomes, the tensor it writes into."""
+"""What one torch call says of itself: its arguments, the node it becomes, the tensor it writes
+into."""
 
 from __future__ import annotations
 
@@ -83,7 +84,8 @@ def argument(args: Any, kwargs: Any, position: int, keyword: str, default: Any =
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    """(height, width) of what torch takes for a size: a number, or one number for each dimension."""
+    """(height, width) of what torch takes for a size: a number, or one number for each
+    dimension."""
     if isinstance(value, int):
         return value, value
     values = tuple(value)[-2:]

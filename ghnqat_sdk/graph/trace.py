@@ -91,7 +91,8 @@ def _refuse(model: Any) -> None:
         hidden = isinstance(module, torch.jit.ScriptModule)
         if hidden and (not name or next(module.parameters(), None) is not None):
             raise TraceError(
-                f"torch.jit modules hide their operations, and {name or 'the model'!r} is one. Pass "
+                f"torch.jit modules hide their operations, and {name or 'the model'!r} is one. "
+                "Pass "
                 f"the nn.Module that was scripted or traced."
             )
     if hasattr(model, "_orig_mod"):
@@ -119,7 +120,8 @@ def _guesses(model: nn.Module) -> Iterator[Call]:
     if isinstance(first, nn.Linear):
         yield Call((torch.empty(2, first.in_features, dtype=dtype, device="meta"),))
     dims = next((d for kind, d in _SPATIAL_DIMS.items() if isinstance(first, kind)), 2)
-    # Where the model rearranges the image before its first convolution, its channels are not the image's.
+    # Where the model rearranges the image before its first convolution, its channels are not the
+    # image's.
     for channels in dict.fromkeys((getattr(first, "in_channels", _COLOURS), _COLOURS)):
         for size in _SIZES:
             yield Call((torch.empty(2, channels, *(size,) * dims, dtype=dtype, device="meta"),))
@@ -219,7 +221,8 @@ def _explain(model: nn.Module, given: bool, failure: Exception) -> TraceError:
     if given:
         return TraceError(f"{name} could not be run on the example inputs given: {reason}")
     return TraceError(
-        f"{name} could not be run on one image of any of the sizes {_SIZES} ({reason}). Pass inputs "
+        f"{name} could not be run on one image of any of the sizes {_SIZES} ({reason}). Pass "
+        "inputs "
         f"that it takes: example_inputs=torch.empty(2, 3, 32, 32), a tuple of arguments, or a dict "
         f"of keyword arguments."
     )

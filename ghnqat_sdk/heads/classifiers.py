@@ -37,7 +37,8 @@ class FittedHead:
         images: How many it was fitted to, those held out included.
         held_out: How many the strength was chosen on.
         strength: Of the ridge, in units of the mean variance of the features within a class.
-        accuracy: In percent, on the images held out, of a fit to the others, quantized as the layer is.
+        accuracy: In percent, on the images held out, of a fit to the others, quantized as the layer
+            is.
         balanced_accuracy: The mean of the classes' accuracies, in percent.
         absent: Classes without an image, which it never answers.
     """
@@ -74,7 +75,8 @@ class Classifier:
         self.place_scatter: Tensor | None = None
 
     def hear(self, _: Any, args: tuple[Tensor, ...]) -> None:
-        """Keep the features (n, D) of a batch, as the layer quantizes them; a map's are averaged."""
+        """Keep the features (n, D) of a batch, as the layer quantizes them; a map's are
+        averaged."""
         features = self.layer.input_quantizer(args[0]).detach()
         if isinstance(self.layer, nn.Linear):
             features = features.flatten(1, -2) if features.ndim > 2 else features.unsqueeze(1)
@@ -124,7 +126,8 @@ class Classifier:
         return labels
 
     def _held_out(self, labels: Tensor) -> Tensor:
-        """(n,) bool: each fifth image of its class, counted over all batches, while there is room."""
+        """(n,) bool: each fifth image of its class, counted over all batches, while there is
+        room."""
         ones = nn.functional.one_hot(labels, self.classes)
         rank = self.seen[labels] + ones.cumsum(0).gather(1, labels[:, None]).squeeze(1)
         self.seen += ones.sum(0)
@@ -136,7 +139,8 @@ class Classifier:
         if self.sums is None or int((self.seen >= HELD_OUT_EACH).sum()) < 2:
             raise ArgumentError(
                 f"{self.name!r} got {int(self.seen.sum())} images of {int((self.seen > 0).sum())} "
-                f"classes; expected at least {HELD_OUT_EACH} of each of two or more. Write {LABELLED} "
+                f"classes; expected at least {HELD_OUT_EACH} of each of two or more. Write "
+                f"{LABELLED} "
                 f"with more labelled images."
             )
         features, labels = (torch.cat(parts) for parts in zip(*self.held, strict=True))
@@ -170,7 +174,8 @@ class Classifier:
         return self.layer.weight_quantizer(shaped).float().cpu().view_as(weight)
 
     def _lifted(self, linear: Linear) -> Linear:
-        """The same probabilities with all scores above 0: a ReLU follows, before places are averaged."""
+        """The same probabilities with all scores above 0: a ReLU follows, before places are
+        averaged."""
         spread = torch.zeros(self.classes)
         if self.place_scatter is not None:
             weight = linear.weight.double()
@@ -199,7 +204,8 @@ def refuse_fixed(name: str, layer: Any) -> None:
     learned = any(True for _ in layer.weight_quantizer.parameters())
     if learned or getattr(layer.weight_quantizer, "frozen_range", None) is not None:
         raise ArgumentError(
-            f"The weight of {name!r} has {'learned' if learned else 'fixed'} steps, which belong to "
+            f"The weight of {name!r} has {'learned' if learned else 'fixed'} steps, which belong "
+            "to "
             f"the old weight. Call fit_head before learn_steps."
         )
     if type(layer.weight) is not nn.Parameter:
@@ -210,7 +216,8 @@ def refuse_fixed(name: str, layer: Any) -> None:
 
 
 def traced_classifiers(qmodel: nn.Module, call: Call) -> dict[str, bool]:
-    """The classifiers by the graph, each with whether a ReLU follows it; none if it has no graph."""
+    """The classifiers by the graph, each with whether a ReLU follows it; none if it has no
+    graph."""
     try:
         graph = trace(to_float(copy.deepcopy(qmodel)), call.cut(0, 2).args)
     except TraceError:
@@ -229,7 +236,8 @@ def traced_classifiers(qmodel: nn.Module, call: Call) -> dict[str, bool]:
 
 
 def last_layer(qmodel: nn.Module, layers: dict[str, Any], call: Call) -> dict[str, bool]:
-    """The layer whose output is the model's own, for models without a graph; none if there is none."""
+    """The layer whose output is the model's own, for models without a graph; none if there is
+    none."""
     outputs: dict[str, int] = {}
 
     def keep(name: str) -> Any:

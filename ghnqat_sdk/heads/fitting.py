@@ -63,32 +63,34 @@ def fit_head(
     layers: str | Mapping[str, int] | None = None,
     progress: bool = True,
 ) -> HeadReport:
-    """Write the weight and bias of a fake-quantized model's classifier from labelled images, in place.
+    """Write the weight and bias of a fake-quantized model's classifier from labelled images, in
+    place.
 
-    One pass: the features that reach the classifier, quantized as it quantizes them, and ridge regression
-    of one-hot labels on them, in closed form. Every class weighs the same, however many images it has. The
-    strength is the one of nine whose quantized classifier is right most often on every fifth image of
-    each class, at most 4,096 of them; then all images are fitted to. Logits are scaled to suit
-    cross-entropy. Calibrate before: a model that is not calibrated runs with the statistics of each batch,
-    and stays uncalibrated. Memory grows with the square of the features, not with the images.
+    One pass: the features that reach the classifier, quantized as it quantizes them, and ridge
+    regression of one-hot labels on them, in closed form. Every class weighs the same, however many
+    images it has. The strength is the one of nine whose quantized classifier is right most often on
+    every fifth image of each class, at most 4,096 of them; then all images are fitted to. Logits
+    are scaled to suit cross-entropy. Calibrate before: a model that is not calibrated runs with the
+    statistics of each batch, and stays uncalibrated. Memory grows with the square of the features,
+    not with the images.
 
     Args:
-        qmodel: From `predict_quantized_params` or `from_float`, its classifier a linear layer or a 1 × 1
-            convolution, which need not have a bias.
-        batches: (images, labels) as a DataLoader gives them: labels (N,), or (N, L) or L tensors (N,) more
-            for several classifiers.
+        qmodel: From `predict_quantized_params` or `from_float`, its classifier a linear layer or a
+            1 × 1 convolution, which need not have a bias.
+        batches: (images, labels) as a DataLoader gives them: labels (N,), or (N, L) or L tensors
+            (N,) more for several classifiers.
         ridge: Strength, in units of the mean variance of the features within a class, or "auto".
-        layers: The classifier's name; or, for several, each name with the column of its labels. By default
-            the one before the output.
+        layers: The classifier's name; or, for several, each name with the column of its labels. By
+            default the one before the output.
         progress: Show a bar, on terminals only.
 
     Returns:
         What was written, with the accuracy on images held out.
 
     Raises:
-        ArgumentError: no fake-quantized model or classifier, labels missing or outside the classes, fewer
-            than five images of each of two classes, features that are not finite, or a layer whose steps
-            are learned or fixed. The model is then as it was.
+        ArgumentError: no fake-quantized model or classifier, labels missing or outside the classes,
+            fewer than five images of each of two classes, features that are not finite, or a layer
+            whose steps are learned or fixed. The model is then as it was.
 
     Examples:
         >>> import torch, torchvision

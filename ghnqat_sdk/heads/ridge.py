@@ -1,4 +1,5 @@
-"""Linear classifiers in closed form, from sums over features: ridge regression onto one-hot targets."""
+"""Linear classifiers in closed form, from sums over features: ridge regression onto one-hot
+targets."""
 
 from __future__ import annotations
 
@@ -65,8 +66,9 @@ class Linear:
 class Ridge:
     """Ridge regression of one-hot targets on features, each class with the same weight in all.
 
-    The second moments within classes are pooled, as in linear discriminant analysis, and the class means
-    weighted alike, so that sums over everything suffice. One eigendecomposition serves all strengths.
+    The second moments within classes are pooled, as in linear discriminant analysis, and the class
+    means weighted alike, so that sums over everything suffice. One eigendecomposition serves all
+    strengths.
 
     Args:
         sums: Of the features.
@@ -92,7 +94,8 @@ class Ridge:
         self.unit = within.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
 
     def at(self, strength: float, quantize: Callable[[Tensor], Tensor]) -> Linear:
-        """The classifier, in float32, whose scores are near 1 for an image's class and 0 for others.
+        """The classifier, in float32, whose scores are near 1 for an image's class and 0 for
+        others.
 
         Its bias suits the weight on the levels of its layer, which need not lie evenly around 0.
 
@@ -173,7 +176,8 @@ def balanced_accuracy(scores: Tensor, labels: Tensor) -> float:
 def best_scale(
     scores: Tensor, labels: Tensor, scales: Sequence[float] = _SCALES
 ) -> tuple[float, float]:
-    """(scale, cross-entropy) of the factor that suits scores (n, K) best, classes weighted alike."""
+    """(scale, cross-entropy) of the factor that suits scores (n, K) best, classes weighted
+    alike."""
     counts = torch.bincount(labels, minlength=scores.shape[1])
     weights = 1.0 / counts.clamp(min=1)
     losses = [F.cross_entropy(scale * scores, labels, weights.float()).item() for scale in scales]

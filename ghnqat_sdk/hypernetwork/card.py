@@ -1,4 +1,5 @@
-"""Model cards of hypernetworks on the Hub, made from their configs and from what `ghnqat evaluate --json` wrote."""
+"""Model cards of hypernetworks on the Hub, made from their configs and from what `ghnqat evaluate
+--json` wrote."""
 
 from __future__ import annotations
 
@@ -178,7 +179,8 @@ def model_card(
     license: str | None = None,
     evaluations: Sequence[CardEvaluation] = (),
 ) -> str:
-    """A model card in Markdown: use, data, figures in all and by family, limits, license, citations.
+    """A model card in Markdown: use, data, figures in all and by family, limits, license,
+    citations.
 
     Args:
         config: Of the hypernetwork.

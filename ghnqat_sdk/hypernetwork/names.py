@@ -1,4 +1,5 @@
-"""What hypernetworks and their files are called, apart from the code that loads them: reading it imports nothing."""
+"""What hypernetworks and their files are called, apart from the code that loads them: reading it
+imports nothing."""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ from ghnqat_sdk.version import __version__
 
 _EMBEDDED = Path(__file__).parent / "weights"
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
-# What every file of format 2 holds: the package's defaults may change, the meaning of a file may not.
+# What every file of format 2 holds: the package's defaults may change, the meaning of a file may
+# not.
 _ALWAYS = ("format", "encoder", "decoder", "num_classes", "images", "s_max", "ranges", "vocabulary")
 
 
@@ -42,7 +43,8 @@ def save_pretrained(
 ) -> Path:
     """Write `config.json` and `model.safetensors` into `folder`, made if needed, and return it.
 
-    A reader meets each file old or new, never half. `dtype` is the file's; loading gives float32 in any case.
+    A reader meets each file old or new, never half. `dtype` is the file's; loading gives float32 in
+    any case.
 
     Raises:
         ArgumentError: an argument cannot be meant, or the weights are not finite in `dtype`.
@@ -73,17 +75,20 @@ def load_pretrained(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> GraphHypernetwork:
-    """Load a hypernetwork: float32, on the CPU, in evaluation mode. Nothing in its files is ever executed.
+    """Load a hypernetwork: float32, on the CPU, in evaluation mode. Nothing in its files is ever
+    executed.
 
     Args:
-        source: "default" for the weights that ship with the package, "hub" for the newest ones that its authors
-            published, else a local folder, else a Hub repo id "owner/name". A `Path` is always a local folder.
+        source: "default" for the weights that ship with the package, "hub" for the newest ones that
+            its authors published, else a local folder, else a Hub repo id "owner/name". A `Path` is
+            always a local folder.
         revision: Branch, tag or commit of the Hub repo; main if omitted.
         cache_dir: Where downloads are kept; the Hub's usual cache if omitted.
 
     Raises:
         ArgumentError: an argument cannot be meant.
-        CheckpointError: the files are missing, damaged, of another version, or cannot be downloaded.
+        CheckpointError: the files are missing, damaged, of another version, or cannot be
+            downloaded.
     """
     folder = _locate(source, revision, cache_dir)
     try:
@@ -118,8 +123,8 @@ def push_to_hub(
 ) -> str:
     """Upload to the Hub repo "owner/name", made if needed, as one commit; return the commit's URL.
 
-    The commit has `config.json`, `model.safetensors`, `model.safetensors.sha256` and a model card. A card that the
-    repo has stays, unless something is said here for a new one.
+    The commit has `config.json`, `model.safetensors`, `model.safetensors.sha256` and a model card.
+    A card that the repo has stays, unless something is said here for a new one.
 
     Args:
         hypernetwork: What to publish.
@@ -132,12 +137,14 @@ def push_to_hub(
         evaluations: For the card: files that `ghnqat evaluate --json FILE` wrote.
 
     Raises:
-        ArgumentError: an argument cannot be meant, the weights are not finite, or a file is no evaluation.
+        ArgumentError: an argument cannot be meant, the weights are not finite, or a file is no
+            evaluation.
         CheckpointError: the Hub cannot be reached, or refuses.
     """
     if not isinstance(repo_id, str) or not REPO_ID.fullmatch(repo_id):
         raise ArgumentError(
-            f"repo_id={repo_id!r} is not 'owner/name'. Write push_to_hub(hypernetwork, 'me/my-ghn')."
+            f"repo_id={repo_id!r} is not 'owner/name'. Write push_to_hub(hypernetwork, "
+            "'me/my-ghn')."
         )
     files = _contents(hypernetwork, None)
     files[CHECKSUM_FILE] = checksum_of(files[WEIGHTS_FILE])
@@ -200,7 +207,8 @@ def _locate(source: Any, revision: Any, cache_dir: str | Path | None) -> Path:
     if source == DEFAULT or (os.path.isdir(source) and not published):
         if revision is not None:
             raise ArgumentError(
-                f"revision={revision!r} is for Hub repos, and {str(source)!r} is local. Leave it out."
+                f"revision={revision!r} is for Hub repos, and {str(source)!r} is local. Leave it "
+                "out."
             )
         return _EMBEDDED if source == DEFAULT else Path(source)
     repo_id = HUB_REPO if published else str(source)
@@ -246,7 +254,8 @@ def _summary(error: ValueError) -> str:
 
 
 def _format_advice(found: object) -> str:
-    """What to do about a config of another format, newer or older than the one that this version reads."""
+    """What to do about a config of another format, newer or older than the one that this version
+    reads."""
     (own,) = get_args(HypernetworkConfig.model_fields["format"].annotation)
     fact = f"its format is {found!r:.20}, and ghnqat-sdk {__version__} reads format {own}"
     if not isinstance(found, int):
@@ -271,7 +280,8 @@ def _read_weights(path: Path, config: HypernetworkConfig) -> GraphHypernetwork:
             if wrong := sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n)):
                 want, got = (shapes.get(wrong[0], "absent") for shapes in (expected, found))
                 raise ValueError(
-                    f"{wrong[0]!r} is {got}, and {want} by {CONFIG_FILE} ({len(wrong)} tensors differ)"
+                    f"{wrong[0]!r} is {got}, and {want} by {CONFIG_FILE} ({len(wrong)} tensors "
+                    "differ)"
                 )
             tensors = {name: file.get_tensor(name) for name in expected}
             if (file.metadata() or {}).get(
@@ -283,8 +293,10 @@ def _read_weights(path: Path, config: HypernetworkConfig) -> GraphHypernetwork:
             raise ValueError(f"{name!r} holds NaN or infinity")
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(
-            f"{str(path)!r} is damaged, or not the safetensors file of this config: {error}. Restore the file that "
-            "save_pretrained wrote; a file from torch.save is never read, since loading one can run code."
+            f"{str(path)!r} is damaged, or not the safetensors file of this config: {error}. "
+            "Restore the file that "
+            "save_pretrained wrote; a file from torch.save is never read, since loading one can "
+            "run code."
         ) from error
     return hypernetwork.eval()
 

@@ -1,4 +1,5 @@
-"""Norm statistics and static activation ranges from data: what makes evaluation independent of the batch."""
+"""Norm statistics and static activation ranges from data: what makes evaluation independent of the
+batch."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class CalibrationReport:
         method: How ranges were chosen.
         images: How many images it saw.
         bits: Layer name to the bits of its input.
-        ranges: Layer name to the (low, high) range of its input; layers with float inputs are left out.
+        ranges: Layer name to the (low, high) range of its input; layers with float inputs are left
+            out.
         norms: Names of the batch norms whose statistics were re-estimated.
         unreached: Fake-quantized layers and batch norms that no image reached, left as they were.
     """
@@ -68,25 +70,29 @@ def calibrate(
     percentile: float = 99.9,
     progress: bool = True,
 ) -> CalibrationReport:
-    """Re-estimate batch-norm statistics and freeze activation ranges, in place, so that `.eval()` is deployable.
+    """Re-estimate batch-norm statistics and freeze activation ranges, in place, so that `.eval()`
+    is deployable.
 
-    Batch norm uses batch statistics meanwhile, and quantization is on. Batches are put together and cut again into
-    chunks of 64, so that the result does not depend on the batch size. A batch norm's statistics are those of all
-    values it saw. The range of a layer's input follows from `method`:
+    Batch norm uses batch statistics meanwhile, and quantization is on. Batches are put together and
+    cut again into chunks of 64, so that the result does not depend on the batch size. A batch
+    norm's statistics are those of all values it saw. The range of a layer's input follows from
+    `method`:
 
-    - "mean": the mean of the ranges with which the model quantizes each chunk, which it was predicted for;
+    - "mean": the mean of the ranges with which the model quantizes each chunk, which it was
+      predicted for;
     - "min-max": the smallest and the largest value;
     - "percentile": all values but `100 - percentile` percent on either side;
     - "mse": the range with the smallest mean squared error of quantization.
 
-    The last two take a second pass and keep the batches in memory. Learned steps (`learn_steps`) stay as they are.
+    The last two take a second pass and keep the batches in memory. Learned steps (`learn_steps`)
+    stay as they are.
 
     Args:
         qmodel: From `predict_quantized_params`.
-        batches: Tensors (N, C, H, W), or tuples and lists as a DataLoader gives: the first n entries
-            are the model's inputs, n as in the `example_inputs` that it was predicted with and
-            otherwise one, what follows are labels. Or dicts of keyword arguments. All tensors have N
-            rows.
+        batches: Tensors (N, C, H, W), or tuples and lists as a DataLoader gives: the first n
+            entries are the model's inputs, n as in the `example_inputs` that it was predicted with
+            and otherwise one, what follows are labels. Or dicts of keyword arguments. All tensors
+            have N rows.
         method: How activation ranges are chosen.
         percentile: For the method of that name, in (50, 100].
         progress: Show a bar, on terminals only.
@@ -95,8 +101,8 @@ def calibrate(
         What was fixed. Calling again replaces it.
 
     Raises:
-        ArgumentError: no batches, a batch that is no tensor, a model that is not fake-quantized or cannot be run on
-            the batches, values that are not finite, or an unknown method.
+        ArgumentError: no batches, a batch that is no tensor, a model that is not fake-quantized or
+            cannot be run on the batches, values that are not finite, or an unknown method.
     """
     _check_method(method, percentile)
     require_fake_quantized(qmodel)

@@ -49,7 +49,8 @@ _made: weakref.WeakKeyDictionary[type, weakref.ref[type[nn.Module]]] = weakref.W
 
 
 def fake_quantized_class(kind: type[nn.Module]) -> type[nn.Module]:
-    """The class that stands for `kind`: a convolution, linear layer, norm or transformer encoder."""
+    """The class that stands for `kind`: a convolution, linear layer, norm or transformer
+    encoder."""
     if kind in _OURS:
         return _OURS[kind]
     if _is_parametrized(kind):

@@ -1,7 +1,8 @@
-"""Tensorwise, asymmetric, uniform quantization as pure functions: ranges, scale, zero point, straight-through rounding.
+"""Tensorwise, asymmetric, uniform quantization as pure functions: ranges, scale, zero point,
+straight-through rounding.
 
-Ranges are pairs (low, high) of 0-d float32 tensors or Python floats; every function treats x of any shape (...).
-A NaN in x or in its range comes out as NaN: it is never rounded to a number.
+Ranges are pairs (low, high) of 0-d float32 tensors or Python floats; every function treats x of any
+shape (...). A NaN in x or in its range comes out as NaN: it is never rounded to a number.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def percentile_range(
     Args:
         counts: (B,) histogram of values over [low, high].
         low, high: Its outer edges.
-        percentile: Share of values below the upper and above the lower end, in percent, in (50, 100].
+        percentile: Share of values below the upper and above the lower end, in percent, in (50,
+            100].
     """
     share, width = counts.double().cumsum(0) / counts.sum(), (high - low) / len(counts)
     left = torch.searchsorted(share, 1 - percentile / 100).item()
@@ -54,7 +56,8 @@ def percentile_range(
 def mean_squared_error_range(
     counts: Tensor, low: float, high: float, bits: int
 ) -> tuple[float, float]:
-    """Range, within [low, high], whose 2^bits levels have the smallest mean squared distance from the values.
+    """Range, within [low, high], whose 2^bits levels have the smallest mean squared distance from
+    the values.
 
     Both ends are shrunk together first, then each alone, over 100 ratios.
 
@@ -86,8 +89,8 @@ def scale_and_zero_point(
 ) -> tuple[Tensor, Tensor]:
     """The affine map of [low, high] to the integers 0 … 2^bits - 1.
 
-    The range is widened to hold 0, so that zero padding and ReLU zeros stay exact (Jacob et al. 2018); an empty range
-    gets scale 1.
+    The range is widened to hold 0, so that zero padding and ReLU zeros stay exact (Jacob et al.
+    2018); an empty range gets scale 1.
 
     Returns:
         scale: 0-d float32, positive: real value = scale · (integer - zero point).
@@ -121,7 +124,8 @@ def fake_quantize(x: Tensor, low: Tensor | float, high: Tensor | float, bits: in
 
 
 def learned_step_quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, bits: int) -> Tensor:
-    """Round x (...) to the 2^bits levels of a learned step, with a gradient for it (LSQ, Esser et al. 2020).
+    """Round x (...) to the 2^bits levels of a learned step, with a gradient for it (LSQ, Esser et
+    al. 2020).
 
     The gradient of x passes straight through inside the range. That of the scale is the level less
     x / scale inside, the level outside, times 1 / sqrt(values · (2^bits - 1)). The values are those
@@ -156,9 +160,11 @@ def uniform_noise(
     bits: int,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """x (...) clipped to [low, high] plus uniform noise of one quantization step, U(-scale/2, scale/2).
+    """x (...) clipped to [low, high] plus uniform noise of one quantization step, U(-scale/2,
+    scale/2).
 
-    NoiseQuant of the GHN-QAT paper: rounding modelled as additive noise, differentiable inside the range.
+    NoiseQuant of the GHN-QAT paper: rounding modelled as additive noise, differentiable inside the
+    range.
     """
     scale, zero_point = scale_and_zero_point(_detach(low), _detach(high), bits)
     scale, zero_point = scale.to(x), zero_point.to(x)
@@ -168,7 +174,8 @@ def uniform_noise(
 
 
 def _numbers(x: Tensor, *numbers: Tensor) -> tuple[Any, ...]:
-    """0-d tensors for arithmetic with x: scalars make elementwise CPU kernels five times as fast as 0-d tensors do."""
+    """0-d tensors for arithmetic with x: scalars make elementwise CPU kernels five times as fast as
+    0-d tensors do."""
     readable = not (torch.compiler.is_compiling() or any(map(_is_batched, numbers)))
     if readable and x.device.type == "cpu":
         return tuple(number.item() for number in numbers)
@@ -205,7 +212,8 @@ def _numbers_of(ctx: Any, saved: tuple[Tensor, ...]) -> dict[str, Any]:
 
 def _rounded(x: Tensor, inverse: Any, scale: Any, lowest: Any, highest: Any) -> Tensor:
     """x (...) on the levels `lowest` … `highest`, counted from zero, of a scale and its inverse."""
-    # Half-precision inputs are rounded in float32: bfloat16 cannot hold 8-bit levels and their fractions.
+    # Half-precision inputs are rounded in float32: bfloat16 cannot hold 8-bit levels and their
+    # fractions.
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     # In place saves memory; torch.vmap has no rule for it.
     clamp = Tensor.clamp if _is_transformed(x) else Tensor.clamp_
@@ -247,7 +255,8 @@ def _inside(grad: Tensor, x: Tensor, low: Any, high: Any) -> Tensor:
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:
-    """Sum of products in float32 or wider, without a tensor of products where both lie in memory alike."""
+    """Sum of products in float32 or wider, without a tensor of products where both lie in memory
+    alike."""
     if one.dtype not in (torch.float32, torch.float64):
         return (one.float() * other.float()).sum()
     if one.ndim == 4 and one.is_contiguous(memory_format=torch.channels_last):

@@ -1,4 +1,5 @@
-"""Norms with running statistics, as a fake-quantized model has them: one class for each of torch's."""
+"""Norms with running statistics, as a fake-quantized model has them: one class for each of
+torch's."""
 
 from __future__ import annotations
 

@@ -125,7 +125,8 @@ def layers_with_ranges(qmodel: nn.Module) -> dict[str, Any]:
 
 @contextmanager
 def observing(qmodel: nn.Module, norms: Hooks, inputs: Hooks) -> Iterator[None]:
-    """Evaluation with batch statistics and dynamic ranges, seen by observers; then all as before."""
+    """Evaluation with batch statistics and dynamic ranges, seen by observers; then all as
+    before."""
     states = states_of(qmodel)
     calibrated = [state.calibrated for state in states]
     quantizers = {n: x.input_quantizer for n, x in fake_quantized_layers(qmodel).items()}

@@ -20,8 +20,8 @@ from ghnqat_sdk.quantization.ranges import ClippedRanges, Kind, MinMaxRanges
 class FakeQuantizer(nn.Module):
     """Fake-quantizes one tensor, tensorwise: the weight or the input of a layer.
 
-    The range is taken from each tensor that comes by, until `freeze` fixes it. It has no parameters and no persistent
-    buffers, so that the `state_dict` of the model around it keeps its keys.
+    The range is taken from each tensor that comes by, until `freeze` fixes it. It has no parameters
+    and no persistent buffers, so that the `state_dict` of the model around it keeps its keys.
 
     Args:
         bits: 2 to 8, or 32 to leave the tensor as it is.

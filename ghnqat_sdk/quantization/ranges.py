@@ -19,7 +19,8 @@ _LowBits = Annotated[int, Field(ge=2, le=8)]
 
 
 class MinMaxRanges(BaseModel):
-    """The range of a tensor is its minimum and maximum, as in the GHN-QAT paper's reference setting."""
+    """The range of a tensor is its minimum and maximum, as in the GHN-QAT paper's reference
+    setting."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["min-max"] = "min-max"
@@ -29,19 +30,22 @@ class MinMaxRanges(BaseModel):
         return min_max_range(x)
 
     def share_of_extremes(self, bits: int) -> float | None:
-        """What is kept of an activation's minimum and maximum; None where a range needs more than these."""
+        """What is kept of an activation's minimum and maximum; None where a range needs more than
+        these."""
         return 1.0
 
     def sigmas_kept(self, bits: int) -> float | None:
-        """Deviations kept around a weight's mean, infinite for its extremes; None where a range needs more."""
+        """Deviations kept around a weight's mean, infinite for its extremes; None where a range
+        needs more."""
         return math.inf
 
 
 class ClippedRanges(BaseModel):
-    """Ranges narrower than min-max, by a ratio for each bit-width: at 2 bits min-max keeps almost no signal.
+    """Ranges narrower than min-max, by a ratio for each bit-width: at 2 bits min-max keeps almost
+    no signal.
 
-    Weights are clipped at a number of standard deviations around their mean, activations at a share of their
-    minimum and maximum. The defaults for weights are near the optimum for Gaussian values.
+    Weights are clipped at a number of standard deviations around their mean, activations at a share
+    of their minimum and maximum. The defaults for weights are near the optimum for Gaussian values.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,7 +53,8 @@ class ClippedRanges(BaseModel):
     weight_sigmas: dict[_LowBits, Annotated[float, Field(gt=0, lt=100)]] = {
         2: 1.5, 3: 2.05, 4: 2.6, 5: 3.1, 6: 3.6, 7: 4.2, 8: 5.0,
     }  # fmt: skip
-    """Standard deviations kept on each side of the mean, by weight bits; a missing width is min-max."""
+    """Standard deviations kept on each side of the mean, by weight bits; a missing width is
+    min-max."""
     activation_ratio: dict[_LowBits, Annotated[float, Field(gt=0, le=1)]] = {
         2: 0.39, 3: 0.48, 4: 0.58, 5: 0.7, 6: 0.82, 7: 0.92, 8: 1.0,
     }  # fmt: skip
@@ -64,11 +69,13 @@ class ClippedRanges(BaseModel):
         return min_max_range(x)
 
     def share_of_extremes(self, bits: int) -> float | None:
-        """What is kept of an activation's minimum and maximum; None where a range needs more than these."""
+        """What is kept of an activation's minimum and maximum; None where a range needs more than
+        these."""
         return self.activation_ratio.get(bits, 1.0)
 
     def sigmas_kept(self, bits: int) -> float | None:
-        """Deviations kept around a weight's mean, infinite for its extremes; None where a range needs more."""
+        """Deviations kept around a weight's mean, infinite for its extremes; None where a range
+        needs more."""
         return self.weight_sigmas.get(bits, math.inf)
 
 

@@ -51,8 +51,8 @@ class LayerReport:
     Attributes:
         name: Of the module.
         weight, activation: Its weight and its input; None where they are float.
-        output_error: Mean squared change of the model's output when this layer alone is quantized, relative to the
-            output's mean square.
+        output_error: Mean squared change of the model's output when this layer alone is quantized,
+            relative to the output's mean square.
     """
 
     name: str
@@ -79,7 +79,8 @@ class QuantizationReport:
         return json.dumps(json.loads(text, parse_constant=lambda _: None), indent=2)
 
     def plot(self, path: str | Path) -> None:
-        """Draw the layers' noise ratios and their part in the output error as an image (needs matplotlib).
+        """Draw the layers' noise ratios and their part in the output error as an image (needs
+        matplotlib).
 
         Raises:
             ArgumentError: matplotlib is not installed, or the file cannot be written.
@@ -143,7 +144,8 @@ def _cells(tensor: TensorReport | None) -> str:
 
 @torch.no_grad()
 def quantization_report(qmodel: nn.Module, batch: Any) -> QuantizationReport:
-    """Measure what quantization costs, layer by layer, in evaluation mode; the model stays as it is.
+    """Measure what quantization costs, layer by layer, in evaluation mode; the model stays as it
+    is.
 
     The model runs once for each layer and twice more. A layer that is called several times is
     measured over all of its calls.

@@ -1,4 +1,5 @@
-"""A fake-quantized model on disk: model.safetensors, and its bits and ranges as quantization.json."""
+"""A fake-quantized model on disk: model.safetensors, and its bits and ranges as
+quantization.json."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ class QuantizationSettings(BaseModel):
 
 
 def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
-    """Write a fake-quantized model's tensors, bits and ranges into `folder`, made if needed, and return it.
+    """Write a fake-quantized model's tensors, bits and ranges into `folder`, made if needed, and
+    return it.
 
     Raises:
         ArgumentError: the model is not fake-quantized, or `folder` is no folder's name.
@@ -102,7 +104,8 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
 
 
 def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
-    """A fake-quantized copy of the float `model` with the tensors, bits and ranges that `save_quantized` wrote.
+    """A fake-quantized copy of the float `model` with the tensors, bits and ranges that
+    `save_quantized` wrote.
 
     Args:
         model: Of the architecture that was saved; its values are not used.
@@ -110,7 +113,8 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
 
     Raises:
         ArgumentError: `model` is no float model.
-        CheckpointError: the files are missing, damaged, of another version, or of another architecture.
+        CheckpointError: the files are missing, damaged, of another version, or of another
+            architecture.
     """
     if not isinstance(model, nn.Module) or fake_quantized_layers(model):
         what = (
@@ -139,7 +143,8 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
     except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
         reason = _first_problem(error) if isinstance(error, ValidationError) else str(error)
         raise CheckpointError(
-            f"{str(folder)!r} does not hold this model: {reason}. Name a folder that save_quantized wrote, and a model "
+            f"{str(folder)!r} does not hold this model: {reason}. Name a folder that "
+            "save_quantized wrote, and a model "
             f"of that architecture."
         ) from error
     state.calibrated = settings.calibrated

@@ -1,4 +1,5 @@
-"""Networks ranked by the accuracy that they have with predicted parameters, without training any."""
+"""Networks ranked by the accuracy that they have with predicted parameters, without training
+any."""
 
 from __future__ import annotations
 
@@ -61,7 +62,8 @@ class Ranking:
     def front(
         self, *, macs: float | None = None, weight_bits: float | None = None
     ) -> tuple[RankedNetwork, ...]:
-        """Networks within the budget that none beats in accuracy at the same cost or less: the Pareto front.
+        """Networks within the budget that none beats in accuracy at the same cost or less: the
+        Pareto front.
 
         Costs that are not given play no part; with none, the best network alone is on the front.
         """
@@ -84,7 +86,8 @@ class Ranking:
         return json.dumps({"networks": [*map(asdict, self.networks)], "failed": self.failed})
 
     def plot(self, path: str | Path, cost: str = "macs") -> None:
-        """Draw accuracy against "macs" or "weight_bits", with the Pareto front (needs matplotlib)."""
+        """Draw accuracy against "macs" or "weight_bits", with the Pareto front (needs
+        matplotlib)."""
         from matplotlib.figure import Figure
 
         figure = Figure(layout="constrained")
@@ -114,23 +117,25 @@ def rank_architectures(
 ) -> Ranking:
     """Rank networks by their accuracy with predicted, calibrated parameters.
 
-    Where the images have another number of classes than the hypernetwork's, each network's classifier is
-    fitted to them (`fit_head`); otherwise it is predicted.
+    Where the images have another number of classes than the hypernetwork's, each network's
+    classifier is fitted to them (`fit_head`); otherwise it is predicted.
 
     Args:
-        models: Pairs (name, nn.Module), which stay as they are, or architectures of a space, such as
-            `Families("test")`, which are built for the classes of the images.
+        models: Pairs (name, nn.Module), which stay as they are, or architectures of a space, such
+            as `Families("test")`, which are built for the classes of the images.
         bits: (weight, activation) of all networks.
         images: To calibrate with, and to fit classifiers to.
-        validation: To measure with; by default every third of `images`, which is then used for nothing else.
+        validation: To measure with; by default every third of `images`, which is then used for
+            nothing else.
         hypernetwork: As in `predict_quantized_params`.
         processes: How many work at once, each with a copy of the images.
-        results: File of JSON lines, to which each network's is appended when it is known. What is in it for
-            the same bits and images is not measured again.
+        results: File of JSON lines, to which each network's is appended when it is known. What is
+            in it for the same bits and images is not measured again.
         progress: Show a bar, on terminals only.
 
     Raises:
-        ArgumentError: an entry of another kind, a name given twice, bits that are none, or no networks.
+        ArgumentError: an entry of another kind, a name given twice, bits that are none, or no
+            networks.
     """
     bits = parse_bits(bits)
     named = [_named(entry) for entry in models]
@@ -166,7 +171,8 @@ def _named(entry: Any) -> tuple[str, Any]:
     pair = isinstance(entry, (tuple, list)) and len(entry) == 2
     if not pair or not isinstance(entry[0], str) or not isinstance(entry[1], nn.Module):
         raise ArgumentError(
-            f"A network is given as {type(entry).__name__}; expected a pair (name, nn.Module) or an "
+            f"A network is given as {type(entry).__name__}; expected a pair (name, nn.Module) or "
+            "an "
             f"architecture of a space. Write {_PAIRS}."
         )
     return entry[0], entry[1]

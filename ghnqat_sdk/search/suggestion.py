@@ -1,4 +1,5 @@
-"""Bits for each layer under a budget, from what quantizing it alone does to the output of the predicted network."""
+"""Bits for each layer under a budget, from what quantizing it alone does to the output of the
+predicted network."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class BitsSuggestion:
-    """Bits for each layer; `bits` goes into `predict_quantized_params` as it is. Printed as a table.
+    """Bits for each layer; `bits` goes into `predict_quantized_params` as it is. Printed as a
+    table.
 
     Attributes:
         bits: Layer name to (weight, activation).
@@ -81,24 +83,27 @@ def suggest_bits(
     candidates: Sequence[Pair] = ((2, 2), (3, 3), (4, 4), (6, 6), (8, 8)),
     hypernetwork: str | Path | GraphHypernetwork = DEFAULT,
 ) -> BitsSuggestion:
-    """Choose bits for each layer of `model` so that the predicted network keeps its output best within a budget.
+    """Choose bits for each layer of `model` so that the predicted network keeps its output best
+    within a budget.
 
-    Each layer is quantized alone with each candidate, and the change of the output is measured on `batch`. From the
-    cheapest candidate everywhere, layers are then raised one after the other, by the largest fall of the summed changes
-    for each unit of cost. The model runs once for each layer and candidate.
+    Each layer is quantized alone with each candidate, and the change of the output is measured on
+    `batch`. From the cheapest candidate everywhere, layers are then raised one after the other, by
+    the largest fall of the summed changes for each unit of cost. The model runs once for each layer
+    and candidate.
 
     Args:
         model: Any CNN; it stays as it is.
-        batch: Images (N, C, H, W) to measure on, a tuple of arguments, or a dict of keyword arguments; some tens of
-            images are enough.
+        batch: Images (N, C, H, W) to measure on, a tuple of arguments, or a dict of keyword
+            arguments; some tens of images are enough.
         weight_bytes: Budget for the weights of all layers, in bytes; or
-        bit_operations: budget for one image, in multiply-accumulates times weight bits times activation bits.
+        bit_operations: budget for one image, in multiply-accumulates times weight bits times
+            activation bits.
         candidates: (weight, activation) pairs to choose from.
         hypernetwork: As in `predict_quantized_params`.
 
     Raises:
-        ArgumentError: not one budget, a budget below the cheapest choice, candidates that are no pairs, or a model that
-            cannot be run on the batch.
+        ArgumentError: not one budget, a budget below the cheapest choice, candidates that are no
+            pairs, or a model that cannot be run on the batch.
     """
     budget = _check_budget(weight_bytes, bit_operations)
     pairs = _check_candidates(candidates)
@@ -109,7 +114,8 @@ def suggest_bits(
     sensitivity, layers = _measure(qmodel, call, pairs)
     if not layers:
         raise ArgumentError(
-            f"This {type(model).__name__} has no layer that could be quantized and that the batch reaches."
+            f"This {type(model).__name__} has no layer that could be quantized and that the batch "
+            "reaches."
         )
 
     def cost(name: str, bits: Pair) -> float:
@@ -120,7 +126,8 @@ def suggest_bits(
     spent = sum(cost(name, bits) for name, bits in chosen.items())
     if spent > budget:
         raise ArgumentError(
-            f"The budget of {budget:,.0f} is below {spent:,.0f}, which the cheapest candidates cost everywhere. Raise "
+            f"The budget of {budget:,.0f} is below {spent:,.0f}, which the cheapest candidates "
+            "cost everywhere. Raise "
             f"it, or add cheaper candidates."
         )
     while step := _best_step(chosen, sensitivity, pairs, cost, budget - spent):
@@ -137,7 +144,8 @@ def _best_step(
     cost: Any,
     left: float,
 ) -> tuple[str, Pair] | None:
-    """The layer and the candidate with the largest fall of sensitivity for each unit of cost, within what is left."""
+    """The layer and the candidate with the largest fall of sensitivity for each unit of cost,
+    within what is left."""
     best, rate = None, 0.0
     for name, now in chosen.items():
         for bits in pairs:
@@ -199,7 +207,8 @@ def _check_budget(weight_bytes: Any, bit_operations: Any) -> float:
     ):
         raise ArgumentError(
             f"suggest_bits needs one budget above 0; got weight_bytes={weight_bytes!r}, "
-            f"bit_operations={bit_operations!r}. Write suggest_bits(model, images, weight_bytes=100_000)."
+            f"bit_operations={bit_operations!r}. Write suggest_bits(model, images, "
+            "weight_bytes=100_000)."
         )
     return float(given[0])
 
@@ -210,7 +219,8 @@ def _check_candidates(candidates: Any) -> list[Pair]:
     )
     if not pairs or (FLOAT_BITS, FLOAT_BITS) in pairs:
         raise ArgumentError(
-            f"candidates={candidates!r} is not a list of (weight, activation) pairs below float. Write "
+            f"candidates={candidates!r} is not a list of (weight, activation) pairs below float. "
+            "Write "
             f"candidates=[(2, 2), (4, 4), (8, 8)]."
         )
     return list(dict.fromkeys(pairs))

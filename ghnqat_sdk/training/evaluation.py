@@ -1,4 +1,5 @@
-"""Accuracy of predicted networks on images, graph by graph, with the paper's protocol or a calibrated one."""
+"""Accuracy of predicted networks on images, graph by graph, with the paper's protocol or a
+calibrated one."""
 
 from __future__ import annotations
 
@@ -35,8 +36,8 @@ class EvaluatedNetwork:
     """An architecture as a user would have it.
 
     Attributes:
-        model: Fake-quantized, in evaluation mode and uncalibrated, so that batch norm uses batch statistics; its own
-            parameters are on the meta device.
+        model: Fake-quantized, in evaluation mode and uncalibrated, so that batch norm uses batch
+            statistics; its own parameters are on the meta device.
         graph: Its graph with bit-widths.
     """
 
@@ -44,7 +45,8 @@ class EvaluatedNetwork:
     graph: ComputationGraph
 
     def at(self, bits: Pair) -> EvaluatedNetwork:
-        """The same network, its module included, at other bit-widths; what was made before runs at these as well."""
+        """The same network, its module included, at other bit-widths; what was made before runs at
+        these as well."""
         for layer in fake_quantized_layers(self.model).values():
             layer.weight_quantizer.bits, layer.input_quantizer.bits = bits
         return EvaluatedNetwork(self.model, self.graph.with_bits(bits))
@@ -64,7 +66,8 @@ def evaluated_network(
 
 @dataclass(frozen=True)
 class Statistic:
-    """Accuracies in percent over graphs: mean, standard error of the mean, maximum, and each graph's own."""
+    """Accuracies in percent over graphs: mean, standard error of the mean, maximum, and each
+    graph's own."""
 
     mean: float
     sem: float
@@ -119,15 +122,15 @@ def evaluate_graphs(
         architectures: Networks of the space.
         images: What to classify.
         bits: (weight, activation).
-        protocol: "paper": batch statistics and dynamic activation ranges in batches of 64; "calibrated": statistics
-            and ranges fixed from `calibration` beforehand.
+        protocol: "paper": batch statistics and dynamic activation ranges in batches of 64;
+            "calibrated": statistics and ranges fixed from `calibration` beforehand.
         calibration: Batches (N, 3, H, W) for the calibrated protocol.
         device: Where the networks run.
         progress: Wraps the architectures, as tqdm does.
 
     Raises:
-        ArgumentError: an unknown protocol, no architectures, images of another number of classes, or the calibrated
-            protocol without batches.
+        ArgumentError: an unknown protocol, no architectures, images of another number of classes,
+            or the calibrated protocol without batches.
     """
     top1, top5 = [], []
     for architecture in progress(architectures):
@@ -158,20 +161,21 @@ def evaluate_architecture(
     calibration: Sequence[Tensor] | None = None,
     device: torch.device | str = "cpu",
 ) -> list[tuple[float, float]]:
-    """Top-1 and top-5 in percent of one architecture at each of several bit-widths; it is built and traced once.
+    """Top-1 and top-5 in percent of one architecture at each of several bit-widths; it is built and
+    traced once.
 
     Args:
         hypernetwork: Predicts all parameters, the classifier's included.
         architecture: Of the space.
         images: What to classify.
         settings: (weight, activation) for each result.
-        told: What the hypernetwork is told instead of each setting: (32, 32) for one trained in float only, whose
-            parameters for bit-widths mean nothing.
+        told: What the hypernetwork is told instead of each setting: (32, 32) for one trained in
+            float only, whose parameters for bit-widths mean nothing.
         protocol, calibration, device: As in `evaluate_graphs`.
 
     Raises:
-        ArgumentError: an unknown protocol, images of another number of classes, or the calibrated protocol without
-            batches.
+        ArgumentError: an unknown protocol, images of another number of classes, or the calibrated
+            protocol without batches.
     """
     if protocol not in ("paper", "calibrated"):
         raise ArgumentError(f"protocol={protocol!r} is unknown. Write 'paper' or 'calibrated'.")
@@ -202,7 +206,8 @@ def _predicted_model(
     told: Pair,
     device: torch.device | str,
 ) -> nn.Module:
-    """A copy of the network's model with parameters of its own, predicted for `told`, its weights on their levels."""
+    """A copy of the network's model with parameters of its own, predicted for `told`, its weights
+    on their levels."""
     (predicted,) = hypernetwork([network.graph.with_bits(told)])
     model = copy.deepcopy(network.model).to_empty(device=device)
     for module in model.modules():
@@ -211,7 +216,8 @@ def _predicted_model(
     model.load_state_dict(predicted, strict=False)
     model = model.to(memory_format=torch.channels_last)
     for layer in fake_quantized_layers(model).values():
-        # Once instead of in every batch. Not copied into the old tensor: its layout may choose another kernel.
+        # Once instead of in every batch. Not copied into the old tensor: its layout may choose
+        # another kernel.
         layer.weight.data = layer.weight_quantizer(layer.weight)
         layer.weight_quantizer.bits = FLOAT_BITS
     return model
