@@ -11,7 +11,10 @@ import ghnqat_sdk
 
 ROOT = Path(ghnqat_sdk.__file__).parent
 FLOORS = (
-    ("bits", "calls", "copying", "errors", "files", "filling", "plugins", "progress", "version"),
+    (
+        *("bits", "calls", "copying", "errors", "files", "filling"),
+        *("generators", "plugins", "progress", "version"),
+    ),
     ("graph", "quantization"),
     ("hypernetwork",),
     ("accounting", "data", "demo", "export", "heads", "predict", "qat", "search"),

@@ -8,8 +8,8 @@ from torch import nn
 from torchvision.ops import DeformConv2d
 
 import ghnqat_sdk as gq
+from ghnqat_sdk.accounting import left_in_float
 from ghnqat_sdk.graph.graph import ComputationGraph, Node, ParameterSpec
-from ghnqat_sdk.predict import _left_in_float
 from ghnqat_sdk.quantization.state import QuantizationState
 
 
@@ -125,6 +125,6 @@ def test_an_operation_that_nothing_accounts_for_is_an_error():
     weight = ParameterSpec("conv.weight", (4, 3, 1, 1), "weight")
     nodes = (Node("input"), Node("conv", "conv", (weight,)), Node("output"))
     graph = ComputationGraph(nodes, ((0, 1), (1, 2)))
-    assert _left_in_float(graph, QuantizationState(bits={"conv": (4, 4)})) == {}
+    assert left_in_float(graph, QuantizationState(bits={"conv": (4, 4)})) == {}
     with pytest.raises(gq.GhnqatError, match=r"\['conv'\]"):
-        _left_in_float(graph, QuantizationState())
+        left_in_float(graph, QuantizationState())

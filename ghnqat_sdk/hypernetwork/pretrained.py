@@ -6,10 +6,9 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch import Tensor
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.files import digest, write_atomically
 from ghnqat_sdk.hypernetwork.card import model_card, read_evaluations
+from ghnqat_sdk.hypernetwork.config_file import read_config
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
 from ghnqat_sdk.hypernetwork.hub import connected, download
 from ghnqat_sdk.hypernetwork.names import (
@@ -29,13 +29,9 @@ from ghnqat_sdk.hypernetwork.names import (
     REPO_ID,
     WEIGHTS_FILE,
 )
-from ghnqat_sdk.version import __version__
 
 _EMBEDDED = Path(__file__).parent / "weights"
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
-# What every file of format 2 holds: the package's defaults may change, the meaning of a file may
-# not.
-_ALWAYS = ("format", "encoder", "decoder", "num_classes", "images", "s_max", "ranges", "vocabulary")
 
 
 def save_pretrained(
@@ -98,7 +94,7 @@ def load_pretrained(
                 raise CheckpointError(
                     "The weights that ship with ghnqat-sdk are damaged. Reinstall the package."
                 )
-        return _read_weights(folder / WEIGHTS_FILE, _read_config(folder / CONFIG_FILE))
+        return _read_weights(folder / WEIGHTS_FILE, read_config(folder / CONFIG_FILE))
     except OSError as error:
         advice = (
             "Reinstall ghnqat-sdk"
@@ -222,47 +218,6 @@ def _locate(source: Any, revision: Any, cache_dir: str | Path | None) -> Path:
             f"revision={revision!r} is not a name. Write a branch, tag or commit, or leave it out."
         )
     return download(repo_id, revision, cache_dir)
-
-
-def _read_config(path: Path) -> HypernetworkConfig:
-    try:
-        if path.stat().st_size > 1_000_000:
-            raise ValueError("it is larger than 1 MB")
-        config = HypernetworkConfig.model_validate_json(path.read_bytes())
-        if missing := [name for name in _ALWAYS if name not in config.model_fields_set]:
-            raise ValueError(f"missing: {', '.join(missing)}")
-        if "other" not in config.vocabulary or len(set(config.vocabulary)) < len(config.vocabulary):
-            raise ValueError(
-                "the vocabulary needs 'other' for unknown node types, and each name once"
-            )
-        return config
-    except ValueError as error:
-        raise CheckpointError(f"{str(path)!r}: {_summary(error)}") from error
-
-
-def _summary(error: ValueError) -> str:
-    """What is wrong with a config, and what to do about it."""
-    advice = "Restore the file, or upgrade ghnqat-sdk."
-    if not isinstance(error, ValidationError):
-        return f"{error}. {advice}"
-    problems = error.errors(include_url=False)
-    if formats := [p["input"] for p in problems if p["loc"] == ("format",)]:
-        return _format_advice(formats[0])
-    lines = [f"{'.'.join(map(str, p['loc'])) or 'JSON'}: {p['msg']}" for p in problems]
-    more = f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
-    return f"{'; '.join(lines[:3])}{more}. {advice}"
-
-
-def _format_advice(found: object) -> str:
-    """What to do about a config of another format, newer or older than the one that this version
-    reads."""
-    (own,) = get_args(HypernetworkConfig.model_fields["format"].annotation)
-    fact = f"its format is {found!r:.20}, and ghnqat-sdk {__version__} reads format {own}"
-    if not isinstance(found, int):
-        return f"{fact}. Restore the file."
-    if found > own:
-        return f"{fact}. It is newer than your package: pip install --upgrade ghnqat-sdk."
-    return f"{fact}. It is too old: download it again (newest revision), or train it with this version."
 
 
 def _read_weights(path: Path, config: HypernetworkConfig) -> GraphHypernetwork:

@@ -13,10 +13,9 @@ from ghnqat_sdk.calls import Call, Signature
 from ghnqat_sdk.errors import ArgumentError, GhnqatError
 from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.quantization.functional import (
-    mean_squared_error_range,
-    percentile_range,
     scale_and_zero_point,
 )
+from ghnqat_sdk.quantization.histograms import mean_squared_error_range, percentile_range
 from ghnqat_sdk.quantization.norms import calibrated_norms
 from ghnqat_sdk.quantization.observers import Observed, layers_with_ranges, observing
 from ghnqat_sdk.quantization.state import signature_of, states_of
