@@ -13,6 +13,7 @@ from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
 from ghnqat_sdk.quantization.layers import NORMS, fixed_input_range, require_calibrated_layers
+from ghnqat_sdk.quantization.quantizers import FakeQuantizer
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = {
@@ -48,11 +49,12 @@ def pt2e_quantizer(qmodel: nn.Module) -> Any:
     _require_foldable(qmodel)
     try:
         from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantizer
+
+        spec = _spec_maker()
     except ImportError as error:
         raise ArgumentError(
             'torchao is not installed. Write pip install "ghnqat-sdk[torchao]".'
         ) from error
-    spec = _spec_maker()
 
     class CalibratedQuantizer(Quantizer):
         def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -71,7 +73,7 @@ def pt2e_quantizer(qmodel: nn.Module) -> Any:
 
 def _require_foldable(qmodel: nn.Module) -> None:
     """Raise where torchao would fold a batch norm into a transposed convolution with groups, which it cannot."""
-    modules = list(qmodel.named_modules())
+    modules = [each for each in qmodel.named_modules() if not isinstance(each[1], FakeQuantizer)]
     for (name, layer), (norm_name, norm) in pairwise(modules):
         if not getattr(layer, "transposed", False) or layer.groups == 1:
             continue
