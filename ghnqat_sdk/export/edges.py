@@ -20,7 +20,9 @@ MOVES = {
     "Transpose", "Unsqueeze",
 }  # fmt: skip
 """Operations that compute nothing: what they read and what they give share one range."""
-ARITHMETIC = {"Add", "AveragePool", "GlobalAveragePool", "HardSigmoid", "Mul", "Sigmoid"}
+ARITHMETIC = {
+    "Add", "AveragePool", "BatchNormalization", "GlobalAveragePool", "HardSigmoid", "Mul", "Sigmoid",
+}  # fmt: skip
 _UNIT = {"HardSigmoid", "Sigmoid"}
 """Operations whose outputs lie between 0 and 1, whatever the images."""
 
@@ -134,7 +136,7 @@ def _is_kept(name: str, given: Given, float_edges: Sequence[str]) -> bool:
 
 def data_inputs(graph: Graph, node: Any) -> list[str]:
     """Names of the values that a node computes with: no weights, shapes or indices."""
-    if node.op_type in LAYERS or node.op_type in MOVES - {"Concat"}:
+    if node.op_type in LAYERS | MOVES - {"Concat"} | {"BatchNormalization"}:
         return [node.input[0]]
     return [name for name in node.input if name]
 

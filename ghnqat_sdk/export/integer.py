@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ghnqat_sdk.export.edges import LAYERS, Edges
 from ghnqat_sdk.export.observe import Range
-from ghnqat_sdk.export.onnx_graph import Graph, attributes
+from ghnqat_sdk.export.onnx_graph import Graph, attributes, norm_factor
 from ghnqat_sdk.export.report import Roundings
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
 
@@ -21,30 +21,71 @@ _BIAS_LEVELS = 2**30
 def expand(graph: Graph) -> None:
     """Write operations without an integer form as such that have one: global means, and hard swish
     as a product."""
-    from onnx import TensorProto, helper
+    from onnx import helper
 
     nodes: list[Any] = []
     for node in graph.nodes:
         nodes.append(node)
         if _is_global_mean(graph, node):
-            nodes[-1] = helper.make_node("GlobalAveragePool", node.input[:1], node.output)
+            nodes[-1:] = _global_mean(graph, node)
         elif node.op_type == "HardSwish":
             gate = f"{node.output[0]}.gate"
             inputs, output = [node.input[0]], node.output[0]
             alpha = helper.make_node("HardSigmoid", inputs, [gate], alpha=1 / 6, beta=0.5)
             nodes[-1:] = [alpha, helper.make_node("Mul", [*inputs, gate], [output])]
-            info = helper.make_tensor_value_info(gate, TensorProto.FLOAT, None)
-            graph.model.graph.value_info.append(info)
+            graph.declare(gate)
     graph.nodes = nodes
 
 
 def _is_global_mean(graph: Graph, node: Any) -> bool:
-    """Whether a node is the mean over the height and width of images, which it keeps as dimensions
-    of one."""
+    """Whether a node is the mean over the height and width of images (N, C, H, W)."""
     if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in graph.constants:
         return False
     axes = sorted(graph.read(node.input[1]).tolist())
-    return axes in ([-2, -1], [2, 3]) and attributes(node).get("keepdims", 1) == 1
+    return axes in ([-2, -1], [2, 3]) and graph.ranks().get(node.input[0]) == 4
+
+
+def _global_mean(graph: Graph, node: Any) -> list[Any]:
+    """The mean as a pooling, and as (N, C) where it drops the dimensions of one."""
+    from onnx import helper
+
+    if attributes(node).get("keepdims", 1):
+        return [helper.make_node("GlobalAveragePool", node.input[:1], node.output)]
+    mean = f"{node.output[0]}.pooled"
+    graph.declare(mean)
+    return [
+        helper.make_node("GlobalAveragePool", node.input[:1], [mean]),
+        helper.make_node("Flatten", [mean], node.output, axis=1),
+    ]
+
+
+def norms_as_convolutions(graph: Graph, edges: Edges) -> None:
+    """Batch norms between integers as convolutions with one weight for each channel, whose scale is
+    the factor."""
+    from onnx import helper
+
+    ranks = graph.ranks()
+    nodes: list[Any] = []
+    for node in graph.nodes:
+        nodes.append(node)
+        if node.op_type != "BatchNormalization" or node.output[0] not in edges.nodes:
+            continue
+        factor, shift = norm_factor(graph, node)
+        output, space = node.output[0], [1] * (ranks[node.input[0]] - 2)
+        scale = factor.abs() / 127
+        usable = scale >= torch.finfo(torch.float32).tiny
+        levels = (127 * factor.sign() * usable).to(torch.int16).view(-1, 1, *space)
+        stored = [
+            graph.write(f"{output}.levels", levels),
+            graph.write(f"{output}.scale", torch.where(usable, scale, 1.0).float()),
+        ]
+        weight, bias = f"{output}.weight", graph.write(f"{output}.bias", shift.float())
+        inputs, groups = [node.input[0], weight, bias], len(factor)
+        nodes[-1:] = [
+            helper.make_node("DequantizeLinear", stored, [weight], axis=0),
+            helper.make_node("Conv", inputs, [output], group=groups, kernel_shape=space),
+        ]
+    graph.nodes = nodes
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,19 @@ from torch import Tensor, nn
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, ExportError
 from ghnqat_sdk.export.edges import Edges, plan_edges, take_out_quantizers
-from ghnqat_sdk.export.integer import expand, finish_layers, quantize_edges
+from ghnqat_sdk.export.integer import (
+    expand,
+    finish_layers,
+    norms_as_convolutions,
+    quantize_edges,
+)
 from ghnqat_sdk.export.onnx_graph import (
     Graph,
     float_twin,
     fold_batch_norms,
     rename_values,
     separate_constants,
+    shorten_names,
 )
 from ghnqat_sdk.export.program import Inputs, require_ranges, to_onnx, with_onnx_quantizers
 from ghnqat_sdk.export.report import Agreement, OnnxReport, Roundings
@@ -135,11 +141,13 @@ def _integer_form(
     expand(graph)
     given = take_out_quantizers(graph)
     edges = plan_edges(graph, given, values, float_edges)
+    norms_as_convolutions(graph, edges)
     quantize_edges(graph, edges)
     roundings, simulated = finish_layers(graph)
     if storage != "int8":
         pack(graph, _NARROWEST[storage])
     graph.store()
+    shorten_names(graph, edges.ranges)
     graph.model.graph.ClearField("value_info")  # shapes that a runtime finds by itself
     return _Made(graph, twin, edges, roundings, norms - kept, kept, simulated)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -74,6 +75,19 @@ class Graph:
     def count(self, op: str) -> int:
         """How many nodes are of one kind."""
         return sum(node.op_type == op for node in self.nodes)
+
+    def ranks(self) -> dict[str, int]:
+        """Number of dimensions of the values of which it is known."""
+        proto = self.model.graph
+        kinds = {each.name: each.type.tensor_type for each in (*proto.input, *proto.value_info)}
+        return {n: len(kind.shape.dim) for n, kind in kinds.items() if kind.HasField("shape")}
+
+    def declare(self, name: str) -> None:
+        """Say of a new value that it is a float tensor."""
+        from onnx import TensorProto, helper
+
+        info = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        self.model.graph.value_info.append(info)
 
     def drop_unread(self) -> None:
         """Remove the nodes whose outputs nothing reads."""
@@ -188,12 +202,18 @@ def _takes_fold(node: Any) -> bool:
     return node.op_type == "Gemm" and settings.get("transB", 0) == 1 and plain
 
 
-def _fold(graph: Graph, layer: Any, norm: Any, stored: list[str]) -> None:
-    """y = γ · (W x + b - mean) / √(var + ε) + β as a layer of its own: each row of W times a
-    factor, and a bias."""
+def norm_factor(graph: Graph, norm: Any) -> tuple[Tensor, Tensor]:
+    """(C,) factor and (C,) shift of a batch norm with stored statistics, in float64."""
     epsilon = attributes(norm).get("epsilon", 1e-5)
     gamma, beta, mean, variance = (graph.read(name).double() for name in norm.input[1:5])
     factor = gamma / (variance + epsilon).sqrt()
+    return factor, beta - mean * factor
+
+
+def _fold(graph: Graph, layer: Any, norm: Any, stored: list[str]) -> None:
+    """y = γ · (W x + b - mean) / √(var + ε) + β as a layer of its own: each row of W times a
+    factor, and a bias."""
+    factor, shift = norm_factor(graph, norm)
     weight = graph.read(stored[0])
     by_row = factor.view(-1, *[1] * (weight.ndim - 1))
     if len(stored) == 2:
@@ -207,8 +227,9 @@ def _fold(graph: Graph, layer: Any, norm: Any, stored: list[str]) -> None:
         graph.write(stored[1], torch.where(dead, 1.0, scale * factor.abs()).float())
     else:
         graph.write(stored[0], (weight * by_row).float())
-    bias = graph.read(layer.input[2]).double() if len(layer.input) > 2 else torch.zeros_like(mean)
-    name = graph.write(f"{norm.output[0]}.bias", (beta + (bias - mean) * factor).float())
+    if len(layer.input) > 2:
+        shift += graph.read(layer.input[2]).double() * factor
+    name = graph.write(f"{norm.output[0]}.bias", shift.float())
     inputs = [*layer.input[:2], name]
     layer.ClearField("input")
     layer.input.extend(inputs)
@@ -238,3 +259,18 @@ def float_twin(graph: Graph) -> bytes:
     twin.store()
     twin.model.graph.ClearField("value_info")
     return twin.model.SerializeToString()
+
+
+def shorten_names(graph: Graph, kept: Collection[str]) -> None:
+    """Numbers for the names of all values but inputs, outputs and `kept`: names can take more bytes
+    than scales."""
+    stays = {*graph.inputs, *graph.outputs, *kept, ""}
+    names: dict[str, str] = {}
+    for node in graph.nodes:
+        for values in (node.input, node.output):
+            for place, name in enumerate(values):
+                if name not in stays:
+                    values[place] = names.setdefault(name, f"_{len(names)}")
+    for name, tensor in graph.constants.items():
+        tensor.name = names.get(name, name)
+    graph.constants = {tensor.name: tensor for tensor in graph.constants.values()}
