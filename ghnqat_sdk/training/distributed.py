@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,12 @@ class Processes:
             return
         for parameter in parameters:
             dist.broadcast(parameter.detach(), src=0)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all processes of tensors (CPU) of one shape."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
 
     def wait(self) -> None:
         """Return when every process has come here."""

@@ -39,7 +39,7 @@ class Run:
     Args:
         config: The run.
         folder: Where it lives.
-        train, validation: Image sets; only process 0 validates.
+        train, validation: Image sets.
         features: The teacher's over `train`, where the config has hints.
         processes: This process's place among all.
 
@@ -121,8 +121,8 @@ class Run:
 
     def _validate(self) -> None:
         """Log mean top-1 of the validation networks; the best weights so far go to `best/`."""
+        figures = self.validation.figures(self.trainer.averaged(), self.processes)
         if self.processes.rank == 0:
-            figures = self.validation.figures(self.trainer.averaged())
             mean = sum(figures.values()) / len(figures)
             self._log({"validation": figures, "mean": round(mean, 2), **averages(self._recent)})
             if mean > self.progress.best:

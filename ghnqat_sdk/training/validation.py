@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
@@ -10,11 +9,13 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from ghnqat_sdk.bits import Pair
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.training.compute import Setting
 from ghnqat_sdk.training.config import RunConfig
+from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.networks import Network, prepare_network
 from ghnqat_sdk.training.sampler import SpaceShare
 from ghnqat_sdk.training.spaces.protocol import Architecture
@@ -67,31 +68,41 @@ class Validation:
         return [prepare_network(architecture, classes) for architecture in self.architectures]
 
     @torch.no_grad()
-    def figures(self, model: GraphHypernetwork) -> dict[str, float]:
-        """Mean top-1 in percent by space and bits, with batch statistics, as the paper measures."""
-        config = self.config
-        images = self.images.sample(config.validation.images, seed=0)
+    def figures(self, model: GraphHypernetwork, processes: Processes) -> dict[str, float]:
+        """Mean top-1 in percent by space and bits, with batch statistics, as the paper measures.
+
+        Networks are dealt to the processes, which all must call this.
+        """
+        images = self.images.sample(self.config.validation.images, seed=0)
         batches = list(images.batches(_BATCH))
-        figures: dict[str, float] = {}
-        for share in config.bits.settings:
-            setting = Setting(share.bits, config.hypernetwork.ranges, False, config.compute)
-            by_space: dict[str, list[float]] = defaultdict(list)
-            for network in self.networks:
-                (predicted,) = model([network.graph.with_bits(share.bits)])
-                right = _right(network, predicted, setting, batches)
-                by_space[network.architecture.key[0]].append(100 * right / len(images))
-            for space, values in by_space.items():
-                name = "{} W{}/A{}".format(space, *share.bits)
-                figures[name] = round(sum(values) / len(values), 2)
-        return figures
+        settings = [share.bits for share in self.config.bits.settings]
+        right = torch.zeros(len(settings), len(self.networks))
+        for column in range(processes.rank, len(self.networks), processes.size):
+            for row, bits in enumerate(settings):
+                right[row, column] = self._right(model, self.networks[column], bits, batches)
+        accuracies = 100 * processes.total(right) / len(images)
+        spaces = [architecture.key[0] for architecture in self.architectures]
+        return {
+            f"{space} W{bits[0]}/A{bits[1]}": round(_mean_of(space, spaces, of_bits), 2)
+            for bits, of_bits in zip(settings, accuracies.tolist(), strict=True)
+            for space in dict.fromkeys(spaces)
+        }
+
+    def _right(
+        self, model: GraphHypernetwork, network: Network, bits: Pair, batches: Batches
+    ) -> int:
+        """How many images a network classifies rightly."""
+        config = self.config
+        setting = Setting(bits, config.hypernetwork.ranges, False, config.compute)
+        (predicted,) = model([network.graph.with_bits(bits)])
+        right = 0
+        for images, labels in batches:
+            scores, _ = network.plan.run(predicted, images, setting)
+            right += int((scores.argmax(1).cpu() == labels).sum())
+        return right
 
 
-def _right(
-    network: Network, predicted: dict[str, Tensor], setting: Setting, batches: Batches
-) -> int:
-    """How many images a network classifies rightly."""
-    right = 0
-    for images, labels in batches:
-        scores, _ = network.plan.run(predicted, images, setting)
-        right += int((scores.argmax(1).cpu() == labels).sum())
-    return right
+def _mean_of(space: object, spaces: Sequence[object], values: Sequence[float]) -> float:
+    """Of the values that belong to a space."""
+    own = [value for value, of in zip(values, spaces, strict=True) if of == space]
+    return sum(own) / len(own)

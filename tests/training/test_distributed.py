@@ -9,11 +9,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ghnqat_sdk.data import load_images
+from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
 from ghnqat_sdk.training.checkpoint import CHECKPOINT_FILE, load_training_state
-from ghnqat_sdk.training.config import RunConfig
+from ghnqat_sdk.training.config import RunConfig, load_config
 from ghnqat_sdk.training.distributed import FlatGradients, Processes
 from ghnqat_sdk.training.optimizers import SoapConfig
-from ghnqat_sdk.training.run import LOG_FILE, Run
+from ghnqat_sdk.training.run import LAST_FOLDER, LOG_FILE, RUN_FILE, Run
+from ghnqat_sdk.training.validation import Validation
 
 HERE = Path(__file__).parent
 DATA = HERE.parent / "data" / "cifar10"
@@ -88,9 +90,14 @@ def test_one_state_is_saved_for_all_and_counts_all(trained):
     assert load_training_state(trained / "resumed" / "run")[1]["networks"] == 4 + 12
 
 
-def test_one_process_validates_and_logs(trained):
-    lines = (trained / "adamw" / "run" / LOG_FILE).read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [3]
+def test_what_two_processes_validate_together_is_logged_once(trained):
+    run = trained / "adamw" / "run"
+    (entry,) = [json.loads(line) for line in (run / LOG_FILE).read_text().splitlines()]
+    assert entry["step"] == 3
+    validation = Validation(load_config(run / RUN_FILE), load_images(DATA, "val"))
+    assert (
+        validation.figures(load_pretrained(run / LAST_FOLDER), Processes()) == entry["validation"]
+    )
 
 
 def test_a_process_with_nothing_finite_follows_the_other(trained, same):

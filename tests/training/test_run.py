@@ -181,7 +181,9 @@ def test_all_runs_validate_on_the_same_images(make_run):
     few = ValidationConfig(every=1, networks=3, images=9)
     first, other = (make_run(f"{seed}", seed=seed, validation=few) for seed in (0, 1))
     other.trainer.average.load_state_dict(first.trainer.average.state_dict())
-    figures = [run.validation.figures(run.trainer.averaged()) for run in (first, other)]
+    figures = [
+        run.validation.figures(run.trainer.averaged(), Processes()) for run in (first, other)
+    ]
     assert figures[0] == figures[1]
 
 
@@ -190,7 +192,7 @@ def test_figures_are_the_accuracy_of_each_space_at_each_bit_width(make_run, imag
     limits = ValidationConfig(networks=1, images=20, max_macs=4e6)
     bits = BitsConfig(settings=(BitsShare(bits=(4, 4)), BitsShare(bits=(32, 32))))
     run = make_run(networks=spaces, validation=limits, bits=bits)
-    figures = run.validation.figures(run.trainer.averaged())
+    figures = run.validation.figures(run.trainer.averaged(), Processes())
     assert list(figures) == [
         "toys W4/A4",
         "families W4/A4",
