@@ -76,16 +76,21 @@ class Assemble(torch.autograd.Function):
 
 def _as_tensor(rows: Tensor, piece: Cut, channels_last: bool) -> Tensor:
     """(A · B, k, o, i) to (O, k, I), or to (O, I, k), in memory of its own."""
+    a, b = piece.tiles
+    positions, out, into = rows.shape[1:]
     tiles = rows.unflatten(0, piece.tiles)  # (A, B, k, o, i)
-    outputs, inputs = piece.matrix
     if channels_last:
-        whole = tiles.permute(0, 3, 2, 1, 4).flatten(3).flatten(0, 1)[:outputs, :, :inputs]
+        whole = rows.new_empty(a * out, positions, b * into, dtype=torch.float32)
+        places = whole.view(a, out, positions, b, into).permute(0, 3, 2, 1, 4)
     else:
-        whole = tiles.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)[:outputs, :inputs]
-    tensor = torch.mul(whole, piece.factor)
-    if tensor.dtype != torch.float32 or not tensor.is_contiguous():
-        tensor = tensor.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
-    return tensor
+        whole = rows.new_empty(a * out, b * into, positions, dtype=torch.float32)
+        places = whole.view(a, out, b, into, positions).permute(0, 2, 4, 1, 3)
+    torch.mul(tiles, piece.factor, out=places)
+    outputs, inputs = piece.matrix
+    if (outputs, inputs) == (a * out, b * into):
+        return whole
+    whole = whole[:outputs, :, :inputs] if channels_last else whole[:outputs, :inputs]
+    return whole.contiguous()
 
 
 def _put_gradient(rows: Tensor, piece: Cut, gradient: Tensor) -> None:

@@ -102,12 +102,13 @@ def _large(task: Task, corner: Corner, values: Tensor) -> list[Tensor]:
     counts = [math.prod(request.cut.decoded) for request in task.requests]
     for member, table in enumerate(values.split(counts)):  # (a · b, k, o, i)
         piece = task.requests[member].cut
+        tables = [table]
         parts = mixture(piece.tiles, piece.decoded).to(table)  # (A · B, a · b)
         if corner.bank is not None and task.shares is not None:
             tiles = TileIndex.whole(member, piece, table.device)
             parts = torch.cat([parts, task.shares.of(tiles).to(table)], dim=1)
-            table = torch.cat([table, corner.bank.view(-1, *table.shape[1:])])
-        mixed = _mixed(parts, table, piece, task.channels_last)
+            tables.append(corner.bank.view(-1, *table.shape[1:]))
+        mixed = _mixed(parts, tables, piece, task.channels_last)
         tensors.append(_shaped(mixed, piece, task.channels_last))
     return tensors
 
@@ -127,32 +128,36 @@ def _grouped(values: Tensor, requests: Sequence[Request]) -> list[Tensor]:
     return tensors
 
 
-def _mixed(parts: Tensor, table: Tensor, piece: Cut, channels_last: bool) -> Tensor:
-    """(A · B, p) parts of (p, k, o, i) tables to (O, k, I) as channels_last, else (O, I, k)."""
+def _mixed(parts: Tensor, tables: Sequence[Tensor], piece: Cut, channels_last: bool) -> Tensor:
+    """(A · B, p) parts of (…, k, o, i) tables, p in all, to (O, k, I) or (O, I, k)."""
     parts = (parts * piece.factor).view(*piece.tiles, -1)  # (A, B, p)
     outputs, inputs = piece.matrix
     if channels_last:
-        whole = _mixed_channels_last(parts, table)[:outputs, :, :inputs]
+        whole = _mixed_channels_last(parts, tables)[:outputs, :, :inputs]
     else:
-        whole = _mixed_in_rows(parts, table)[:outputs, :inputs]
+        whole = _mixed_in_rows(parts, tables)[:outputs, :inputs]
     return whole.float().contiguous()
 
 
-def _mixed_channels_last(parts: Tensor, table: Tensor) -> Tensor:
-    """(A, B, p) parts of (p, k, o, i) tables to (A · o, k, B · i)."""
-    tiles = (parts.flatten(0, 1) @ table.flatten(1)).view(*parts.shape[:2], *table.shape[1:])
+def _mixed_channels_last(parts: Tensor, tables: Sequence[Tensor]) -> Tensor:
+    """(A, B, p) parts of (…, k, o, i) tables to (A · o, k, B · i)."""
+    shares = parts.flatten(0, 1).split([len(table) for table in tables], dim=1)
+    flat = shares[0] @ tables[0].flatten(1)
+    for share, table in zip(shares[1:], tables[1:], strict=True):
+        flat = torch.addmm(flat, share, table.flatten(1))
+    tiles = flat.view(*parts.shape[:2], *tables[0].shape[1:])
     return tiles.permute(0, 3, 2, 1, 4).flatten(3).flatten(0, 1)
 
 
-def _mixed_in_rows(parts: Tensor, table: Tensor) -> Tensor:
+def _mixed_in_rows(parts: Tensor, tables: Sequence[Tensor]) -> Tensor:
     """The same to (A · o, B · i, k): one product for each output channel, written in its place."""
-    _, positions, out, into = table.shape
+    _, positions, out, into = tables[0].shape
     rows, columns = parts.shape[:2]
-    by_output = table.permute(2, 0, 3, 1).flatten(2)  # (o, p, i · k)
+    by_output = torch.cat([table.permute(2, 0, 3, 1) for table in tables], dim=1).flatten(2)
     if torch.is_grad_enabled():
         whole = parts.unsqueeze(1) @ by_output  # (A, o, B, i · k)
     else:
-        whole = table.new_empty(rows, out, columns, into * positions)
+        whole = parts.new_empty(rows, out, columns, into * positions)
         for index in range(rows):
             torch.matmul(parts[index], by_output, out=whole[index])
     return whole.view(rows * out, columns * into, positions)
