@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from torch import Tensor, nn
 
 from ghnqat_sdk.hypernetwork.assemble import Corners
@@ -74,8 +74,6 @@ class DecoderConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     hidden: int = Field(128, ge=8, le=4096)
     """Channels between a node's embedding and a tile."""
-    second: int = Field(0, ge=0, le=4096)
-    """Channels of a second layer on top of the hidden ones; a tile is made of both. 0 for none."""
     tile: int = Field(64, ge=4, le=512)
     """Output and input channels of one tile."""
     kernel: int = Field(7, ge=1, le=31)
@@ -85,6 +83,14 @@ class DecoderConfig(BaseModel):
     """Tables that are mixed by depth and added to the decoded tiles; 0 for none."""
     bank_kernel: int = Field(5, ge=1, le=31)
     """Kernel positions of a bank; it adds nothing outside of them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_second(cls, values: Any) -> Any:
+        """Files of before 0.1.0 say that there is no second layer, which none has now."""
+        if isinstance(values, dict) and values.get("second") == 0:
+            return {name: value for name, value in values.items() if name != "second"}
+        return values
 
     def build(self, width: int, num_classes: int) -> Decoder:
         """The decoder of embeddings of size `width`."""
@@ -125,15 +131,13 @@ class TileDecoder(Decoder):
         super().__init__()
         self.config = config
         hidden, tile, kernel = config.hidden, config.tile, config.kernel
-        both = hidden + config.second
         # Node embeddings are layer-normed, not rectified, hence half the variance.
         self.position = nn.Parameter(_kaiming(kernel, kernel, hidden, width) / math.sqrt(2))
         self.place_out = nn.Linear(PLACE_FEATURES, hidden)
         self.place_in = nn.Linear(PLACE_FEATURES, hidden)
-        self.second = nn.Linear(hidden, config.second) if config.second else None
-        self.dense = _Table((tile, tile), both)
-        self.depthwise = _Table((tile,), both)
-        self.classes = _Table((num_classes, tile), both)
+        self.dense = _Table((tile, tile), hidden)
+        self.depthwise = _Table((tile,), hidden)
+        self.classes = _Table((num_classes, tile), hidden)
         self.vector_in = nn.Linear(width, hidden)
         self.vectors = _Table((len(VECTOR_ROLES), tile), hidden)
         nn.init.kaiming_normal_(self.vector_in.weight, nonlinearity="linear")
@@ -170,7 +174,7 @@ class TileDecoder(Decoder):
     def _decoded(self, task: Task) -> Sequence[Tensor]:
         if task.first.table == "vectors":
             return self._vectors(task)
-        return task.weights(self._deepened(task.hidden()))
+        return task.weights(task.hidden())
 
     def _tasks(
         self,
@@ -257,12 +261,6 @@ class TileDecoder(Decoder):
             for piece, *of_piece in zip(wanted, weights, biases, banks, strict=True):
                 found[piece.group] = Corner(*of_piece)
         return found
-
-    def _deepened(self, hidden: Tensor) -> Tensor:
-        """(…, h) to the channels that tiles are made of."""
-        if self.second is None:
-            return hidden
-        return torch.cat([hidden, torch.relu(self.second(hidden))], dim=-1)
 
     def _vectors(self, task: Task) -> list[Tensor]:
         """Vectors of one role."""

@@ -88,7 +88,7 @@ class Task(NamedTuple):
             return _large(self, corner, values)
         if corner.bank is not None and self.shares is not None:
             shares = self.shares.of(self.tiles).to(values.dtype)  # (R, K)
-            values = torch.addmm(values.flatten(1), shares, corner.bank).view_as(values)
+            values.flatten(1).addmm_(shares, corner.bank)  # in place: tiles are large
         if self.first.table == "grouped":
             return _grouped(values, self.requests)
         cuts = tuple(request.cut for request in self.requests)

@@ -11,7 +11,6 @@ from ghnqat_sdk.hypernetwork.tiles import Request, cut
 WIDTH = 16
 PLAIN = DecoderConfig(hidden=16, tile=8, kernel=3, banks=0)
 BANKED = PLAIN.model_copy(update={"banks": 4, "bank_kernel": 3})
-DEEP = BANKED.model_copy(update={"second": 24})
 
 SHAPES = [
     ((20, 1, 5, 5), "depthwise_conv", "weight"),
@@ -60,7 +59,7 @@ def decode(made: TileDecoder, *requests: Request, depths: tuple[float, ...] = (0
     return made(nodes(len(depths)), torch.tensor(depths), list(requests), **options)
 
 
-@pytest.mark.parametrize("config", [PLAIN, BANKED, DEEP], ids=["plain", "banks", "second layer"])
+@pytest.mark.parametrize("config", [PLAIN, BANKED], ids=["plain", "banks"])
 @pytest.mark.parametrize(("shape", "op", "role"), SHAPES)
 def test_any_shape_is_decoded_finite_and_of_sensible_size(shape, op, role, config):
     (tensor,) = decode(decoder(config), request(shape, op, role))
@@ -69,7 +68,7 @@ def test_any_shape_is_decoded_finite_and_of_sensible_size(shape, op, role, confi
     assert tensor.abs().max() < 10
 
 
-@pytest.mark.parametrize("config", [PLAIN, BANKED, DEEP], ids=["plain", "banks", "second layer"])
+@pytest.mark.parametrize("config", [PLAIN, BANKED], ids=["plain", "banks"])
 def test_what_is_decoded_together_is_what_each_gives_alone(config):
     made, depths = decoder(config), (0.1, 0.9)
     requests = [request(*shape, row=index % 2) for index, shape in enumerate(SHAPES * 2)]
@@ -92,7 +91,7 @@ def test_tensors_larger_than_a_tile_have_no_equal_filters(shape, config):
     assert torch.unique(matrix, dim=0).shape[0] == shape[0]
 
 
-@pytest.mark.parametrize("config", [PLAIN, DEEP], ids=["plain", "banks and a second layer"])
+@pytest.mark.parametrize("config", [PLAIN, BANKED], ids=["plain", "banks"])
 @pytest.mark.parametrize(("channels", "groups"), [(16, 4), (12, 2), (24, 2), (32, 2)])
 def test_a_grouped_weight_is_the_blocks_of_the_dense_one_that_its_groups_keep(
     channels, groups, config
@@ -122,7 +121,7 @@ def test_an_untrained_decoder_keeps_each_channel():
     assert torch.equal(mean.argmax(1), torch.arange(8))
 
 
-@pytest.mark.parametrize("config", [PLAIN, DEEP], ids=["plain", "banks and a second layer"])
+@pytest.mark.parametrize("config", [PLAIN, BANKED], ids=["plain", "banks"])
 @pytest.mark.parametrize("shape", [(16, 8, 3, 3), (12, 12, 1, 5), (50, 70, 3, 3), (600, 40, 3, 3)])
 def test_layout_of_weights_does_not_change_their_values(shape, config):
     made = decoder(config)
@@ -144,7 +143,7 @@ def test_products_in_half_precision_change_little(shape):
 
 
 def test_values_and_gradients_do_not_depend_on_whether_gradients_are_wanted():
-    made, wanted = decoder(DEEP), [request(*shape) for shape in SHAPES]
+    made, wanted = decoder(BANKED), [request(*shape) for shape in SHAPES]
     with_gradients = decode(made, *wanted)
     with torch.no_grad():
         without = decode(made, *wanted, channels_last=False)
@@ -227,12 +226,12 @@ def test_a_node_mixes_banks_by_its_embedding_as_well():
 
 @pytest.mark.parametrize("shape", [(100, 100, 1, 1), (24, 16, 3, 3)])
 def test_gradients_reach_places_banks_and_gates(shape):
-    made = decoder(DEEP)
+    made = decoder(BANKED)
     decode(made, request(shape), request((24, 1, 3, 3), "depthwise_conv"))[
         0
     ].square().sum().backward()
     reached = [made.place_out, made.place_in, made.banks.place_out, made.banks.place_in]
-    reached += [made.banks.gate, made.second]
+    reached += [made.banks.gate]
     assert all(module.weight.grad.any() for module in reached)
     assert (made.banks.point if shape[2] == 1 else made.banks.dense).grad.any()
 

@@ -175,6 +175,12 @@ def test_a_config_survives_json_and_is_of_this_layout():
         HypernetworkConfig(format=1)
 
 
+def test_a_config_may_say_that_there_is_no_second_layer_as_older_files_do():
+    assert DecoderConfig.model_validate({"hidden": 32, "second": 0}) == DecoderConfig(hidden=32)
+    with pytest.raises(ValidationError, match="second"):
+        DecoderConfig.model_validate({"second": 24})
+
+
 def test_a_config_that_is_none_is_refused():
     with pytest.raises(ArgumentError, match=r"config is a dict; expected a HypernetworkConfig"):
         GraphHypernetwork({"num_classes": 10})
