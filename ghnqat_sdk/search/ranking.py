@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -19,12 +18,14 @@ from torch import nn
 from ghnqat_sdk.bits import Bits, parse_bits
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError, GhnqatError
+from ghnqat_sdk.files import digest
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
 from ghnqat_sdk.predict import predict_quantized_params
 from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.quantization.layers import require_fake_quantized_layers
 from ghnqat_sdk.quantization.state import evaluating
+from ghnqat_sdk.search.costs import counting_costs
 
 BATCH = 64
 _PAIRS = "rank_architectures([('small', model), ...], (4, 4), images)"
@@ -146,10 +147,14 @@ def rank_architectures(
             f"least one. Write {_PAIRS}."
         )
     fitting, measured = _parts(images, validation)
-    study = f"{bits[0]},{bits[1]} {fitting.digest()} {measured.digest()} {_label(hypernetwork)}"
+    network = hypernetwork
+    if not isinstance(network, GraphHypernetwork):
+        network = load_pretrained(network)
+    weights = digest({name: t.cpu() for name, t in network.state_dict().items()})[:16]
+    study = f"{bits[0]},{bits[1]} {fitting.digest()} {measured.digest()} {weights}"
     lines = _known(results, study)
     missing = [(name, entry) for name, entry in named if name not in lines]
-    measure = partial(_measure, bits, fitting, measured, hypernetwork)
+    measure = partial(_measure, bits, fitting, measured, network)
     found = _measured(missing, measure, processes)
     for line in progress_bar(found, "ranking", len(missing)) if progress else found:
         lines[line["name"]] = line
@@ -193,10 +198,6 @@ def _parts(images: Any, validation: ImageSet | None) -> tuple[ImageSet, ImageSet
     return images.take(order[~held]), images.take(order[held])
 
 
-def _label(hypernetwork: Any) -> str:
-    return "given" if isinstance(hypernetwork, GraphHypernetwork) else str(hypernetwork)
-
-
 def _measured(
     missing: Sequence[tuple[str, Any]], measure: Any, processes: int
 ) -> Iterator[dict[str, Any]]:
@@ -210,23 +211,24 @@ def _measured(
 
 
 def _measure(
-    bits: Bits, fitting: ImageSet, measured: ImageSet, hypernetwork: Any, named: tuple[str, Any]
+    bits: Bits,
+    fitting: ImageSet,
+    measured: ImageSet,
+    hypernetwork: GraphHypernetwork,
+    named: tuple[str, Any],
 ) -> dict[str, Any]:
     """The line of one network: its accuracy and costs, or why it has none."""
     name, entry = named
-    network = hypernetwork
-    if not isinstance(network, GraphHypernetwork):
-        network = load_pretrained(network)
     classes = len(fitting.classes)
     try:
         model = entry if isinstance(entry, nn.Module) else entry.build(classes)
         qmodel = predict_quantized_params(
             model,
             bits,
-            hypernetwork=network,
+            hypernetwork=hypernetwork,
             example_inputs=fitting.normalise(fitting.images[:2]),
             calibration=list(fitting.batches(BATCH)),
-            head="auto" if classes == network.config.num_classes else "fit",
+            head="auto" if classes == hypernetwork.config.num_classes else "fit",
         )
         return {"name": name, "accuracy": _accuracy(qmodel, measured), **_costs(qmodel, measured)}
     except GhnqatError as error:
@@ -244,18 +246,10 @@ def _accuracy(qmodel: nn.Module, images: ImageSet) -> float:
 def _costs(qmodel: nn.Module, images: ImageSet) -> dict[str, int]:
     """Of one image, over all quantized layers."""
     layers = require_fake_quantized_layers(qmodel, "rank_architectures")
-    macs: list[int] = []
-
-    def count(layer: Any, _: Any, output: torch.Tensor) -> None:
-        macs.append(output[0].numel() * layer.weight[0].numel())
-
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(qmodel))
-        for layer in layers.values():
-            stack.callback(layer.register_forward_hook(count).remove)
+    with evaluating(qmodel), counting_costs(layers, 1) as costs:
         qmodel(images.normalise(images.images[:1]))
-    bits = [x.weight.numel() * x.weight_quantizer.bits for x in layers.values()]
-    return {"macs": sum(macs), "weight_bits": sum(bits)}
+    bits = [layer.weight.numel() * layer.weight_quantizer.bits for layer in layers.values()]
+    return {"macs": sum(cost.macs for cost in costs.values()), "weight_bits": sum(bits)}
 
 
 def _known(results: str | Path | None, study: str) -> dict[str, dict[str, Any]]:

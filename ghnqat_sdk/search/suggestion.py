@@ -4,8 +4,7 @@ predicted network."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,27 +21,7 @@ from ghnqat_sdk.predict import predict_quantized_params
 from ghnqat_sdk.quantization.layers import all_in_float, fake_quantized_layers, layer_at
 from ghnqat_sdk.quantization.report import finite_run_on, output_difference, run_on
 from ghnqat_sdk.quantization.state import evaluating
-
-
-@dataclass(frozen=True)
-class LayerCost:
-    """Size of one layer.
-
-    Attributes:
-        weights: Values of its weight.
-        macs: Multiply-accumulates for one image.
-    """
-
-    weights: int
-    macs: int
-
-    def weight_bytes(self, bits: Pair) -> float:
-        """Of its weight at these bits."""
-        return self.weights * bits[0] / 8
-
-    def bit_operations(self, bits: Pair) -> float:
-        """Multiply-accumulates times both bit-widths."""
-        return float(self.macs * bits[0] * bits[1])
+from ghnqat_sdk.search.costs import LayerCost, counting_costs
 
 
 @dataclass(frozen=True)
@@ -166,35 +145,14 @@ def _measure(
     if not layers:
         return sensitivity, {}
     with evaluating(qmodel), all_in_float(layers):
-        macs: dict[str, int] = {}
-        with _counting(layers, macs):
+        with counting_costs(layers, call.rows) as costs:
             exact = finite_run_on(qmodel, call)
-        for name in macs:
+        for name in costs:
             sensitivity[name] = {}
             for bits in pairs:
                 with layer_at(layers[name], *bits):
                     sensitivity[name][bits] = output_difference(run_on(qmodel, call), exact)
-    rows = call.rows
-    costs = {n: LayerCost(layers[n].weight.numel(), count // rows) for n, count in macs.items()}
     return sensitivity, costs
-
-
-@contextmanager
-def _counting(layers: Mapping[str, Any], macs: dict[str, int]) -> Iterator[None]:
-    """Multiply-accumulates of all calls of each layer, by name."""
-
-    def count(name: str) -> Any:
-        def hook(layer: Any, args: Any, kwargs: Any, output: torch.Tensor) -> None:
-            x = args[0] if args else kwargs["input"]
-            macs[name] = macs.get(name, 0) + type(layer).macs(layer, x, output)
-
-        return hook
-
-    with ExitStack() as hooks:
-        for name, layer in layers.items():
-            handle = layer.register_forward_hook(count(name), with_kwargs=True)
-            hooks.callback(handle.remove)
-        yield
 
 
 def _check_budget(weight_bytes: Any, bit_operations: Any) -> float:

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -78,6 +79,15 @@ def test_what_is_known_is_not_measured_again_and_half_a_line_is_passed_over(
     other_bits = rank_architectures(models, (8, 8), images, hypernetwork=small, results=path)
     assert 12.5 not in [network.accuracy for network in other_bits.networks]
     assert len(path.read_text().splitlines()) == 5
+
+
+def test_results_of_other_weights_are_measured_again(small, images, tmp_path):
+    path = tmp_path / "ranking.jsonl"
+    other = copy.deepcopy(small)
+    torch.nn.init.normal_(other.decoder.dense.bias)
+    for hypernetwork in (small, other, small):
+        rank_architectures([("a", cnn(4))], (4, 4), images, hypernetwork=hypernetwork, results=path)
+    assert len(path.read_text().splitlines()) == 2
 
 
 def test_two_processes_find_what_one_finds(images):

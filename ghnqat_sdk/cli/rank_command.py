@@ -1,0 +1,168 @@
+"""`ghnqat rank`: which networks are worth training, without training any."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
+
+from ghnqat_sdk.cli.arguments import SPACES, Real, Whole, bits_pair, model_name
+from ghnqat_sdk.cli.console import add_command, add_json_flag
+from ghnqat_sdk.cli.models import (
+    add_hypernetwork,
+    build_model,
+    check_prediction,
+    hub_names,
+    open_space,
+)
+from ghnqat_sdk.cli.paths import (
+    FILE,
+    IMAGES,
+    PICTURE,
+    check_image_folder,
+    check_output_file,
+    replacing,
+)
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.progress import working
+
+if TYPE_CHECKING:
+    from ghnqat_sdk.search.ranking import Ranking
+
+_MOST_NETWORKS = 10_000
+_MOST_IMAGES = 1_000_000
+_MOST_COST = 1e15
+
+
+def add_rank(commands: Any) -> None:
+    """The command and its options."""
+    what = "rank networks by their accuracy with predicted parameters, without training any"
+    parser = add_command(commands, "rank", what, check=_check, run=_rank)
+    _add_networks(parser)
+    add_hypernetwork(parser)
+    parser.add_argument(
+        "--bits",
+        type=bits_pair,
+        default="4,4",
+        metavar="W,A",
+        help="2 to 8 bits, or 32 for float (default: 4,4)",
+    )
+    parser.add_argument(
+        "--data", type=IMAGES, required=True, help="image folder (train/<class>/*.jpg)"
+    )
+    parser.add_argument(
+        "--size", type=Whole(8, 512), default=32, help="side of the images (default: 32)"
+    )
+    parser.add_argument(
+        "--images",
+        type=Whole(2, _MOST_IMAGES),
+        default=1000,
+        help="how many to calibrate on, and as many of the held-out ones to measure on "
+        "(default: 1000)",
+    )
+    parser.add_argument("--seed", type=Whole(0, 2**63 - 1), default=0, help="chooses the images")
+    parser.add_argument(
+        "--max-macs",
+        type=Real(1, _MOST_COST),
+        help="mark the Pareto front of networks of at most so many multiply-accumulates",
+    )
+    parser.add_argument(
+        "--max-weight-bits",
+        type=Real(1, _MOST_COST),
+        help="the same for the bits of all weights together",
+    )
+    parser.add_argument(
+        "--processes", type=Whole(1, 256), default=1, help="that work at once (default: 1)"
+    )
+    parser.add_argument(
+        "--results", type=FILE, help="JSON lines of what is known; an interrupted call goes on"
+    )
+    parser.add_argument("--plot", type=PICTURE, help="draw accuracy over multiply-accumulates")
+    add_json_flag(parser)
+
+
+def _add_networks(parser: Any) -> None:
+    parser.add_argument(
+        "model",
+        type=model_name,
+        nargs="*",
+        default=[],
+        help="torchvision models, MODULE:CALLABLE, or architectures (families/test/7)",
+    )
+    parser.add_argument("--space", choices=tuple(SPACES), help="networks of a space beside these")
+    every = tuple(dict.fromkeys(split for splits in SPACES.values() for split in splits))
+    parser.add_argument("--split", choices=every, help="of the space (default: its first)")
+    parser.add_argument(
+        "--count",
+        type=Whole(1, _MOST_NETWORKS),
+        default=20,
+        help="how many of the space (default: 20)",
+    )
+
+
+def _check(options: Namespace) -> None:
+    if not options.model and options.space is None:
+        raise ArgumentError(
+            "No networks. Write models (ghnqat rank resnet18 mobilenet_v2 ...) or --space families"
+        )
+    if options.split is not None and options.space is None:
+        raise ArgumentError(f"--split {options.split} is of no space. Write --space as well")
+    if options.space is not None:
+        splits = SPACES[options.space]
+        options.split = options.split or splits[0]
+        if options.split not in splits:
+            raise ArgumentError(
+                f"--split {options.split} is not of {options.space}. Write one of "
+                f"{', '.join(splits)}"
+            )
+    check_prediction(options)
+    check_image_folder(options.data, "train")
+    for option in ("results", "plot"):
+        if getattr(options, option) is not None:
+            check_output_file(f"--{option}", getattr(options, option))
+
+
+def _rank(options: Namespace) -> None:
+    ranking = _ranking(options)
+    if options.plot is not None:
+        with replacing(options.plot) as temporary:
+            ranking.plot(temporary)
+    if options.json:
+        print(ranking.to_json())
+        return
+    print(ranking)
+    budget = {"macs": options.max_macs, "weight_bits": options.max_weight_bits}
+    if any(limit is not None for limit in budget.values()):
+        front = ", ".join(network.name for network in ranking.front(**budget))
+        print(f"Pareto front within the budget: {front or 'no network'}")
+
+
+def _ranking(options: Namespace) -> Ranking:
+    from ghnqat_sdk.data import load_images
+    from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
+    from ghnqat_sdk.search.ranking import rank_architectures
+
+    with working("loading the hypernetwork"), hub_names():
+        hypernetwork = load_pretrained(options.hypernetwork, revision=options.revision)
+    with working("loading images"):
+        images, held_out = (
+            load_images(options.data, split, options.size).sample(options.images, options.seed)
+            for split in ("train", "val")
+        )
+    networks: list[Any] = [(name, build_model(name, len(images.classes))) for name in options.model]
+    if options.space is not None:
+        space = open_space(options.space, options.split)
+        if options.count > len(space):
+            raise ArgumentError(
+                f"--count {options.count} is more than {options.space}/{options.split} has. Write "
+                f"at most {len(space)}"
+            )
+        networks += [space[index] for index in range(options.count)]
+    return rank_architectures(
+        networks,
+        options.bits,
+        images,
+        validation=held_out,
+        hypernetwork=hypernetwork,
+        processes=options.processes,
+        results=options.results,
+    )

@@ -1,0 +1,65 @@
+"""`ghnqat rank`: from names to a table."""
+
+import json
+
+import pytest
+
+from ghnqat_sdk.cli.main import main
+from ghnqat_sdk.hypernetwork.pretrained import save_pretrained
+
+NETWORKS = ["deepnets/id/20", "families/test/3"]
+
+
+@pytest.fixture
+def rank(small, tmp_path, data, capsys):
+    """Run the command with the small hypernetwork and few images; gives what it printed."""
+    checkpoint = save_pretrained(small, tmp_path / "checkpoint")
+
+    def run(*words: str) -> str:
+        line = ["rank", *words, "--data", str(data), "--images", "40"]
+        assert main([*line, "--hypernetwork", str(checkpoint)]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_networks_by_name_and_of_a_space_come_by_accuracy(rank):
+    report = json.loads(rank(NETWORKS[0], "--space", "families", "--count", "2", "--json"))
+    names = [network["name"] for network in report["networks"]]
+    assert sorted(names) == ["deepnets/id/20", "families/test/0", "families/test/1"]
+    accuracies = [network["accuracy"] for network in report["networks"]]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert all(network["macs"] > 1e5 for network in report["networks"])
+
+
+def test_a_budget_names_its_front_and_an_impossible_one_says_so(rank):
+    generous, impossible = (rank(*NETWORKS, "--max-macs", limit) for limit in ("1e12", "2"))
+    table, _, front = generous.partition("Pareto front within the budget: ")
+    assert table.splitlines()[1].split()[0] in front
+    assert impossible.rstrip().endswith("no network")
+
+
+def test_results_are_kept_and_a_picture_is_drawn(rank, tmp_path):
+    results, plot = tmp_path / "known.jsonl", tmp_path / "ranking.png"
+    first = rank(*NETWORKS, "--results", str(results))
+    known = results.read_text()
+    again = rank(*NETWORKS, "--results", str(results), "--plot", str(plot))
+    assert (first, known) == (again, results.read_text())
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ([], "--space families"),
+        (["resnet18", "--split", "test"], "--space as well"),
+        (["--space", "families", "--split", "deep"], "Write one of test, val, train"),
+        (["--space", "deepnets", "--split", "deep", "--count", "101"], "at most 100"),
+        (["resnet18", "resnet18"], "one name for each"),
+    ],
+)
+def test_what_cannot_be_meant_is_told_in_one_line(words, advice, data, capsys):
+    assert main(["rank", *words, "--data", str(data), "--images", "40"]) == 2
+    captured = capsys.readouterr()
+    assert advice in captured.err
+    assert captured.err.count("\n") == 1
