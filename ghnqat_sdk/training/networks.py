@@ -54,7 +54,8 @@ class PreparedNetworks:
 
     def prepared(self, architecture: Architecture) -> Network:
         """The network of an architecture."""
-        key = (architecture.key, architecture.macs)  # two shares may have it at other channels
+        # Two shares may have it at other channels, or one of them without norm.
+        key = architecture.key, architecture.macs, architecture.norm
         if key not in self.kept:
             if len(self.kept) >= self.most:
                 self.kept.pop(next(iter(self.kept)))

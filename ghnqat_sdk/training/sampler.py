@@ -56,6 +56,8 @@ class DeepNetsShare(_Share):
     space: Literal["deepnets"] = "deepnets"
     channels: int | None = Field(None, ge=8)
     """Of the first cells, instead of 16 to 48."""
+    bare: bool = False
+    """All of them without norm, instead of few and short ones."""
 
     @property
     def source(self) -> str:
@@ -64,7 +66,7 @@ class DeepNetsShare(_Share):
 
     def build(self, split: str) -> Space:
         """The split of the space."""
-        return DeepNets(split, self.channels)
+        return DeepNets(split, self.channels, self.bare)
 
 
 class FamiliesShare(_Share):

@@ -39,7 +39,9 @@ class Validation:
     def __init__(self, config: RunConfig, images: ImageSet) -> None:
         self.config = config
         self.images = images
-        shares = {share.source: share for share in config.networks}
+        shares: dict[str, SpaceShare] = {}
+        for share in config.networks:
+            shares.setdefault(share.source, share)
         self.architectures = [
             architecture for share in shares.values() for architecture in self._first(share)
         ]

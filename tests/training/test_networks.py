@@ -17,7 +17,7 @@ from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.quantization.ranges import ClippedRanges, MinMaxRanges
 from ghnqat_sdk.training import compute
 from ghnqat_sdk.training.compute import ComputeConfig
-from ghnqat_sdk.training.networks import prepare_network
+from ghnqat_sdk.training.networks import PreparedNetworks, prepare_network
 from ghnqat_sdk.training.plan import Plan
 from ghnqat_sdk.training.spaces.deepnets import DeepNets
 from ghnqat_sdk.training.spaces.families import Families
@@ -188,6 +188,14 @@ def test_a_prepared_network_has_the_graph_of_its_module_and_no_memory(architectu
     parameters = drawn_parameters(architecture.build(7))
     assert network.graph.parameters.keys() == parameters.keys()
     assert network.plan.run(parameters, images(2), setting(FLOAT))[0].shape == (2, 7)
+
+
+def test_a_network_with_and_without_norm_is_prepared_twice():
+    kept = PreparedNetworks(10, most=4)
+    normed, bare = (DeepNets("val", channels=8, bare=bare)[5] for bare in (False, True))
+    graphs = [kept.prepared(network).graph for network in (normed, bare)]
+    assert ["batch_norm" in {node.op for node in graph.nodes} for graph in graphs] == [True, False]
+    assert kept.prepared(normed).graph is graphs[0]
 
 
 class Branching(nn.Module):

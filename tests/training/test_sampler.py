@@ -170,6 +170,11 @@ def test_a_share_may_be_of_networks_with_one_norm(norm):
     assert {draw.architecture.norm for draw in drawn} == {norm}
 
 
+def test_deepnets_can_all_be_without_norm():
+    one = sampler(DeepNetsShare(bare=True))
+    assert {one.network(number, False).norm for number in range(10)} == {"none"}
+
+
 def test_spaces_are_drawn_by_their_shares():
     shares = (FamiliesShare(share=3), CustomShare(share=1, factory="toys.Toys"))
     one = sampler(*shares, DeepNetsShare(share=0))

@@ -56,7 +56,7 @@ class DeepNet(Described):
         pooled: Whether the head averages over the image, or flattens it.
         hidden: Features of the hidden linear layer, 0 for none.
 
-    Other channels than the split's own are not part of its key.
+    Other channels or norm than the split's own are not part of its key.
     """
 
     space: ClassVar[str] = "deepnets"

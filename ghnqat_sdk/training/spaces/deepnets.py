@@ -27,6 +27,7 @@ from ghnqat_sdk.training.spaces.deepnet import GRID, DeepNet
 from ghnqat_sdk.training.spaces.described import check_index, check_split, is_integer
 from ghnqat_sdk.training.spaces.drawing import draw
 from ghnqat_sdk.training.spaces.genotypes import draw_genotypes
+from ghnqat_sdk.training.spaces.protocol import Norm
 
 TEST_CHANNELS = 32
 """Channels of the networks that are tested on."""
@@ -76,6 +77,8 @@ class DeepNets:
         split: train, val, id, deep, wide or bn-free.
         channels: Channels C of all networks instead of the split's own, an even number; the
             graphs stay the same, and the limit of parameters is that of the split's own channels.
+        bare: Whether all networks are without norm, whatever the split draws: of the training
+            split, few are and those are short, while `bn-free` has all lengths.
 
     Raises:
         ArgumentError: there is no such split, or no network of that many channels.
@@ -86,7 +89,7 @@ class DeepNets:
         (100, 32)
     """
 
-    def __init__(self, split: str, channels: int | None = None) -> None:
+    def __init__(self, split: str, channels: int | None = None, bare: bool = False) -> None:
         check_split(split, tuple(SPLITS), "DeepNets")
         if not (channels is None or (is_integer(channels) and channels > 1 and channels % 2 == 0)):
             raise ArgumentError(
@@ -95,6 +98,7 @@ class DeepNets:
             )
         self.split = split
         self.channels = channels
+        self.bare = bare
 
     def __len__(self) -> int:
         return SPLITS[self.split].size
@@ -108,13 +112,16 @@ class DeepNets:
         check_index(index, self.split, len(self), "DeepNets")
         network = network_at(self.split, index)
         channels = self.channels or network.channels * SPLITS[self.split].widening
-        return network if channels == network.channels else replace(network, channels=channels)
+        norm: Norm = "none" if self.bare else network.norm
+        if (channels, norm) == (network.channels, network.norm):
+            return network
+        return replace(network, channels=channels, norm=norm)
 
     def __iter__(self) -> Iterator[DeepNet]:
         return (self[index] for index in range(len(self)))
 
     def __repr__(self) -> str:
-        return f"DeepNets({self.split!r}, channels={self.channels})"
+        return f"DeepNets({self.split!r}, channels={self.channels}, bare={self.bare})"
 
 
 def network_at(split: str, index: int) -> DeepNet:

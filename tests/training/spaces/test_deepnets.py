@@ -131,6 +131,14 @@ def test_bn_free_split_has_biases_instead_of_norm() -> None:
     assert all(m.bias is not None for m in modules if isinstance(m, nn.Conv2d))
 
 
+def test_networks_of_any_split_can_be_without_norm() -> None:
+    bare, own = DeepNets("train", bare=True), DeepNets("train")
+    assert {bare[index].norm for index in range(40)} == {"none"}
+    assert max(bare[index].cells for index in range(40)) > 12
+    assert bare[7].normal == own[7].normal
+    assert all(m.bias is not None for m in on_meta(bare[7]).modules() if isinstance(m, nn.Conv2d))
+
+
 def test_channels_of_training_networks(train: list[DeepNet]) -> None:
     assert {net.channels for net in train} == {16, 24, 32, 48}
     assert 0.07 < mean(net.channels == 32 for net in train) < 0.14
