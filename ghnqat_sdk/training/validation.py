@@ -13,6 +13,7 @@ from torch import Tensor
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
+from ghnqat_sdk.quantization.roundings import NEAREST
 from ghnqat_sdk.training.compute import Setting
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.networks import Network, prepare_network
@@ -74,7 +75,7 @@ class Validation:
         batches = list(images.batches(_BATCH))
         figures: dict[str, float] = {}
         for share in config.bits.settings:
-            setting = Setting(share.bits, config.hypernetwork.ranges, False, config.compute)
+            setting = Setting(share.bits, config.hypernetwork.ranges, NEAREST, config.compute)
             by_space: dict[str, list[float]] = defaultdict(list)
             for network in self.networks:
                 (predicted,) = model([network.graph.with_bits(share.bits)])
