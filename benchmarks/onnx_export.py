@@ -27,7 +27,8 @@ from ghnqat_sdk.export.program import require_ranges, to_onnx, with_onnx_quantiz
 from ghnqat_sdk.export.runtime import integer_convolutions, milliseconds, runner
 
 NETWORKS = (
-    "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "squeezenet1_1",
+    "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0",
+    "squeezenet1_1",
     "shufflenet_v2_x1_0", "googlenet", "densenet121", "mnasnet1_0", "regnet_y_400mf", "vgg11_bn",
 )  # fmt: skip
 

@@ -2,8 +2,9 @@
 after some of it.
 
     python benchmarks/own_classes.py --data data/cifar10 --epochs 0
-    python benchmarks/own_classes.py --data data/cifar10 --networks small_cnn --epochs 1 5 --minutes
-    60 python benchmarks/own_classes.py --data data/cifar10 --minutes 0
+    python benchmarks/own_classes.py --data data/cifar10 --networks small_cnn --epochs 1 5 \\
+        --minutes 60
+    python benchmarks/own_classes.py --data data/cifar10 --minutes 0
 
 CIFAR-10's images in five classes (pairs of its own) and in two (vehicles, animals), and
 scikit-learn's digits, if it is installed. Starts: He's, predicted parameters, and predicted ones
@@ -41,7 +42,10 @@ LINES, TABLE = RESULTS / "own_classes.jsonl", RESULTS / "own_classes.json"
 
 # airplane automobile bird cat deer dog frog horse ship truck
 MERGED = {
-    "five": ((0, 1, 2, 3, 4, 3, 2, 4, 0, 1), ("flying+ships", "cars", "bird+frog", "cat+dog", "deer+horse")),
+    "five": (
+        (0, 1, 2, 3, 4, 3, 2, 4, 0, 1),
+        ("flying+ships", "cars", "bird+frog", "cat+dog", "deer+horse"),
+    ),
     "two": ((0, 0, 1, 1, 1, 1, 1, 1, 0, 0), ("vehicles", "animals")),
 }  # fmt: skip
 DATA = {"five32": 5, "two32": 2, "five64": 5, "digits": 10}

@@ -12,13 +12,13 @@ TABLE_MARKS = (0, 25, 100, 400, 1600, 6400)
 TEXT = """{tables}
 
 - Networks: {networks}.
-- Starts: predicted parameters; He's normal initialization (fan in); that of PyTorch's layers; and He's followed by as
-  many steps in float as then follow with quantization.
-- All train alike: SGD with momentum 0.9 and weight decay 5e-4 at a constant learning rate, batches of 128 flipped and
-  shifted training images. The learning rate is the best of {rates} (predicted) or {other_rates}
-  (others) on validation images{best}.
-- To be measured, a copy is calibrated on 512 training images and classifies 1,000 test images. ± is the standard error
-  over networks.
+- Starts: predicted parameters; He's normal initialization (fan in); that of PyTorch's layers; and
+  He's followed by as many steps in float as then follow with quantization.
+- All train alike: SGD with momentum 0.9 and weight decay 5e-4 at a constant learning rate, batches
+  of 128 flipped and shifted training images. The learning rate is the best of {rates} (predicted)
+  or {other_rates} (others) on validation images{best}.
+- To be measured, a copy is calibrated on 512 training images and classifies 1,000 test images. ± is
+  the standard error over networks.
 - SHA-256 of the weights: `{weights}`{later}.
 
 ```bash

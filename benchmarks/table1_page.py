@@ -68,22 +68,25 @@ TEXT = """{passed}
 
 {tables}
 
-- ± is the standard error over graphs, and the last figure the maximum. Every convolution and linear layer is quantized.
-- GHN-Q is the [work](https://arxiv.org/abs/2208.12489) that GHN-QAT starts from: trained in float, quantized only in
-  use. The paper has no figures of it at W2/A2, where it fell to random accuracy. Top-5 of the paper's GHN-QAT is left
-  out: the copy of the paper that was at hand does not have it.
+- ± is the standard error over graphs, and the last figure the maximum. Every convolution and linear
+  layer is quantized.
+- GHN-Q is the [work](https://arxiv.org/abs/2208.12489) that GHN-QAT starts from: trained in float,
+  quantized only in use. The paper has no figures of it at W2/A2, where it fell to random accuracy.
+  Top-5 of the paper's GHN-QAT is left out: the copy of the paper that was at hand does not have it.
 - Ours are of the first {graphs} graphs of the [splits](evaluation.md#splits) of ConvNets-250K
-  (re-created), since the paper's graphs are not public, and of {images:,} test images of CIFAR-10 (JPEG), the same for
-  all graphs, drawn with seed {seed}{fewer}.
-- Our GHN-QAT is one hypernetwork for all bit-widths; the paper trains one for each.{baseline}{weights}
+  (re-created), since the paper's graphs are not public, and of {images:,} test images of CIFAR-10
+  (JPEG), the same for all graphs, drawn with seed {seed}{fewer}.
+- Our GHN-QAT is one hypernetwork for all bit-widths; the paper trains one for
+  each.{baseline}{weights}
 
 ```bash
 python benchmarks/table1.py --data data/cifar10{options} --write-docs
 ```
 """
 BASELINE_NOTE = """
-- Our GHN-Q was trained in float and is told float, the only setting that it knows. What it predicts is quantized to
-  the bits at hand with the range rule of its own config; nothing else is changed."""
+- Our GHN-Q was trained in float and is told float, the only setting that it knows. What it predicts
+  is quantized to the bits at hand with the range rule of its own config; nothing else is
+  changed."""
 
 
 def cell(figures: dict[str, Any] | None, graphs: int) -> str:

@@ -87,7 +87,8 @@ def resolve_bits(bits: Any, layers: Collection[str]) -> dict[str, Bits]:
         if not isinstance(pattern, str) or not any(fnmatchcase(name, pattern) for name in layers):
             raise ArgumentError(
                 f"bits has an entry for {pattern!r}, and no layer has such a name. The layers are: "
-                f"{', '.join(layers) or 'none'}. Write, for example, bits={{'stem*': (8, 8), '*': (4, 4)}}."
+                f"{', '.join(layers) or 'none'}. Write, for example, "
+                f"bits={{'stem*': (8, 8), '*': (4, 4)}}."
             )
         matched = [name for name in layers if fnmatchcase(name, pattern)]
         new = [name for name in matched if name not in resolved]

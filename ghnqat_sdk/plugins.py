@@ -14,9 +14,19 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+)
 
 from ghnqat_sdk.errors import ArgumentError
 
@@ -90,6 +100,11 @@ def _article(noun: str) -> str:
 Factory = Annotated[str, BeforeValidator(_named), AfterValidator(_well_formed)]
 
 
+def by_name(given: Any) -> Any:
+    """For a union told apart by `type`: the name of a variant stands for it with its defaults."""
+    return {"type": given} if isinstance(given, str) else given
+
+
 class Custom(BaseModel):
     """A variant of a user's own, in a config that may have come with a file: see `find`."""
 
@@ -115,6 +130,31 @@ class Custom(BaseModel):
                 f"{self.factory} cannot be made of settings={self.settings}: {error}. Correct the "
                 f"settings, or the arguments that it takes."
             ) from error
+
+
+def variant(given: Any, name: str, kind: type[T], union: Any, example: str) -> T:
+    """The variant that `given` is or, where it is a string, names; one of a user's own is made.
+
+    Args:
+        given: An object of `kind`, or the name of a variant without settings.
+        name: Of the argument, for messages.
+        kind: What all variants derive from.
+        union: Of the variants, told apart by `type`.
+        example: Of what to write, for messages.
+
+    Raises:
+        ArgumentError: it is none; or its class is not imported, or cannot be made.
+    """
+    if isinstance(given, str):
+        with suppress(ValidationError):
+            given = TypeAdapter(union).validate_python(given)
+    if not isinstance(given, kind):
+        raise ArgumentError(
+            f"{name}={given!s:.80} is no {kind.__name__} object. Write {name}={example}."
+        )
+    if isinstance(given, Custom):
+        given.make(kind)
+    return given
 
 
 class ImportedCustom(Custom):

@@ -80,7 +80,8 @@ def predict_quantized_params(
     Examples:
         >>> import torch, torchvision
         >>> from ghnqat_sdk import calibrate, predict_quantized_params
-        >>> qmodel = predict_quantized_params(torchvision.models.resnet18(num_classes=10), bits=(4, 4))
+        >>> model = torchvision.models.resnet18(num_classes=10)
+        >>> qmodel = predict_quantized_params(model, bits=(4, 4))
         >>> report = calibrate(qmodel, [torch.randn(64, 3, 32, 32)])
         >>> qmodel.eval()(torch.randn(2, 3, 32, 32)).shape
         torch.Size([2, 10])
@@ -227,7 +228,10 @@ def _kept_heads(graph: ComputationGraph, num_classes: int, head: Head) -> dict[s
         classes = node.parameters[0].shape[0]
         if head != "keep" and classes == num_classes:
             continue
-        why = f"{_OTHER_CLASSES} {classes} classes, the hypernetwork's {num_classes}; head='predict' predicts it"
+        why = (
+            f"{_OTHER_CLASSES} {classes} classes, the hypernetwork's {num_classes}; "
+            f"head='predict' predicts it"
+        )
         biases = [
             graph.nodes[t] for s, t in graph.edges if s == index and graph.nodes[t].op == "bias"
         ]

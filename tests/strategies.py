@@ -1,4 +1,5 @@
-"""Random networks for Hypothesis: trees of torch's layers, of classes derived from them, and of what wraps them."""
+"""Random networks for Hypothesis: trees of torch's layers, of classes derived from them, and of
+what wraps them."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ CHANNELS = (4, 8)
 SIZE = 6
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 Block = Callable[[Draw, int, int], nn.Module]
-"""Makes a module from a draw, a number of channels that it keeps, and how many dimensions images have."""
+"""Makes a module from a draw, a number of channels that it keeps, and how many dimensions images
+have."""
 
 
 @dataclass(frozen=True)
@@ -202,9 +204,11 @@ def activation(draw: Draw, channels: int, dims: int) -> nn.Module:
     """Any activation, in place or not."""
     inplace = draw(st.booleans())
     options: list[Callable[[], nn.Module]] = [
-        lambda: nn.ReLU(inplace), lambda: nn.ReLU6(inplace), lambda: nn.Hardswish(inplace), nn.GELU, nn.Tanh,
+        lambda: nn.ReLU(inplace), lambda: nn.ReLU6(inplace), lambda: nn.Hardswish(inplace), nn.GELU,
+        nn.Tanh,
         lambda: nn.SiLU(inplace), lambda: nn.PReLU(channels), lambda: nn.Softmax(1), nn.Sigmoid,
-        lambda: nn.ELU(inplace=inplace), lambda: Calls(lambda m, x: Swish.apply(x)), lambda: nn.Dropout(0.1, inplace),
+        lambda: nn.ELU(inplace=inplace), lambda: Calls(lambda m, x: Swish.apply(x)),
+        lambda: nn.Dropout(0.1, inplace),
     ]  # fmt: skip
     return draw(st.sampled_from(options))()
 
@@ -240,7 +244,9 @@ def odd(draw: Draw, channels: int, dims: int) -> nn.Module:
         Calls(_reads),
         Calls(_assembled, inner=_of("Conv", dims)(channels, channels, 1)),
         Calls(lambda m, x: x + m.place, place=nn.Parameter(torch.randn(SIZE))),
-        Calls(lambda m, x: m.inner.forward(input=x), inner=_of("Conv", dims)(channels, channels, 1)),
+        Calls(
+            lambda m, x: m.inner.forward(input=x), inner=_of("Conv", dims)(channels, channels, 1)
+        ),
         Calls(lambda m, x: x * (1 + 0.1 * torch.rand(1)).to(x), unused=nn.Linear(3, 3)),
         Calls(lambda m, x: m.table(torch.zeros(1, dtype=torch.long, device=x.device)).sum() + x,
               table=nn.Embedding(2, 4)),
@@ -260,13 +266,15 @@ def odd(draw: Draw, channels: int, dims: int) -> nn.Module:
 
 
 LEAVES: dict[str, Block] = {
-    "conv": conv, "transposed": transposed, "derived": derived, "norm": norm, "activation": activation,
+    "conv": conv, "transposed": transposed, "derived": derived, "norm": norm,
+    "activation": activation,
     "pooling": pooling, "attention": attention, "odd": odd,
 }  # fmt: skip
 
 
 def _tree(draw: Draw, channels: int, dims: int, depth: int, parts: list[str]) -> nn.Module:
-    """A block that keeps channels and size: a leaf, or a sequence, a skip connection, a gate or a shared block."""
+    """A block that keeps channels and size: a leaf, or a sequence, a skip connection, a gate or a
+    shared block."""
     kinds = [*LEAVES, "conv", "norm", *(["sequence", "skip", "gate", "shared"] if depth else [])]
     kind = draw(st.sampled_from(kinds))
     parts.append(kind)

@@ -1,4 +1,5 @@
-"""What README.md, docs/ and examples/ show works: every Python block, every command line, every example."""
+"""What README.md, docs/ and examples/ show works: every Python block, every command line, every
+example."""
 
 from __future__ import annotations
 

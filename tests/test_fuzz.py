@@ -1,6 +1,8 @@
-"""Random networks through the public calls: a right answer or an error of ours, and nothing of the model changed.
+"""Random networks through the public calls: a right answer or an error of ours, and nothing of the
+model changed.
 
-`GHNQAT_FUZZ=2000 pytest tests/test_fuzz.py` runs that many new cases; without it the same 200 run each time.
+`GHNQAT_FUZZ=2000 pytest tests/test_fuzz.py` runs that many new cases; without it the same 200 run
+each time.
 """
 
 from __future__ import annotations

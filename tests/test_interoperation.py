@@ -1,4 +1,5 @@
-"""Fake-quantized models in the hands of other tools behave as in plain PyTorch (docs/interoperation.md)."""
+"""Fake-quantized models in the hands of other tools behave as in plain PyTorch
+(docs/interoperation.md)."""
 
 from __future__ import annotations
 
@@ -151,8 +152,8 @@ class Classifier(lightning.LightningModule):
 @pytest.fixture
 def trainer(tmp_path) -> lightning.Trainer:
     return lightning.Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=tmp_path,
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
     )  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""benchmarks/plots.py and page_parts.py: which figures are drawn, and where scripts write in a page."""
+"""benchmarks/plots.py and page_parts.py: which figures are drawn, and where scripts write in a
+page."""
 
 from __future__ import annotations
 

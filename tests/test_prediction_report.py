@@ -31,7 +31,8 @@ FLOAT = {
         {"1": "conv2d"},
     ),
     "a transposed convolution by function": (
-        Model(lambda m, x: F.conv_transpose2d(x, m.weight, padding=1), weight=parameter(8, 8, 3, 3)),
+        Model(lambda m, x: F.conv_transpose2d(x, m.weight, padding=1), weight=parameter(8, 8, 3,
+        3)),
         {"1": "conv_transpose2d"},
     ),
     "a deformable convolution": (
@@ -46,8 +47,8 @@ FLOAT = {
         over_places(lambda m, x: m.mix(x, x, x)[0], mix=nn.MultiheadAttention(8, 2)),
         {"1.mix": "MultiheadAttention", "1.mix.out_proj": "reads its weight"},
     ),
-    "a recurrent layer": (over_places(lambda m, x: m.mix(x)[0], mix=nn.GRU(8, 8)), {"1.mix": "GRU"}),
-    "a recurrent cell": (
+    "a recurrent layer": (over_places(lambda m, x: m.mix(x)[0], mix=nn.GRU(8, 8)),
+    {"1.mix": "GRU"}), "a recurrent cell": (
         over_places(lambda m, x: torch.stack([m.mix(each) for each in x]), mix=nn.GRUCell(8, 8)),
         {"1.mix": "GRUCell"},
     ),

@@ -1,7 +1,8 @@
-"""Arbitrary arguments for every public function and command: a right answer or one of our errors, and no trace left.
+"""Arbitrary arguments for every public function and command: a right answer or one of our errors,
+and no trace left.
 
-About 2,500 cases. "As before" means: the model's parameters, buffers, gradients, modes, hooks and classes, the RNG
-states and torch's defaults.
+About 2,500 cases. "As before" means: the model's parameters, buffers, gradients, modes, hooks and
+classes, the RNG states and torch's defaults.
 """
 
 from __future__ import annotations
@@ -124,8 +125,10 @@ def junk() -> st.SearchStrategy[Any]:
     """What somebody might pass by mistake."""
     shapes = st.lists(st.integers(0, 9), max_size=5)
     simple = st.one_of(
-        st.none(), st.booleans(), st.integers(-3, 70), st.floats(), st.text(max_size=8), st.binary(max_size=4),
-        st.sampled_from([object(), int, torch.float32, Path("nowhere"), {"x": 1}, slice(3), nn.ReLU(), "a/b"]),
+        st.none(), st.booleans(), st.integers(-3, 70), st.floats(), st.text(max_size=8),
+        st.binary(max_size=4),
+        st.sampled_from([object(), int, torch.float32, Path("nowhere"), {"x": 1}, slice(3)]),
+        st.sampled_from([nn.ReLU(), "a/b"]),
         shapes.map(torch.zeros), shapes.map(lambda shape: torch.full(shape, float("nan"))),
     )  # fmt: skip
     named = st.dictionaries(st.text(max_size=3), simple, max_size=2)
@@ -241,7 +244,8 @@ def explained(error: gq.GhnqatError) -> None:
 
 
 def check(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call it; the result, or None where it raised one of our errors. Models and surroundings are as before."""
+    """Call it; the result, or None where it raised one of our errors. Models and surroundings are
+    as before."""
     handed = [v for v in (*args, *kwargs.values()) if isinstance(v, nn.Module)]
     before, around, result = [state(v) for v in handed], surroundings(), None
     with warnings.catch_warnings():
@@ -399,14 +403,15 @@ def test_graph_hypernetwork(small, diamond, config, graphs):
 
 
 WORDS = (
-    "predict", "evaluate", "inspect", "version", "run", "recipes", "decay", "teacher", "resnet0", "deepnets/id/20",
-    "families/val/1", "deepnets/id/-1", "deepnets/deep/999", "id/3", "nn:Linear", "torch.nn:ReLU", "torch:nothing", ":",
-    "a:b", "--bits", "4,4", "2,2", "9,9", "4", "--head", "keep", "--classes", "10", "0", "-5", "--input", "2,3,32,32",
-    "1,1", "-1,3,8,8", "--json", "--output", "--hypernetwork", "{small}", "nowhere", "--data", "--graphs", "1",
-    "--images", "--space", "families", "--split", "id", "--protocol", "calibrated", "--seed", "--revision", "main",
-    "--steps", "--set", "clip_norm=0", "networks.9.share=1", "sampling.meta_batch=nan", "=", "--recipe", "ghn-q",
-    "--config", "--hints", "--picture", "graph.svg", "--plot", "--first-last-bits", "8", "--resume", "--threads",
-    "--help", "", "é",
+    "predict", "evaluate", "inspect", "version", "run", "recipes", "decay", "teacher", "resnet0",
+    "deepnets/id/20", "families/val/1", "deepnets/id/-1", "deepnets/deep/999", "id/3", "nn:Linear",
+    "torch.nn:ReLU", "torch:nothing", ":", "a:b", "--bits", "4,4", "2,2", "9,9", "4", "--head",
+    "keep", "--classes", "10", "0", "-5", "--input", "2,3,32,32", "1,1", "-1,3,8,8", "--json",
+    "--output", "--hypernetwork", "{small}", "nowhere", "--data", "--graphs", "1", "--images",
+    "--space", "families", "--split", "id", "--protocol", "calibrated", "--seed", "--revision",
+    "main", "--steps", "--set", "clip_norm=0", "networks.9.share=1", "sampling.meta_batch=nan", "=",
+    "--recipe", "ghn-q", "--config", "--hints", "--picture", "graph.svg", "--plot",
+    "--first-last-bits", "8", "--resume", "--threads", "--help", "", "é",
 )  # fmt: skip
 
 
@@ -414,9 +419,10 @@ WORDS = (
 @given(
     command=st.sampled_from([(ghnqat, ("predict", "deepnets/id/20", "--hypernetwork", "{small}")),
                      (ghnqat, ("inspect", "deepnets/id/20")),
-                     (ghnqat, ("evaluate", "--data", "nowhere")), (ghnqat, ("version",)), (ghnqat, ()),
-                     (ghnqat_train, ("run", "--data", "nowhere", "--output", "out", "--steps", "1")),
-                     (ghnqat_train, ("recipes",)), (ghnqat_train, ())]),
+                     (ghnqat, ("evaluate", "--data", "nowhere")), (ghnqat, ("version",)),
+                     (ghnqat, ()), (ghnqat_train, ("recipes",)), (ghnqat_train, ()),
+                     (ghnqat_train,
+                      ("run", "--data", "nowhere", "--output", "out", "--steps", "1"))]),
     more=st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=5)), max_size=4),
 )  # fmt: skip
 def test_command_lines(tmp_path_factory, small, capsys, command, more):

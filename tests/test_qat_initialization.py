@@ -1,4 +1,5 @@
-"""benchmarks/qat_initialization.py: what is trained, in which order, and what the page says of the figures."""
+"""benchmarks/qat_initialization.py: what is trained, in which order, and what the page says of the
+figures."""
 
 import pytest
 import torch
@@ -79,7 +80,8 @@ def test_a_given_learning_rate_needs_no_tuning(bench):
 
 
 def test_only_predicted_starts_depend_on_the_weights(bench):
-    assert {(task.start, task.weights) for task in bench.plan("w", 100, list(bench.STARTS), {})} == {
+    assert {(task.start, task.weights) for task in bench.plan("w", 100, list(bench.STARTS),
+    {})} == {
         ("predicted", "w"), ("he", ""), ("default", ""), ("float", ""),
     }  # fmt: skip
     assert {task.weights for task in bench.plan("w", 100, list(bench.CHANGES), {})} == {"w"}
@@ -167,13 +169,13 @@ def test_the_page_follows_from_the_lines(bench, monkeypatch, curves_of, pages):
     assert "| He, float training | – | – | 41.0 ± 0.0 (1 of 2) |" in page
     assert "| predicted ahead of He | 1 of 2 | 1 of 2 | 1 of 2 |" in page
     assert (
-        "At W4/A4, He needs 100 steps to reach what the predicted start has after 100 (21.0 %, 2 networks)."
-        in page
+        "At W4/A4, He needs 100 steps to reach what the predicted start has after 100 (21.0 %, 2 "
+        "networks)." in page
     )
     assert "W4/A4 predicted 0.01, He 0.1" in page
     assert (
-        "- Networks: torchvision's mobilenet_v2 at 32 × 32 pixels, the first 1 of `families/test` of"
-        in page
+        "- Networks: torchvision's mobilenet_v2 at 32 × 32 pixels, the first 1 of `families/test` "
+        "of" in page
     )
     assert "`w`." in page
     monkeypatch.setattr(curves_of, "FEWEST", 3)

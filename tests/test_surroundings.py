@@ -73,8 +73,8 @@ def wrapped() -> nn.Sequential:
 
 BAD = [
     pytest.param([IMAGES, IMAGES.clone().fill_(float("nan"))], id="nan"),
-    pytest.param([IMAGES, IMAGES.clone().index_fill_(0, torch.tensor([63]), float("inf"))], id="inf"),
-    pytest.param([IMAGES[:, :2]], id="channels"),
+    pytest.param([IMAGES, IMAGES.clone().index_fill_(0, torch.tensor([63]), float("inf"))],
+    id="inf"), pytest.param([IMAGES[:, :2]], id="channels"),
     pytest.param([], id="none"),
     pytest.param(["images"], id="text"),
 ]  # fmt: skip

@@ -1,4 +1,5 @@
-"""benchmarks/table1.py: what is measured again after a kill, and what the page says of the figures."""
+"""benchmarks/table1.py: what is measured again after a kill, and what the page says of the
+figures."""
 
 import json
 import time
@@ -36,8 +37,8 @@ def test_work_takes_turns_between_splits_and_weights(table1):
     tasks = table1.plan(["a", "b"], GRAPHS, 64, 0)
     assert len(set(tasks)) == len(tasks) == 2 * 2 * 7
     assert [(task.split, task.graph, task.weights) for task in tasks[:10]] == [
-        ("id", 0, "a"), ("id", 0, "b"), ("deep", 0, "a"), ("deep", 0, "b"), ("wide", 0, "a"), ("wide", 0, "b"),
-        ("bn-free", 0, "a"), ("bn-free", 0, "b"), ("id", 1, "a"), ("id", 1, "b"),
+        ("id", 0, "a"), ("id", 0, "b"), ("deep", 0, "a"), ("deep", 0, "b"), ("wide", 0, "a"),
+        ("wide", 0, "b"), ("bn-free", 0, "a"), ("bn-free", 0, "b"), ("id", 1, "a"), ("id", 1, "b"),
     ]  # fmt: skip
     assert [task.protocol for task in tasks] == ["paper"] * 14 + ["calibrated"] * 14
 
@@ -98,8 +99,8 @@ def test_page_says_how_many_graphs_are_behind_a_cell_and_which_cells_pass_the_pa
         in page
     )
     assert (
-        "on the graphs measured so far, our mean top-1 is above that of the paper's GHN-QAT in 4 of 6 cells: "
-        in page
+        "on the graphs measured so far, our mean top-1 is above that of the paper's GHN-QAT in 4 "
+        "of 6 cells: " in page
     )
     assert "W4/A4 Deep, W4/A8 Deep, W2/A2 ID, W2/A2 Deep." in page
     assert "calibrated protocol\n" not in page and "SHA-256 of the weights: GHN-QAT `a`." in page

@@ -37,8 +37,9 @@ def add_demo(commands: Any) -> None:
         "see what a prediction is worth, on images that ship with the package",
         check=_check,
         run=_demo,
-        description="Predict a model, calibrate it on 200 images of CIFAR-10 (JPEG) and classify 200 others, beside "
-        "the same model with random (He) parameters. Needs no network, no data and no training.",
+        description="Predict a model, calibrate it on 200 images of CIFAR-10 (JPEG) and classify "
+        "200 others, beside the same model with random (He) parameters. Needs no network, no data "
+        "and no training.",
     )
     demo.add_argument(
         "model",

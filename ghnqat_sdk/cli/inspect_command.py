@@ -89,7 +89,8 @@ def _check_matplotlib(option: str) -> None:
 
     if find_spec("matplotlib") is None:
         raise ArgumentError(
-            f'{option} needs matplotlib, which is not installed. Write pip install "ghnqat-sdk[plot]"'
+            f"{option} needs matplotlib, which is not installed. Write "
+            f'pip install "ghnqat-sdk[plot]"'
         )
 
 
@@ -195,8 +196,8 @@ def _calibrated_on(options: Namespace, qmodel: nn.Module) -> tuple[Any, str]:
     calibration = train.sample(512, seed=0)
     calibrate(qmodel, calibration.batches(64))
     ((images, _),) = validation.sample(64, seed=0).batches(64)
-    words = f"{len(images)} validation images {size}×{size} of {options.data}, calibrated on {len(calibration)} others"
-    return images, words
+    words = f"{len(images)} validation images {size}×{size} of {options.data}"
+    return images, f"{words}, calibrated on {len(calibration)} others"
 
 
 def _graph_facts(graph: ComputationGraph) -> dict[str, Any]:

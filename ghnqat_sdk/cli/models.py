@@ -76,8 +76,8 @@ def add_bits(parser: ArgumentParser, default: str | None = "4,4") -> None:
         type=bits_by_layer,
         default=default,
         metavar="W,A",
-        help="2 to 8 bits, or 32 for float; or by names of layers, the first that matches counts: 'stem*=8,8;*=4,4' "
-        f"(default: {default or 'no prediction'})",
+        help="2 to 8 bits, or 32 for float; or by names of layers, the first that matches "
+        f"counts: 'stem*=8,8;*=4,4' (default: {default or 'no prediction'})",
     )
     parser.add_argument(
         "--first-last-bits",

@@ -33,8 +33,8 @@ def add_predict(commands: Any) -> None:
         "--head",
         choices=("auto", "predict", "keep"),
         default="auto",
-        help="what happens to classifiers: predicted where the number of classes is the hypernetwork's, always, never "
-        "(default: auto)",
+        help="what happens to classifiers: predicted where the number of classes is the "
+        "hypernetwork's, always, never (default: auto)",
     )
     parser.add_argument(
         "--output",

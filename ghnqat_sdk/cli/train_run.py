@@ -41,9 +41,9 @@ def add_run(commands: Any) -> None:
         "train, or continue a run",
         check=_check_run,
         run=_run,
-        description="Train until --steps are done, or continue a run to more of them. With torchrun, every process "
-        "trains on architectures of its own: torchrun --nproc-per-node 2 -m ghnqat_sdk.cli.train "
-        "run ...",
+        description="Train until --steps are done, or continue a run to more of them. With "
+        "torchrun, every process trains on architectures of its own: torchrun --nproc-per-node 2 "
+        "-m ghnqat_sdk.cli.train run ...",
     )
     _add_training(
         run, "folder of the run", "optimizer steps that are done at the end, of a resumed run too"
@@ -74,8 +74,8 @@ def add_decay(commands: Any) -> None:
         "branch weights that ship off a stable run",
         check=_check_decay,
         run=_decay,
-        description="Copy the state of a stable run, and train it on while the learning rate falls to zero and hints "
-        "fade. The stable run stays as it is.",
+        description="Copy the state of a stable run, and train it on while the learning rate falls "
+        "to zero and hints fade. The stable run stays as it is.",
     )
     decay.add_argument("run", type=FOLDER, metavar="RUN", help="folder of the stable run")
     _add_training(

@@ -100,5 +100,6 @@ def _config(path: str | None) -> TeacherConfig:
         return TeacherConfig.model_validate_json(Path(path).read_bytes())
     except ValidationError as error:
         raise ArgumentError(
-            f'--config {path!r} is no TeacherConfig: {problems(error)}. Write, for example, {{"epochs": 20}}'
+            f"--config {path!r} is no TeacherConfig: {problems(error)}. Write, for example, "
+            f'{{"epochs": 20}}'
         ) from error

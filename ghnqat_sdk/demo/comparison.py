@@ -55,7 +55,8 @@ class Score:
     def __str__(self) -> str:
         low, high = self.interval
         right, count = sum(self.correct), sum(self.images)
-        return f"{self.accuracy:5.1f} %   {right:3} of {count} images, 95 % interval {low:.1f} to {high:.1f} %"
+        interval = f"95 % interval {low:.1f} to {high:.1f} %"
+        return f"{self.accuracy:5.1f} %   {right:3} of {count} images, {interval}"
 
 
 @dataclass(frozen=True)

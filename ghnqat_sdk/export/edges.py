@@ -16,12 +16,13 @@ from ghnqat_sdk.export.onnx_graph import Graph, attributes
 LAYERS = {"Conv", "Gemm", "MatMul"}
 ACTIVATIONS = {"Relu", "Clip"}
 MOVES = {
-    "Concat", "DepthToSpace", "Flatten", "Gather", "MaxPool", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze",
-    "Transpose", "Unsqueeze",
+    "Concat", "DepthToSpace", "Flatten", "Gather", "MaxPool", "Reshape", "Slice", "SpaceToDepth",
+    "Split", "Squeeze", "Transpose", "Unsqueeze",
 }  # fmt: skip
 """Operations that compute nothing: what they read and what they give share one range."""
 ARITHMETIC = {
-    "Add", "AveragePool", "BatchNormalization", "GlobalAveragePool", "HardSigmoid", "Mul", "Sigmoid",
+    "Add", "AveragePool", "BatchNormalization", "GlobalAveragePool", "HardSigmoid", "Mul",
+    "Sigmoid",
 }  # fmt: skip
 _UNIT = {"HardSigmoid", "Sigmoid"}
 """Operations whose outputs lie between 0 and 1, whatever the images."""

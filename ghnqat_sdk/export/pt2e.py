@@ -19,8 +19,8 @@ from ghnqat_sdk.quantization.quantizers import FakeQuantizer
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = {
-    _aten.conv1d.default, _aten.conv1d.padding, _aten.conv2d.default, _aten.conv2d.padding, _aten.conv3d.default,
-    _aten.conv3d.padding, _aten.linear.default,
+    _aten.conv1d.default, _aten.conv1d.padding, _aten.conv2d.default, _aten.conv2d.padding,
+    _aten.conv3d.default, _aten.conv3d.padding, _aten.linear.default,
 }  # fmt: skip
 _TRANSPOSED = {
     _aten.conv_transpose1d.default,

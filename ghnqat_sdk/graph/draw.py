@@ -189,7 +189,8 @@ def _draw(axes: Axes, graph: ComputationGraph, layout: Layout) -> None:
         points = [point for _, through in strokes for point in through]
         line = Line(points, [codes[kind] for kind, through in strokes for _ in through])
         axes.add_patch(
-            FancyArrowPatch(path=line, arrowstyle="-|>,head_width=0.18,head_length=0.45", mutation_scale=12,
+            FancyArrowPatch(path=line, arrowstyle="-|>,head_width=0.18,head_length=0.45",
+            mutation_scale=12,
                             color="#555555", linewidth=0.9, joinstyle="miter")
         )  # fmt: skip
     for node, (x, y, width) in zip(graph.nodes, layout.boxes, strict=True):

@@ -19,8 +19,8 @@ library_name: ghnqat-sdk
 ---
 # {name}
 
-A graph hypernetwork (GHN-QAT): it reads the computation graph of a CNN with the bits of every layer, and predicts
-parameters that classify after quantization, without training.
+A graph hypernetwork (GHN-QAT): it reads the computation graph of a CNN with the bits of every
+layer, and predicts parameters that classify after quantization, without training.
 
 ```python
 import ghnqat_sdk
@@ -30,8 +30,8 @@ model = torchvision.models.resnet18(num_classes={classes})
 qmodel = ghnqat_sdk.predict_quantized_params(model, bits=(4, 4), hypernetwork="{repo_id}")
 ```
 
-`config.json` describes the hypernetwork and `model.safetensors` holds its weights; nothing here is a pickle.
-`sha256sum --check model.safetensors.sha256` reveals damage.
+`config.json` describes the hypernetwork and `model.safetensors` holds its weights; nothing here is
+a pickle. `sha256sum --check model.safetensors.sha256` reveals damage.
 
 ## Training data
 
@@ -43,8 +43,8 @@ None yet. `ghnqat evaluate --hypernetwork {repo_id} --json FILE` measures them o
 """
 _FIGURES = """## Figures
 
-Accuracy of predicted parameters in percent, without any training, on test images of the data above: mean ± standard
-error over networks that were not seen in training; maximum.
+Accuracy of predicted parameters in percent, without any training, on test images of the data above:
+mean ± standard error over networks that were not seen in training; maximum.
 
 {totals}
 """
@@ -56,11 +56,13 @@ Mean top-1 in percent.
 """
 _LIMITS = """## Limits
 
-- The promise of accuracy ends with the data above: elsewhere, and for other numbers of classes, a prediction is an
-  initialization.
-- Predicted parameters do not reach the accuracy of trained ones; they save the beginning of training.
+- The promise of accuracy ends with the data above: elsewhere, and for other numbers of classes, a
+  prediction is an initialization.
+- Predicted parameters do not reach the accuracy of trained ones; they save the beginning of
+  training.
 - Quantization is simulated: tensorwise, asymmetric and uniform.
-- The hypernetwork inherits whatever its images are biased towards. It is not meant for decisions about people.
+- The hypernetwork inherits whatever its images are biased towards. It is not meant for decisions
+  about people.
 """
 _LICENSE = """## License
 
@@ -78,7 +80,8 @@ _CITATION = """## Citation
 }
 @inproceedings{knyazev2021parameter,
   title     = {Parameter Prediction for Unseen Deep Architectures},
-  author    = {Knyazev, Boris and Drozdzal, Michal and Taylor, Graham W. and Romero-Soriano, Adriana},
+  author    = {Knyazev, Boris and Drozdzal, Michal and Taylor, Graham W. and
+               Romero-Soriano, Adriana},
   booktitle = {Advances in Neural Information Processing Systems},
   year      = {2021}
 }

@@ -59,4 +59,7 @@ def _format_advice(found: object) -> str:
         return f"{fact}. Restore the file."
     if found > own:
         return f"{fact}. It is newer than your package: pip install --upgrade ghnqat-sdk."
-    return f"{fact}. It is too old: download it again (newest revision), or train it with this version."
+    return (
+        f"{fact}. It is too old: download it again (newest revision), or train it with this "
+        f"version."
+    )

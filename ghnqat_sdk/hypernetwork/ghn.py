@@ -16,7 +16,7 @@ from ghnqat_sdk.graph.ops import VOCABULARY
 from ghnqat_sdk.hypernetwork.decoder import AnyDecoderConfig, DecoderConfig
 from ghnqat_sdk.hypernetwork.encoders import EncoderConfig, TransformerConfig
 from ghnqat_sdk.hypernetwork.tiles import Cut, Request, cut
-from ghnqat_sdk.quantization.ranges import ClippedRanges, Ranges
+from ghnqat_sdk.quantization.ranges import ClippedRanges, Ranges, range_rule
 
 
 class TrainingImages(BaseModel):
@@ -71,6 +71,7 @@ class GraphHypernetwork(nn.Module):
                 f"GraphHypernetwork(HypernetworkConfig(num_classes=100))."
             )
         self.config = config
+        range_rule(config.ranges)
         self.encoder = config.encoder.build(len(config.vocabulary), config.s_max)
         self.decoder = config.decoder.build(self.encoder.width, config.num_classes)
         self._index = {name: i for i, name in enumerate(config.vocabulary)}

@@ -54,9 +54,9 @@ class CalibrationReport:
         width = max((len(name) for name in self.ranges), default=0)
         for name, (low, high) in self.ranges.items():
             scale, zero_point = scale_and_zero_point(low, high, self.bits[name])
+            levels = f"scale {scale.item():.4g}  zero point {zero_point.item():.0f}"
             lines.append(
-                f"  {name:{width}}  {self.bits[name]} bits  [{low:9.4g}, {high:9.4g}]  scale {scale.item():.4g}  "
-                f"zero point {zero_point.item():.0f}"
+                f"  {name:{width}}  {self.bits[name]} bits  [{low:9.4g}, {high:9.4g}]  {levels}"
             )
         return "\n".join([*lines, *(f"  {name}: no image reached it" for name in self.unreached)])
 

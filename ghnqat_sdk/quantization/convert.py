@@ -16,7 +16,8 @@ from ghnqat_sdk.quantization.classes import CHANGED, fake_quantized_class, float
 from ghnqat_sdk.quantization.layers import all_in_float, fake_quantized_layers
 from ghnqat_sdk.quantization.norms import is_norm
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer, LearnedStepQuantizer
-from ghnqat_sdk.quantization.ranges import ClippedRanges, MinMaxRanges
+from ghnqat_sdk.quantization.ranges import ClippedRanges, RangeRule, range_rule
+from ghnqat_sdk.quantization.roundings import NEAREST, RoundingRule, rounding_rule
 from ghnqat_sdk.quantization.state import QuantizationState, require_module
 
 _QUANTIZERS = ("input_quantizer", "weight_quantizer")
@@ -27,9 +28,9 @@ _FUSING = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
 def to_fake_quantized(
     model: nn.Module,
     bits: Pair | Mapping[str, Pair],
-    ranges: MinMaxRanges | ClippedRanges,
+    ranges: RangeRule,
     *,
-    noise: bool = False,
+    rounding: RoundingRule = NEAREST,
     warn: bool = True,
 ) -> QuantizationState:
     """Make every convolution and linear layer of `model` fake-quantized, in place.
@@ -41,7 +42,7 @@ def to_fake_quantized(
         model: Any model; modules of other types are left alone.
         bits: (weight, activation), or one such pair for each layer by its name.
         ranges: Rule that gives a tensor's range.
-        noise: NoiseQuant instead of SimQuant.
+        rounding: How values come to the levels of a range.
         warn: Whether an evaluation before calibration is pointed out.
 
     Returns:
@@ -58,8 +59,10 @@ def to_fake_quantized(
             _change_class(module, state)
         if name in layers:
             weight_bits, input_bits = bits[name] if isinstance(bits, Mapping) else bits
-            _put(module, "input_quantizer", FakeQuantizer(input_bits, "activation", ranges, noise))
-            _put(module, "weight_quantizer", FakeQuantizer(weight_bits, "weight", ranges, noise))
+            of_input = FakeQuantizer(input_bits, "activation", ranges, rounding)
+            of_weight = FakeQuantizer(weight_bits, "weight", ranges, rounding)
+            _put(module, "input_quantizer", of_input)
+            _put(module, "weight_quantizer", of_weight)
             state.bits[name] = Bits(weight_bits, input_bits)
     return state
 
@@ -109,7 +112,8 @@ def from_float(
     model: nn.Module,
     bits: Any = (4, 4),
     *,
-    ranges: MinMaxRanges | ClippedRanges | None = None,
+    ranges: RangeRule | str | None = None,
+    rounding: RoundingRule | str = NEAREST,
     inplace: bool = False,
 ) -> nn.Module:
     """A fake-quantized copy of a float model with its own weights: QAT without a prediction.
@@ -121,11 +125,15 @@ def from_float(
         model: With torch's own layers, or classes derived from them.
         bits: As in `predict_quantized_params`: a (weight, activation) pair, or a mapping from
             patterns of layer names to pairs.
-        ranges: How ranges follow from tensors; by default those of the weights that ship.
+        ranges: How ranges follow from tensors: `ClippedRanges`, as the weights that ship have it,
+            "min-max", or a `CustomRanges` that names a class of your own.
+        rounding: How values come to the levels of a range: "nearest", "noise" (NoiseQuant), or a
+            `CustomRounding`.
         inplace: Change `model` itself and return it.
 
     Raises:
-        ArgumentError: no float model, bits that are none, or a model that cannot be copied.
+        ArgumentError: no float model, bits, ranges or rounding that are none, or a model that
+            cannot be copied.
     """
     require_module(model, "from_float(model)")
     layers = quantizable_layers(model)
@@ -136,8 +144,10 @@ def from_float(
             f"{type(model).__name__} {fault}."
         )
     resolved = resolve_bits(bits, list(layers))
+    rule = ClippedRanges() if ranges is None else range_rule(ranges)
+    rounding = rounding_rule(rounding)
     qmodel = model if inplace else copy_module(model)
-    to_fake_quantized(qmodel, resolved, ranges or ClippedRanges())
+    to_fake_quantized(qmodel, resolved, rule, rounding=rounding)
     return qmodel
 
 

@@ -8,13 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS
-from ghnqat_sdk.quantization.functional import (
-    fake_quantize,
-    learned_step_quantize,
-    scale_and_zero_point,
-    uniform_noise,
-)
-from ghnqat_sdk.quantization.ranges import ClippedRanges, Kind, MinMaxRanges
+from ghnqat_sdk.quantization.functional import learned_step_quantize, scale_and_zero_point
+from ghnqat_sdk.quantization.ranges import Kind, RangeRule
+from ghnqat_sdk.quantization.roundings import NEAREST, RoundingRule
 
 
 class FakeQuantizer(nn.Module):
@@ -27,17 +23,17 @@ class FakeQuantizer(nn.Module):
         bits: 2 to 8, or 32 to leave the tensor as it is.
         kind: Which of the rules in `ranges` holds.
         ranges: How a range follows from a tensor.
-        noise: Model rounding as additive uniform noise (NoiseQuant) instead of rounding (SimQuant).
+        rounding: How values come to the levels of a range.
     """
 
     def __init__(
-        self, bits: int, kind: Kind, ranges: MinMaxRanges | ClippedRanges, noise: bool = False
+        self, bits: int, kind: Kind, ranges: RangeRule, rounding: RoundingRule = NEAREST
     ) -> None:
         super().__init__()
         self.bits = bits
         self.kind: Kind = kind
         self.ranges = ranges
-        self.noise = noise
+        self.rounding = rounding
         # Plain floats: a frozen range is a constant of the model, and constants compile and export.
         self.frozen_range: tuple[float, float] | None = None
         # Sees every tensor on its way in, however the layer is called.
@@ -58,23 +54,21 @@ class FakeQuantizer(nn.Module):
         if self.bits == FLOAT_BITS or x.numel() == 0 or not torch.is_floating_point(x):
             return x
         low, high = self.range_of(x)
-        return (uniform_noise if self.noise else fake_quantize)(x, low, high, self.bits)
+        return self.rounding.quantize(x, low, high, self.bits)
 
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
-        frozen = (
-            "dynamic"
-            if self.frozen_range is None
-            else "[{:.4g}, {:.4g}]".format(*self.frozen_range)
-        )
-        return f"{self.kind}, bits={self.bits}, ranges={self.ranges.type}, range={frozen}"
+        known = self.frozen_range
+        found = "dynamic" if known is None else "[{:.4g}, {:.4g}]".format(*known)
+        rule = type(self.ranges).__name__
+        return f"{self.kind}, bits={self.bits}, ranges={rule}, range={found}"
 
 
 class LearnedStepQuantizer(FakeQuantizer):
     """Fake-quantizes one tensor with a step that is trained (LSQ, Esser et al. 2020).
 
     The parameter is the logarithm of the scale, so that the scale stays positive. The zero point, a
-    buffer beside it, stays that of the range it starts from.
+    buffer beside it, stays that of the range it starts from. It rounds to the nearest level.
 
     Args:
         like: Where bits, kind and rules come from.

@@ -1,14 +1,21 @@
-"""Range rules: how the range of a tensor follows from it, each rule with its config."""
+"""Range rules: how the range of a tensor follows from it, where it is clipped.
+
+Each rule is its own config; `Ranges` is their union. `CustomRanges` is the config of one that is
+written elsewhere.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from functools import cached_property
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
+from ghnqat_sdk.plugins import Custom, by_name, variant
 from ghnqat_sdk.quantization.functional import (
+    Range,
     min_max_range,
     ratio_clipped_range,
     sigma_clipped_range,
@@ -18,29 +25,42 @@ Kind = Literal["weight", "activation"]
 _LowBits = Annotated[int, Field(ge=2, le=8)]
 
 
-class MinMaxRanges(BaseModel):
+class RangeRule:
+    """The base of all range rules. One of a user's own derives from it and writes `of`."""
+
+    def of(self, x: Tensor, kind: Kind, bits: int) -> Range:
+        """(low, high) of x (...), 0-d tensors or numbers; what lies outside is clipped."""
+        raise NotImplementedError
+
+    def share_of_extremes(self, bits: int) -> float | None:
+        """What is kept of an activation's minimum and maximum; None where a range needs more than
+        these."""
+        return None
+
+    def sigmas_kept(self, bits: int) -> float | None:
+        """Deviations kept around a weight's mean, infinite for its extremes; None where a range
+        needs more."""
+        return None
+
+
+class MinMaxRanges(RangeRule, BaseModel):
     """The range of a tensor is its minimum and maximum, as in the GHN-QAT paper's reference
     setting."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["min-max"] = "min-max"
 
-    def of(self, x: Tensor, kind: Kind, bits: int) -> tuple[Tensor, Tensor]:
-        """(low, high) of x (...)."""
+    def of(self, x: Tensor, kind: Kind, bits: int) -> Range:
         return min_max_range(x)
 
     def share_of_extremes(self, bits: int) -> float | None:
-        """What is kept of an activation's minimum and maximum; None where a range needs more than
-        these."""
         return 1.0
 
     def sigmas_kept(self, bits: int) -> float | None:
-        """Deviations kept around a weight's mean, infinite for its extremes; None where a range
-        needs more."""
         return math.inf
 
 
-class ClippedRanges(BaseModel):
+class ClippedRanges(RangeRule, BaseModel):
     """Ranges narrower than min-max, by a ratio for each bit-width: at 2 bits min-max keeps almost
     no signal.
 
@@ -60,8 +80,7 @@ class ClippedRanges(BaseModel):
     }  # fmt: skip
     """Share of the minimum and maximum kept, by activation bits; a missing width is min-max."""
 
-    def of(self, x: Tensor, kind: Kind, bits: int) -> tuple[Tensor, Tensor]:
-        """(low, high) of x (...)."""
+    def of(self, x: Tensor, kind: Kind, bits: int) -> Range:
         if kind == "weight" and bits in self.weight_sigmas:
             return sigma_clipped_range(x, self.weight_sigmas[bits])
         if kind == "activation" and self.activation_ratio.get(bits, 1.0) < 1.0:
@@ -69,14 +88,47 @@ class ClippedRanges(BaseModel):
         return min_max_range(x)
 
     def share_of_extremes(self, bits: int) -> float | None:
-        """What is kept of an activation's minimum and maximum; None where a range needs more than
-        these."""
         return self.activation_ratio.get(bits, 1.0)
 
     def sigmas_kept(self, bits: int) -> float | None:
-        """Deviations kept around a weight's mean, infinite for its extremes; None where a range
-        needs more."""
         return self.weight_sigmas.get(bits, math.inf)
 
 
-Ranges = Annotated[MinMaxRanges | ClippedRanges, Field(discriminator="type")]
+class CustomRanges(Custom, RangeRule):
+    """A range rule of a user's own: `factory(**settings)`, a `RangeRule`."""
+
+    type: Literal["custom"] = "custom"
+
+    @cached_property
+    def rule(self) -> RangeRule:
+        """The rule itself, made once.
+
+        Raises:
+            ArgumentError: its class is not imported, or cannot be made.
+        """
+        return self.make(RangeRule)
+
+    def of(self, x: Tensor, kind: Kind, bits: int) -> Range:
+        return self.rule.of(x, kind, bits)
+
+    def share_of_extremes(self, bits: int) -> float | None:
+        return self.rule.share_of_extremes(bits)
+
+    def sigmas_kept(self, bits: int) -> float | None:
+        return self.rule.sigmas_kept(bits)
+
+
+Ranges = Annotated[
+    MinMaxRanges | ClippedRanges | CustomRanges,
+    Field(discriminator="type"),
+    BeforeValidator(by_name),
+]
+
+
+def range_rule(given: Any) -> RangeRule:
+    """A rule, or the one of the package that a name such as "min-max" stands for.
+
+    Raises:
+        ArgumentError: neither; or one of a user's own that is not imported, or cannot be made.
+    """
+    return variant(given, "ranges", RangeRule, Ranges, 'ClippedRanges(), or "min-max"')

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.calls import Call, tensors_in
 from ghnqat_sdk.errors import ArgumentError, GhnqatError
-from ghnqat_sdk.quantization.functional import fake_quantize, scale_and_zero_point
+from ghnqat_sdk.quantization.functional import scale_and_zero_point
 from ghnqat_sdk.quantization.layers import all_in_float, layer_at, require_fake_quantized_layers
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
 from ghnqat_sdk.quantization.state import evaluating
@@ -203,7 +203,7 @@ def _measure(quantizer: FakeQuantizer, calls: list[Tensor]) -> TensorReport | No
         scale, zero_point = _numbers(low, high, quantizer.bits)
         top = 2**quantizer.bits - 1 - zero_point
         outside += ((x < (-zero_point - 0.5) * scale) | (x > (top + 0.5) * scale)).sum().item()
-        rounded = fake_quantize(x, low, high, quantizer.bits)
+        rounded = quantizer.rounding.quantize(x, low, high, quantizer.bits)
         noise += (rounded - x).double().square().sum().item()
         signal += x.double().square().sum().item()
     low, high = max(ends, key=lambda pair: pair[1] - pair[0])

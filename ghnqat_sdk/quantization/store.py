@@ -6,15 +6,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ghnqat_sdk.bits import SUPPORTED_BITS
 from ghnqat_sdk.calls import Signature
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
@@ -22,39 +20,11 @@ from ghnqat_sdk.files import digest, write_atomically
 from ghnqat_sdk.graph.ops import quantizable_layers
 from ghnqat_sdk.quantization.convert import fix_learned_steps, to_fake_quantized
 from ghnqat_sdk.quantization.layers import fake_quantized_layers, require_fake_quantized_layers
-from ghnqat_sdk.quantization.ranges import Ranges
+from ghnqat_sdk.quantization.settings import LayerSettings, QuantizationSettings, Rules
 from ghnqat_sdk.quantization.state import signature_of, states_of
 
 SETTINGS_FILE = "quantization.json"
 WEIGHTS_FILE = "model.safetensors"
-_Range = tuple[FiniteFloat, FiniteFloat]
-
-
-class LayerSettings(BaseModel):
-    """How one layer is quantized; a range of None follows the tensor."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    weight_bits: Literal[SUPPORTED_BITS]  # type: ignore[valid-type]
-    activation_bits: Literal[SUPPORTED_BITS]  # type: ignore[valid-type]
-    weight_range: _Range | None
-    activation_range: _Range | None
-
-
-class QuantizationSettings(BaseModel):
-    """What a model's files hold beside its tensors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    format: Literal[1] = 1
-    ranges: Ranges
-    noise: bool
-    calibrated: bool
-    inputs: int = 1
-    """How many entries of a batch are the model's inputs."""
-    keywords: tuple[str, ...] | None = None
-    """Which entries of a batch with names are."""
-    layers: dict[str, LayerSettings] = Field(min_length=1)
-    sha256: str
-    """Over the tensors of model.safetensors."""
 
 
 def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
@@ -62,7 +32,8 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
     return it.
 
     Raises:
-        ArgumentError: the model is not fake-quantized, or `folder` is no folder's name.
+        ArgumentError: the model is not fake-quantized, its range rule is an object that no file
+            can name, or `folder` is no folder's name.
         CheckpointError: the folder cannot be written.
     """
     layers = require_fake_quantized_layers(qmodel, "save_quantized")
@@ -72,7 +43,8 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
         raise ArgumentError(
             f"folder={folder!r} is not a folder. Write save_quantized(qmodel, 'my-model')."
         )
-    folder, first = Path(folder), next(iter(layers.values()))
+    folder = Path(folder)
+    rules = Rules.of(next(iter(layers.values())))
     signature = signature_of(qmodel)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,12 +56,12 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
             tensors = {names[0]: tensor.detach().clone() for names, tensor in _tensors(qmodel)}
             save_file(tensors, str(temporary), metadata={"format": "pt"})
             settings = QuantizationSettings(
-                ranges=first.weight_quantizer.ranges,
-                noise=first.weight_quantizer.noise,
+                ranges=rules.ranges,
+                rounding=rules.rounding,
                 calibrated=all(state.calibrated for state in states_of(qmodel)),
                 inputs=signature.positional,
                 keywords=signature.keywords,
-                layers={name: _settings_of(layer) for name, layer in layers.items()},
+                layers={name: LayerSettings.of(layer, rules) for name, layer in layers.items()},
                 sha256=digest(load_file(temporary)),
             )
             os.replace(temporary, folder / WEIGHTS_FILE)
@@ -112,7 +84,7 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
         folder: Where `save_quantized` wrote.
 
     Raises:
-        ArgumentError: `model` is no float model.
+        ArgumentError: `model` is no float model; or a rule of a user's own is not imported.
         CheckpointError: the files are missing, damaged, of another version, or of another
             architecture.
     """
@@ -138,20 +110,24 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
             name: (layer.weight_bits, layer.activation_bits)
             for name, layer in settings.layers.items()
         }
-        state = to_fake_quantized(qmodel, bits, settings.ranges, noise=settings.noise)
+        state = to_fake_quantized(qmodel, bits, settings.ranges, rounding=settings.rounding)
         _load(qmodel, tensors)
     except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
         reason = _first_problem(error) if isinstance(error, ValidationError) else str(error)
         raise CheckpointError(
             f"{str(folder)!r} does not hold this model: {reason}. Name a folder that "
-            "save_quantized wrote, and a model "
-            f"of that architecture."
+            f"save_quantized wrote, and a model of that architecture."
         ) from error
     state.calibrated = settings.calibrated
     state.signature = Signature(settings.inputs, settings.keywords)
     for name, layer in fake_quantized_layers(qmodel).items():
-        layer.weight_quantizer.frozen_range = settings.layers[name].weight_range
-        layer.input_quantizer.frozen_range = settings.layers[name].activation_range
+        stored = settings.layers[name]
+        ranges, rounding = (stored.rules or settings).made()
+        for quantizer in (layer.weight_quantizer, layer.input_quantizer):
+            quantizer.ranges = ranges
+            quantizer.rounding = rounding
+        layer.weight_quantizer.frozen_range = stored.weight_range
+        layer.input_quantizer.frozen_range = stored.activation_range
     return qmodel
 
 
@@ -179,18 +155,6 @@ def _load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         tensor.copy_(value)
     if left:
         raise ValueError(f"the model has no {', '.join(map(repr, left))}")
-
-
-def _settings_of(layer: Any) -> LayerSettings:
-    weight, activation = layer.weight_quantizer, layer.input_quantizer
-    return LayerSettings.model_validate(
-        {
-            "weight_bits": weight.bits,
-            "activation_bits": activation.bits,
-            "weight_range": weight.frozen_range,
-            "activation_range": activation.frozen_range,
-        }
-    )
 
 
 def _first_problem(error: ValidationError) -> str:

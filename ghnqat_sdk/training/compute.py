@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ghnqat_sdk.bits import FLOAT_BITS, Pair
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.quantization.functional import fake_quantize, uniform_noise
-from ghnqat_sdk.quantization.ranges import Kind, Ranges
+from ghnqat_sdk.quantization.ranges import Kind, RangeRule
+from ghnqat_sdk.quantization.roundings import NEAREST, NearestRounding, RoundingRule
 from ghnqat_sdk.training.eager import NO_LEVELS, Rounding
 from ghnqat_sdk.training.kernels import round_activations, round_weight
 
@@ -60,13 +60,13 @@ class Setting(NamedTuple):
     Attributes:
         bits: (weight, activation) of every layer.
         ranges: How ranges follow from tensors.
-        noise: NoiseQuant instead of SimQuant.
+        rule: How values come to the levels of their range.
         compute: Types of products.
     """
 
     bits: Pair
-    ranges: Ranges
-    noise: bool = False
+    ranges: RangeRule
+    rule: RoundingRule = NEAREST
     compute: ComputeConfig = ComputeConfig()
 
     @property
@@ -75,12 +75,17 @@ class Setting(NamedTuple):
         return self.compute.compile
 
     @property
+    def _nearest(self) -> bool:
+        """Whether the kernels' rounding is the one."""
+        return isinstance(self.rule, NearestRounding)
+
+    @property
     def rounding(self) -> Rounding | None:
         """What follows an activation, or None where its range needs more than the extremes."""
         bits = self.bits[1]
         if bits == FLOAT_BITS:
             return Rounding()
-        share = None if self.noise else self.ranges.share_of_extremes(bits)
+        share = self.ranges.share_of_extremes(bits) if self._nearest else None
         return None if share is None else Rounding(2**bits - 1, share)
 
     def rounded(self, x: Tensor) -> Tensor:
@@ -96,12 +101,11 @@ class Setting(NamedTuple):
         bits = self.bits[0]
         if bits == FLOAT_BITS:
             return weight.to(dtype)
-        sigmas = None if self.noise else self.ranges.sigmas_kept(bits)
+        sigmas = self.ranges.sigmas_kept(bits) if self._nearest else None
         if sigmas is None:
             return self._by_rule(weight, "weight", bits).to(dtype)
         return round_weight(weight, sigmas, 2**bits - 1, dtype, self.compiled)
 
     def _by_rule(self, x: Tensor, kind: Kind, bits: int) -> Tensor:
         low, high = self.ranges.of(x, kind, bits)
-        quantize = uniform_noise if self.noise else fake_quantize
-        return quantize(x, low, high, bits)
+        return self.rule.quantize(x, low, high, bits)

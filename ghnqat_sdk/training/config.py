@@ -20,6 +20,7 @@ from ghnqat_sdk.data import DataConfig
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
 from ghnqat_sdk.plugins import with_imports
+from ghnqat_sdk.quantization.roundings import NEAREST, Rounding, without_switch
 from ghnqat_sdk.training.compute import ComputeConfig
 from ghnqat_sdk.training.objective import HintConfig
 from ghnqat_sdk.training.optimizers import (
@@ -60,8 +61,10 @@ class BitsConfig(BaseModel):
     """Drawn for each network."""
     float_until: int = Field(0, ge=0)
     """Steps, from the first on, in which every network is trained in float."""
-    noise: bool = False
-    """NoiseQuant instead of SimQuant."""
+    rounding: Rounding = NEAREST
+    """How values come to the levels of their range."""
+
+    _older = model_validator(mode="before")(without_switch)
 
     @model_validator(mode="after")
     def _some_share(self) -> BitsConfig:
@@ -100,7 +103,7 @@ class RunConfig(BaseModel):
     hypernetwork: Annotated[HypernetworkConfig, AfterValidator(with_imports)] = HypernetworkConfig()
     networks: tuple[SpaceShare, ...] = (DeepNetsShare(),)
     sampling: SamplingConfig = SamplingConfig()
-    bits: BitsConfig = BitsConfig()
+    bits: Annotated[BitsConfig, AfterValidator(with_imports)] = BitsConfig()
     hints: HintConfig | None = None
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     optimizer: OptimizerConfig = AdamWConfig()

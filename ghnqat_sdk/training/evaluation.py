@@ -53,14 +53,14 @@ class EvaluatedNetwork:
 
 
 def evaluated_network(
-    architecture: Architecture, bits: Pair, ranges: Ranges, num_classes: int, noise: bool = False
+    architecture: Architecture, bits: Pair, ranges: Ranges, num_classes: int
 ) -> EvaluatedNetwork:
     """Build, trace and fake-quantize `architecture` without allocating its parameters."""
     with torch.device("meta"):
         model = architecture.build(num_classes)
         image = torch.empty(2, 3, 32, 32)
     graph = trace(model, image).with_bits(bits)
-    to_fake_quantized(model, bits, ranges, noise=noise, warn=False)
+    to_fake_quantized(model, bits, ranges, warn=False)
     return EvaluatedNetwork(model.eval(), graph)
 
 

@@ -154,7 +154,7 @@ class Trainer:
             predicted,
             batch.images,
             batch.labels.to(device),
-            Setting(drawn.bits, config.hypernetwork.ranges, config.bits.noise, config.compute),
+            Setting(drawn.bits, config.hypernetwork.ranges, config.bits.rounding, config.compute),
             label_smoothing=config.label_smoothing,
             hints=self.hints,
             hint_weight=hint_weight,

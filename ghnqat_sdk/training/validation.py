@@ -13,6 +13,7 @@ from ghnqat_sdk.bits import Pair
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
+from ghnqat_sdk.quantization.roundings import NEAREST
 from ghnqat_sdk.training.compute import Setting
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.distributed import Processes
@@ -95,7 +96,7 @@ class Validation:
     ) -> int:
         """How many images a network classifies rightly."""
         config = self.config
-        setting = Setting(bits, config.hypernetwork.ranges, False, config.compute)
+        setting = Setting(bits, config.hypernetwork.ranges, NEAREST, config.compute)
         (predicted,) = model([network.graph.with_bits(bits)])
         right = 0
         for images, labels in batches:

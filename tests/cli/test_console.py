@@ -36,7 +36,8 @@ def test_torch_is_not_imported_for_help_or_for_what_cannot_be_meant(module, argu
     code = (
         f"import sys\nfrom ghnqat_sdk.cli.{module} import main\n"
         f"try: main({arguments})\nexcept SystemExit: pass\n"
-        "heavy = [n for n in ('torch', 'numpy', 'pydantic', 'huggingface_hub', 'tqdm') if n in sys.modules]\n"
+        "heavy = [n for n in ('torch', 'numpy', 'pydantic', 'huggingface_hub', 'tqdm') if n in "
+        "sys.modules]\n"
         "print(heavy, file=sys.stderr)"
     )
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Every option of every command of both scripts, fed with every kind of value that it cannot take."""
+"""Every option of every command of both scripts, with every kind of value that it cannot take."""
 
 from __future__ import annotations
 
@@ -27,13 +27,19 @@ BAD = {
     arguments.revision: [*NO_TEXT, "../x"],
     arguments.assignment: ["", "seed", "=1", "a b=1"],
     arguments.recipe_name: [*NO_TEXT, "nope", "../all-bits"],
-    arguments.model_name: [*NO_TEXT, "../x", ":", "a:", ":b", "a b", "id/3", "deepnets/id", "deepnets/id/²",
-                           "deepnets/id/-1", "deepnets/no/3", "no/id/3", "a/b:c", "-", f"deepnets/id/{LONG}"],
+    arguments.model_name: [
+        *NO_TEXT, "../x", ":", "a:", ":b", "a b", "id/3", "no/id/3", "a/b:c", "-", "deepnets/id",
+        "deepnets/id/²", "deepnets/id/-1", "deepnets/no/3", f"deepnets/id/{LONG}",
+    ],
     paths.IMAGES: [*NO_FOLDER, "folder"],
     paths.FILE: [*NO_TEXT, "folder", "no/such/file"],
     paths.FOLDER: [*NO_TEXT, "file", "file/x", "/proc/none"],
-    paths.PICTURE: [*NO_TEXT, "graph.gif", "graph", "folder.png", "no/such/graph.png", "/proc/graph.png"],
-    paths.TENSORS: [*NO_TEXT, "model.pt", "folder.safetensors", "no/x.safetensors", "file/x.safetensors"],
+    paths.PICTURE: [
+        *NO_TEXT, "graph.gif", "graph", "folder.png", "no/such/graph.png", "/proc/graph.png",
+    ],
+    paths.TENSORS: [
+        *NO_TEXT, "model.pt", "folder.safetensors", "no/x.safetensors", "file/x.safetensors",
+    ],
 }  # fmt: skip
 """By converter."""
 
@@ -59,7 +65,8 @@ def options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 
 
 GOOD = {
-    "model": "deepnets/id/20", "name": "all-bits", "run": "run", "data": "{data}", "output": "new", "steps": "1",
+    "model": "deepnets/id/20", "name": "all-bits", "run": "run", "data": "{data}", "output": "new",
+    "steps": "1",
 }  # fmt: skip
 
 

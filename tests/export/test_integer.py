@@ -1,4 +1,5 @@
-"""Blocks of networks as ONNX Runtime runs them: every convolution in integers, outputs those of the model."""
+"""Blocks of networks as ONNX Runtime runs them: every convolution in integers, outputs those of the
+model."""
 
 import pytest
 import torch

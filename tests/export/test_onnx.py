@@ -20,7 +20,8 @@ runtime = pytest.importorskip("onnxruntime")
 
 
 class Net(nn.Module):
-    """Norms after a convolution, after a grouped one, after a sum (which stays), and after a linear layer."""
+    """Norms after a convolution, after a grouped one, after a sum (which stays), and after a linear
+    layer."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -29,7 +29,8 @@ IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 class Net(nn.Module):
-    """Norms to fold after a convolution and a transposed one, one that stays, and a branch with two readers."""
+    """Norms to fold after a convolution and a transposed one, one that stays, and a branch with two
+    readers."""
 
     def __init__(self) -> None:
         super().__init__()

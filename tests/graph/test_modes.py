@@ -1,4 +1,5 @@
-"""The mode in which a model is traced: in training where it runs so, or in the modes in which it is."""
+"""The mode in which a model is traced: in training where it runs so, or in the modes in which it
+is."""
 
 import pytest
 import torch

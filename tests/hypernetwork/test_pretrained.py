@@ -592,7 +592,10 @@ def test_cache_is_only_read_once_it_is_complete(monkeypatch, hub, network, tmp_p
 
 def test_two_processes_that_download_at_once_both_load(hub, tmp_path):
     hub.pause = 0.2
-    program = "from ghnqat_sdk import load_pretrained; print(load_pretrained('me/ghn').config.num_classes)"
+    program = (
+        "from ghnqat_sdk import load_pretrained; "
+        "print(load_pretrained('me/ghn').config.num_classes)"
+    )
     root = Path(pretrained.__file__).parents[2]
     environment = {
         **os.environ,
@@ -642,7 +645,8 @@ def test_tensor_named_like_a_path_is_refused_and_nothing_is_written(saved):
 def test_environment_names_the_hub_and_its_cache(hub, tmp_path):
     program = (
         "import sys; from ghnqat_sdk.hypernetwork.pretrained import load_pretrained; "
-        "assert 'huggingface_hub' not in sys.modules; print(load_pretrained('me/ghn').config.num_classes)"
+        "assert 'huggingface_hub' not in sys.modules; "
+        "print(load_pretrained('me/ghn').config.num_classes)"
     )
     root = Path(pretrained.__file__).parents[2]
     environment = {

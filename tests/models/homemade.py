@@ -1,4 +1,5 @@
-"""Models in the styles people write at home, each with what it is called with (None: an ordinary image)."""
+"""Models in the styles people write at home, each with what it is called with (None: an ordinary
+image)."""
 
 from __future__ import annotations
 

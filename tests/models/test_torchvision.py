@@ -1,4 +1,5 @@
-"""Every classifier of torchvision is traced, with every parameter claimed; small ones run with predicted parameters."""
+"""Every classifier of torchvision is traced, with every parameter claimed; small ones run with
+predicted parameters."""
 
 import warnings
 

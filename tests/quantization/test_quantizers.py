@@ -5,6 +5,7 @@ from pydantic import TypeAdapter, ValidationError
 from ghnqat_sdk.quantization.functional import fake_quantize
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
 from ghnqat_sdk.quantization.ranges import ClippedRanges, MinMaxRanges, Ranges
+from ghnqat_sdk.quantization.roundings import NoiseRounding
 
 
 def test_min_max_ranges_ignore_kind_and_bits():
@@ -67,7 +68,7 @@ def test_float_bits_pass_the_tensor_itself():
 
 def test_noise_replaces_rounding():
     x = torch.rand(1000)
-    assert FakeQuantizer(2, "activation", MinMaxRanges(), noise=True)(x).unique().numel() > 100
+    assert FakeQuantizer(2, "activation", MinMaxRanges(), NoiseRounding())(x).unique().numel() > 100
 
 
 def test_a_frozen_quantizer_compiles_without_graph_breaks():

@@ -39,7 +39,8 @@ def test_a_loaded_model_gives_the_same_outputs(qmodel, saved):
     before = {name: tensor.clone() for name, tensor in mine.state_dict().items()}
     loaded = load_quantized(mine, str(saved))
     assert torch.equal(loaded.eval()(IMAGES), qmodel(IMAGES))
-    assert {n: (x.weight_quantizer.bits, x.input_quantizer.bits) for n, x in fake_quantized_layers(loaded).items()} == {
+    assert {n: (x.weight_quantizer.bits, x.input_quantizer.bits) for n,
+    x in fake_quantized_layers(loaded).items()} == {
         "0": (8, 4), "4": (2, 3),
     }  # fmt: skip
     assert loaded[0].quantization.calibrated

@@ -50,7 +50,7 @@ def module_scores(
 ) -> tuple[Tensor, list[Tensor]]:
     """Scores, and the outputs of the blocks as forward hooks see them, before calibration."""
     model = copy.deepcopy(model)
-    to_fake_quantized(model, how.bits, how.ranges, noise=how.noise, warn=False)
+    to_fake_quantized(model, how.bits, how.ranges, rounding=how.rule, warn=False)
     seen: list[Tensor] = []
     for block in model.block_ends():
         block.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))

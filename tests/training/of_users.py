@@ -1,4 +1,4 @@
-"""An encoder, a decoder, an optimizer, a schedule and a space as users write them."""
+"""An encoder, a decoder, rules, an optimizer, a schedule and a space as users write them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from ghnqat_sdk.graph.batch import GraphBatch
 from ghnqat_sdk.hypernetwork.decoder import Decoder
 from ghnqat_sdk.hypernetwork.encoders import Encoder, NodeEmbedding
 from ghnqat_sdk.hypernetwork.tiles import Request
+from ghnqat_sdk.quantization.functional import fake_quantize, min_max_range
+from ghnqat_sdk.quantization.ranges import RangeRule
+from ghnqat_sdk.quantization.roundings import RoundingRule
 
 
 class Bag(Encoder):
@@ -45,6 +48,25 @@ class Constant(Decoder):
     ) -> list[Tensor]:
         numbers = self.size * self.number(nodes).flatten()
         return [numbers[request.row].expand(request.cut.shape) for request in requests]
+
+
+class Widened(RangeRule):
+    """Somewhat more than all values."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def of(self, x: Tensor, kind: str, bits: int) -> tuple[Tensor, Tensor]:
+        low, high = min_max_range(x)
+        return self.factor * low, self.factor * high
+
+
+class Shifted(RoundingRule):
+    """To the nearest level of a range that is moved by half a step."""
+
+    def quantize(self, x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+        half = (high - low) / 2 ** (bits + 1)
+        return fake_quantize(x - half, low, high, bits) + half
 
 
 class SlowedSGD(torch.optim.SGD):

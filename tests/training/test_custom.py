@@ -14,7 +14,9 @@ from ghnqat_sdk.hypernetwork.decoder import CustomDecoder
 from ghnqat_sdk.hypernetwork.encoders import CustomEncoder
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
 from ghnqat_sdk.plugins import Custom, find, imported
-from ghnqat_sdk.training.config import RunConfig, load_config
+from ghnqat_sdk.quantization.ranges import CustomRanges
+from ghnqat_sdk.quantization.roundings import CustomRounding, NoiseRounding
+from ghnqat_sdk.training.config import BitsConfig, RunConfig, load_config
 from ghnqat_sdk.training.optimizers import AdamWConfig, CustomOptimizer, CustomSchedule
 from ghnqat_sdk.training.sampler import CustomShare
 
@@ -26,6 +28,8 @@ OWN = {
     "both": HypernetworkConfig(encoder=BAG, decoder=CONSTANT),
 }
 SLOWED = CustomOptimizer(factory="of_users.SlowedSGD", learning_rate=0.1, settings={"slower": 2.0})
+WIDENED = CustomRanges(factory=of_users.Widened, settings={"factor": 1.1})
+SHIFTED = CustomRounding(factory="of_users.Shifted")
 STAIRS = CustomSchedule(factory="of_users.stairs", settings={"length": 2})
 FEW = CustomShare(factory="of_users.FewToys", settings={"count": 3})
 
@@ -81,8 +85,9 @@ def test_settings_that_a_class_does_not_take_are_refused():
 
 @pytest.fixture
 def own_run(tiny) -> RunConfig:
-    hypernetwork = tiny.hypernetwork.model_copy(update={"encoder": BAG})
-    parts = {"hypernetwork": hypernetwork, "optimizer": SLOWED, "schedule": STAIRS}
+    hypernetwork = tiny.hypernetwork.model_copy(update={"encoder": BAG, "ranges": WIDENED})
+    bits = tiny.bits.model_copy(update={"rounding": SHIFTED})
+    parts = {"hypernetwork": hypernetwork, "bits": bits, "optimizer": SLOWED, "schedule": STAIRS}
     return tiny.model_copy(update=parts | {"networks": (FEW,)})
 
 
@@ -147,6 +152,13 @@ def test_a_run_imports_the_encoder_that_its_config_names(own_run, monkeypatch):
     assert Path(sys.modules["of_users"].__file__).parent == Path(__file__).parent
     with pytest.raises(ValidationError, match="no_such_module"):
         RunConfig.model_validate_json(text.replace("of_users.Bag", "no_such_module.Bag"))
+    with pytest.raises(ValidationError, match="no_such_module"):
+        RunConfig.model_validate_json(text.replace("of_users.Shifted", "no_such_module.Shifted"))
+
+
+def test_a_run_with_the_switch_of_old_is_read():
+    assert BitsConfig.model_validate({"noise": True}).rounding == NoiseRounding()
+    assert BitsConfig.model_validate({"noise": False}) == BitsConfig()
 
 
 # ---- the mechanism

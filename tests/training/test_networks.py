@@ -15,6 +15,7 @@ from toys import Toy
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.quantization.ranges import ClippedRanges, MinMaxRanges
+from ghnqat_sdk.quantization.roundings import NoiseRounding
 from ghnqat_sdk.training import compute
 from ghnqat_sdk.training.compute import ComputeConfig
 from ghnqat_sdk.training.networks import PreparedNetworks, prepare_network
@@ -97,7 +98,7 @@ def test_a_rule_that_needs_more_than_extremes_is_followed(index):
 
 @pytest.mark.parametrize("index", range(3))
 def test_noise_is_drawn_where_the_module_draws_it(index):
-    model, how = built(Toy("val", index)), setting((4, 4), noise=True)
+    model, how = built(Toy("val", index)), setting((4, 4), rule=NoiseRounding())
     parameters, x = drawn_parameters(model), images(4)
     with torch.random.fork_rng():
         torch.manual_seed(3)

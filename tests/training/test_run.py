@@ -10,6 +10,7 @@ from toys import Toy
 
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
+from ghnqat_sdk.quantization.roundings import NoiseRounding
 from ghnqat_sdk.training.checkpoint import CHECKPOINT_FILE, load_training_state
 from ghnqat_sdk.training.config import BitsConfig, BitsShare, RunConfig, ValidationConfig
 from ghnqat_sdk.training.distributed import Processes
@@ -64,7 +65,7 @@ def test_the_averaged_weights_of_every_checkpoint_can_be_loaded(make_run, same):
     [
         {},
         {"optimizer": SoapConfig()},
-        {"bits": BitsConfig(settings=(BitsShare(bits=(4, 4)),), noise=True)},
+        {"bits": BitsConfig(settings=(BitsShare(bits=(4, 4)),), rounding=NoiseRounding())},
     ],
     ids=["adamw", "soap", "noise"],
 )

@@ -8,6 +8,7 @@ from toys import Toy
 
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.pretrained import save_pretrained
+from ghnqat_sdk.quantization.roundings import NoiseRounding
 from ghnqat_sdk.training import networks as networks_module
 from ghnqat_sdk.training import trainer as trainer_module
 from ghnqat_sdk.training.average import running_average
@@ -21,7 +22,7 @@ from ghnqat_sdk.training.sampler import CustomShare, DeepNetsShare, FamiliesShar
 from ghnqat_sdk.training.spaces.deepnets import DeepNets
 from ghnqat_sdk.training.trainer import Trainer
 
-NOISE = BitsConfig(settings=(BitsShare(bits=(4, 4)),), noise=True)
+NOISE = BitsConfig(settings=(BitsShare(bits=(4, 4)),), rounding=NoiseRounding())
 
 
 @pytest.fixture

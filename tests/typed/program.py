@@ -1,4 +1,5 @@
-"""A user's program. `mypy --strict` must know the types that it names; `test_package.py` runs it."""
+"""A user's program. `mypy --strict` must know the types that it names; `test_package.py` runs
+it."""
 
 from __future__ import annotations
 

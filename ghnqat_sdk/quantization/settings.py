@@ -1,0 +1,95 @@
+"""What quantization.json holds: the bits, ranges and rules of a fake-quantized model's layers."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+
+from ghnqat_sdk.bits import SUPPORTED_BITS
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.quantization.ranges import RangeRule, Ranges, range_rule
+from ghnqat_sdk.quantization.roundings import (
+    NEAREST,
+    Rounding,
+    RoundingRule,
+    rounding_rule,
+    without_switch,
+)
+
+_Range = tuple[FiniteFloat, FiniteFloat]
+
+
+class Rules(BaseModel):
+    """How ranges follow from tensors, and values come to their levels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    ranges: Ranges
+    rounding: Rounding = NEAREST
+
+    @classmethod
+    def of(cls, layer: Any) -> Rules:
+        """A layer's.
+
+        Raises:
+            ArgumentError: no file can name them.
+        """
+        quantizer = layer.weight_quantizer
+        try:
+            return cls(ranges=quantizer.ranges, rounding=quantizer.rounding)
+        except ValidationError as error:
+            name = str(error.errors()[0]["loc"][0])
+            kind = type(getattr(quantizer, name)).__name__
+            raise ArgumentError(
+                f"A file cannot say what made this {kind}. Write from_float(model, "
+                f"{name}=Custom{name.capitalize()}(factory={kind}, settings={{...}}))."
+            ) from error
+
+    def made(self) -> tuple[RangeRule, RoundingRule]:
+        """Both rules.
+
+        Raises:
+            ArgumentError: one is of a user's own and not imported, or cannot be made.
+        """
+        return range_rule(self.ranges), rounding_rule(self.rounding)
+
+
+class LayerSettings(BaseModel):
+    """How one layer is quantized; a range of None follows the tensor."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    weight_bits: Literal[SUPPORTED_BITS]  # type: ignore[valid-type]
+    activation_bits: Literal[SUPPORTED_BITS]  # type: ignore[valid-type]
+    weight_range: _Range | None
+    activation_range: _Range | None
+    rules: Rules | None = None
+    """Where they are not those of the first layer."""
+
+    @classmethod
+    def of(cls, layer: Any, rules: Rules) -> LayerSettings:
+        """A layer's, in a model whose first layer has `rules`."""
+        weight, activation = layer.weight_quantizer, layer.input_quantizer
+        own = Rules.of(layer)
+        return cls(
+            weight_bits=weight.bits,
+            activation_bits=activation.bits,
+            weight_range=weight.frozen_range,
+            activation_range=activation.frozen_range,
+            rules=None if own == rules else own,
+        )
+
+
+class QuantizationSettings(Rules):
+    """What a model's files hold beside its tensors."""
+
+    format: Literal[1] = 1
+    calibrated: bool
+    inputs: int = 1
+    """How many entries of a batch are the model's inputs."""
+    keywords: tuple[str, ...] | None = None
+    """Which entries of a batch with names are."""
+    layers: dict[str, LayerSettings] = Field(min_length=1)
+    sha256: str
+    """Over the tensors of model.safetensors."""
+
+    _older = model_validator(mode="before")(without_switch)
