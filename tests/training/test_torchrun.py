@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ghnqat_sdk.data import load_images
 from ghnqat_sdk.training.checkpoint import load_training_state
-from ghnqat_sdk.training.run import LOG_FILE, Run
+from ghnqat_sdk.training.run import LOG_FILE
 from ghnqat_sdk.training.sampler import CustomShare
 
 HERE = Path(__file__).parent
