@@ -24,20 +24,18 @@ import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import common
 import torch
 import torchvision
-from common import append, read_lines
 from torch import Tensor, nn
 
 from ghnqat_sdk import ArgumentError, calibrate, fit_head, from_float, predict_quantized_params
 from ghnqat_sdk.data import ImageSet, draw_moves, load_images, move_images
 
-RESULTS = Path(__file__).resolve().parent / "results"
-LINES, TABLE = RESULTS / "own_classes.jsonl", RESULTS / "own_classes.json"
+LINES = common.RESULTS / "own_classes.jsonl"
+TABLE = common.RESULTS / "own_classes.json"
 
 # airplane automobile bird cat deer dog frog horse ship truck
 MERGED = {
@@ -281,13 +279,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     deadline = time.monotonic() + 60 * options.minutes
-    known = list(read_lines(LINES))
+    known = list(common.read_lines(LINES))
     done = {key_of(line) for line in known}
     for task in tasks_of(options, known):
         if tuple(task) in done or time.monotonic() > deadline:
             continue
         line = measure(task, options.data)
-        append(LINES, line)
+        common.append(LINES, line)
         known.append(line)
         print(f"{' '.join(map(str, task))}: test {line['test']}", flush=True)
     content = [
