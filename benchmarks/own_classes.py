@@ -21,24 +21,21 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
+import common
 import torch
 import torchvision
-from common import append, read_lines
 from torch import Tensor, nn
 
 from ghnqat_sdk import ArgumentError, calibrate, fit_head, from_float, predict_quantized_params
 from ghnqat_sdk.data import ImageSet, draw_moves, load_images, move_images
-from ghnqat_sdk.files import write_atomically
 
-RESULTS = Path(__file__).resolve().parent / "results"
-LINES, TABLE = RESULTS / "own_classes.jsonl", RESULTS / "own_classes.json"
+LINES = common.RESULTS / "own_classes.jsonl"
+TABLE = common.RESULTS / "own_classes.json"
 
 # airplane automobile bird cat deer dog frog horse ship truck
 MERGED = {
@@ -258,13 +255,11 @@ def rows(lines: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str, str], lis
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
-    text = [
-        "| data | network | bits | start | 0 steps | 1 epoch (digits: 60 steps) | 5 epochs (200) |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    marks = ["0 steps", "1 epoch (digits: 60 steps)", "5 epochs (200)"]
+    text = [common.head(["data", "network", "bits", "start", *marks], texts=7)]
     for key, row in sorted(rows(lines).items(), key=lambda item: position(item[0])):
         cells = ["–" if value is None else f"{value:.1f}" for value in row]
-        text.append(f"| {' | '.join((*key, *cells))} |")
+        text.append(common.row([*key, *cells]))
     return "\n".join(text)
 
 
@@ -274,10 +269,8 @@ def position(key: tuple[str, str, str, str]) -> tuple[int, ...]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
+    parser = common.parser(__doc__)
+    common.add_data(parser)
     parser.add_argument("--epochs", type=int, nargs="+", choices=(0, 1, 5), default=[0])
     parser.add_argument("--sets", nargs="+", choices=DATA, default=list(DATA))
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
@@ -286,20 +279,20 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     deadline = time.monotonic() + 60 * options.minutes
-    known = list(read_lines(LINES))
+    known = list(common.read_lines(LINES))
     done = {key_of(line) for line in known}
     for task in tasks_of(options, known):
         if tuple(task) in done or time.monotonic() > deadline:
             continue
         line = measure(task, options.data)
-        append(LINES, line)
+        common.append(LINES, line)
         known.append(line)
         print(f"{' '.join(map(str, task))}: test {line['test']}", flush=True)
     content = [
         dict(zip(("data", "network", "bits", "start", "test"), (*key, row), strict=True))
         for key, row in sorted(rows(known).items(), key=lambda item: position(item[0]))
     ]
-    write_atomically(TABLE, (json.dumps(content, indent=1) + "\n").encode())
+    common.write_json(TABLE, content)
     print(table(known))
 
 

@@ -125,56 +125,6 @@ def test_layout_of_the_users_parameters_is_kept(small):
     assert [p.stride() for p in qmodel.parameters()] == [p.stride() for p in mine.parameters()]
 
 
-def test_bits_change_what_is_predicted_and_how_it_is_quantized(small):
-    at4, at2 = (
-        gq.predict_quantized_params(cnn(), bits, hypernetwork=small) for bits in ((4, 4), (2, 8))
-    )
-    assert not torch.allclose(at4[0].weight, at2[0].weight)
-    assert (at2[0].weight_quantizer.bits, at2[0].input_quantizer.bits) == (2, 8)
-    assert at2[0].weight_quantizer(at2[0].weight).unique().numel() <= 4
-
-
-def test_layers_have_bits_of_their_own_and_are_predicted_for_them(small):
-    mixed = gq.predict_quantized_params(cnn(), {"3": (2, 2), "*": (4, 4)}, hypernetwork=small)
-    uniform = gq.predict_quantized_params(cnn(), (4, 4), hypernetwork=small)
-    layers = fake_quantized_layers(mixed)
-    assert {n: (x.weight_quantizer.bits, x.input_quantizer.bits) for n, x in layers.items()} == {
-        "0": (4, 4), "3": (2, 2), "6": (4, 4),
-    }  # fmt: skip
-    assert not torch.allclose(mixed[3].weight, uniform[3].weight)
-
-
-def test_first_and_last_layers_at_eight_bits(small):
-    qmodel = gq.predict_quantized_params(cnn(), (2, 2), first_last_bits=8, hypernetwork=small)
-    assert {n: x.weight_quantizer.bits for n, x in fake_quantized_layers(qmodel).items()} == {
-        "0": 8,
-        "3": 2,
-        "6": 8,
-    }
-    with pytest.raises(gq.ArgumentError, match=r"bits=\(9, 9\)"):
-        gq.predict_quantized_params(cnn(), first_last_bits=9, hypernetwork=small)
-
-
-def test_parametrized_layers_have_the_bits_of_their_name(small):
-    layer = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
-    qmodel = gq.predict_quantized_params(
-        nn.Sequential(layer, nn.ReLU(), nn.Conv2d(4, 4, 3)),
-        {"2": (8, 8), "*": (2, 2)},
-        hypernetwork=small,
-    )
-    assert qmodel[2].weight_quantizer.bits == 8
-    assert gq.prediction_report(qmodel).predicted
-
-
-def test_float_bits_leave_values_alone(small):
-    qmodel = gq.predict_quantized_params(cnn(), (32, 32), hypernetwork=small).eval()
-    images = torch.randn(8, 3, 16, 16)
-    with pytest.warns(gq.UncalibratedWarning):
-        quantized = qmodel(images)
-    model = gq.to_float(copy.deepcopy(qmodel)).train()
-    torch.testing.assert_close(model(images), quantized)
-
-
 @pytest.mark.parametrize("classes", [7, 100])
 def test_a_head_with_other_classes_is_kept_and_reported(small, classes):
     model = cnn(classes)

@@ -9,6 +9,12 @@ import ghnqat_sdk
 
 ROOT = Path(ghnqat_sdk.__file__).parent
 FILES = {str(path.relative_to(ROOT)): path for path in sorted(ROOT.rglob("*.py"))}
+REPOSITORY = Path(__file__).parents[1]
+OTHERS = {
+    str(path.relative_to(REPOSITORY)): path
+    for folder in ("tests", "benchmarks", "examples")
+    for path in sorted((REPOSITORY / folder).rglob("*.py"))
+}
 MOST_LINES = 300
 MOST_LINES_OF_A_FUNCTION = 50
 # These lists only shrink.
@@ -35,6 +41,19 @@ def lines(function: ast.FunctionDef) -> int:
 @pytest.mark.parametrize("name", [name for name in FILES if name not in TOO_LONG])
 def test_a_file_is_short(name):
     assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+def test_tests_benchmarks_and_examples_are_short():
+    lengths = {n: len(p.read_text(encoding="utf-8").splitlines()) for n, p in OTHERS.items()}
+    assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_defaults_of_fields_are_named(name):
+    """As type checkers without a plugin understand them."""
+    calls = [n for n in ast.walk(ast.parse(FILES[name].read_text())) if isinstance(n, ast.Call)]
+    fields = [call for call in calls if getattr(call.func, "id", "") == "Field"]
+    assert [ast.unparse(call) for call in fields if call.args] == []
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -183,9 +183,9 @@ class DataConfig(BaseModel):
     """How images are read and shown."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    size: int = Field(32, ge=8)
+    size: int = Field(default=32, ge=8)
     """Side in pixels; images of another size are resized."""
-    padding: int = Field(4, ge=0)
+    padding: int = Field(default=4, ge=0)
     """Training images are shifted by up to as many pixels."""
     mean: tuple[float, float, float] = CIFAR10_MEAN
     std: tuple[_Positive, _Positive, _Positive] = CIFAR10_STD

@@ -72,16 +72,16 @@ class DecoderConfig(BaseModel):
     """Sizes of the decoder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    hidden: int = Field(128, ge=8, le=4096)
+    hidden: int = Field(default=128, ge=8, le=4096)
     """Channels between a node's embedding and a tile."""
-    tile: int = Field(64, ge=4, le=512)
+    tile: int = Field(default=64, ge=4, le=512)
     """Output and input channels of one tile."""
-    kernel: int = Field(7, ge=1, le=31)
+    kernel: int = Field(default=7, ge=1, le=31)
     """Kernel positions with weights of their own; smaller kernels use the centre, larger ones the
     nearest position."""
-    banks: int = Field(16, ge=0, le=256)
+    banks: int = Field(default=16, ge=0, le=256)
     """Tables that are mixed by depth and added to the decoded tiles; 0 for none."""
-    bank_kernel: int = Field(5, ge=1, le=31)
+    bank_kernel: int = Field(default=5, ge=1, le=31)
     """Kernel positions of a bank; it adds nothing outside of them."""
 
     @model_validator(mode="before")
@@ -101,7 +101,7 @@ class CustomDecoder(Custom):
     """A decoder of a user's own: `factory(width, num_classes, **settings)`, a `Decoder`."""
 
     type: Literal["custom"] = "custom"
-    tile: int = Field(64, ge=4, le=512)
+    tile: int = Field(default=64, ge=4, le=512)
     """Output and input channels of the tiles in the cuts that it is asked for."""
 
     def build(self, width: int, num_classes: int) -> Decoder:

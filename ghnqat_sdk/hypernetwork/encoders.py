@@ -64,9 +64,9 @@ class GatedGraphConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["gated-graph"] = "gated-graph"
-    width: int = Field(32, ge=4, le=1024)
+    width: int = Field(default=32, ge=4, le=1024)
     """Size d of a node's embedding."""
-    rounds: int = Field(1, ge=1, le=16)
+    rounds: int = Field(default=1, ge=1, le=16)
     """Forward-and-backward passes over the graph."""
 
     def build(self, vocabulary: int, s_max: int) -> Encoder:
@@ -133,10 +133,10 @@ class TransformerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["transformer"] = "transformer"
-    width: int = Field(64, ge=8, le=2048)
+    width: int = Field(default=64, ge=8, le=2048)
     """Size d of a node's embedding."""
-    layers: int = Field(3, ge=1, le=48)
-    heads: int = Field(4, ge=1, le=64)
+    layers: int = Field(default=3, ge=1, le=48)
+    heads: int = Field(default=4, ge=1, le=64)
     """Attention heads; they share the width evenly."""
 
     @model_validator(mode="after")

@@ -44,7 +44,7 @@ class BitsShare(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     bits: tuple[int, int]
     """(weight, activation), 32 for float."""
-    share: Annotated[float, Field(ge=0)] = 1.0
+    share: float = Field(default=1.0, ge=0)
     """Relative frequency."""
 
     @field_validator("bits")
@@ -59,7 +59,7 @@ class BitsConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     settings: tuple[BitsShare, ...] = (BitsShare(bits=(4, 4)),)
     """Drawn for each network."""
-    float_until: int = Field(0, ge=0)
+    float_until: int = Field(default=0, ge=0)
     """Steps, from the first on, in which every network is trained in float."""
     rounding: Rounding = NEAREST
     """How values come to the levels of their range."""
@@ -77,12 +77,12 @@ class ValidationConfig(BaseModel):
     """What is measured while training, on validation networks and images."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    every: int = Field(1_000, ge=1)
+    every: int = Field(default=1_000, ge=1)
     """Steps between validations."""
-    networks: int = Field(12, ge=1)
+    networks: int = Field(default=12, ge=1)
     """Of each space."""
-    images: int = Field(512, ge=2)
-    max_macs: float = Field(60e6, gt=0)
+    images: int = Field(default=512, ge=2)
+    max_macs: float = Field(default=60e6, gt=0)
     """Networks that cost more multiply-accumulates for one image are passed over."""
 
 
@@ -105,19 +105,19 @@ class RunConfig(BaseModel):
     sampling: SamplingConfig = SamplingConfig()
     bits: Annotated[BitsConfig, AfterValidator(with_imports)] = BitsConfig()
     hints: HintConfig | None = None
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     optimizer: OptimizerConfig = AdamWConfig()
     schedule: ScheduleConfig = StableSchedule()
     decay: DecayConfig | None = None
-    clip_norm: float = Field(5.0, gt=0)
+    clip_norm: float = Field(default=5.0, gt=0)
     """Largest norm of the gradient of one step."""
-    network_clip_norm: float = Field(1.0, gt=0)
+    network_clip_norm: float = Field(default=1.0, gt=0)
     """Largest norm of one network's gradient with respect to its predicted parameters."""
-    average: float = Field(0.998, ge=0, lt=1)
+    average: float = Field(default=0.998, ge=0, lt=1)
     """Decay of the running average of the weights, which is what validation and users get."""
     compute: ComputeConfig = ComputeConfig()
     validation: ValidationConfig = ValidationConfig()
-    checkpoint_every: int = Field(500, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
     """Steps between checkpoints."""
 
     @model_validator(mode="after")

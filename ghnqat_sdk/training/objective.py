@@ -31,13 +31,13 @@ class HintConfig(BaseModel):
     """File that `ghnqat-train teacher` made."""
     features: str = "features"
     """Folder for its features over the training images."""
-    weight: float = Field(6.0, gt=0)
+    weight: float = Field(default=6.0, gt=0)
     """Of the hint loss beside the cross-entropy."""
-    channels: int = Field(64, ge=1)
+    channels: int = Field(default=64, ge=1)
     """First channels of a block's output that are looked at."""
-    without: float = Field(3.0, gt=0)
+    without: float = Field(default=3.0, gt=0)
     """Of the cross-entropy of networks that get no hints, which the others would outweigh."""
-    blocks: int = Field(4, ge=1)
+    blocks: int = Field(default=4, ge=1)
     """Blocks of one network, drawn anew for each batch, that get a hint."""
 
     def weight_without(self, hint_weight: float) -> float:

@@ -27,7 +27,7 @@ class AdamWConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["adamw"] = "adamw"
     learning_rate: _Rate = 1e-3
-    weight_decay: float = Field(1e-2, ge=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
 
     @property
@@ -51,7 +51,7 @@ class SoapConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["soap"] = "soap"
     learning_rate: _Rate = 1e-3
-    weight_decay: float = Field(1e-2, ge=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
 
     @property
     def name(self) -> str:
@@ -80,7 +80,7 @@ class CustomOptimizer(ImportedCustom):
     same_everywhere: ClassVar[bool] = False
     type: Literal["custom"] = "custom"
     learning_rate: _Rate = 1e-3
-    weight_decay: float = Field(1e-2, ge=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
     """Of the parameters that decay; see `parameter_groups`."""
 
     @property
@@ -119,7 +119,7 @@ class StableSchedule(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["stable"] = "stable"
-    warmup: int = Field(200, ge=0)
+    warmup: int = Field(default=200, ge=0)
     """Steps in which the rate rises from zero."""
 
     def factor(self, step: int) -> float:
@@ -132,8 +132,8 @@ class CosineSchedule(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["cosine"] = "cosine"
-    steps: int = Field(10_000, ge=1)
-    warmup: int = Field(200, ge=0)
+    steps: int = Field(default=10_000, ge=1)
+    warmup: int = Field(default=200, ge=0)
 
     def factor(self, step: int) -> float:
         """What the learning rate is multiplied by."""
@@ -165,7 +165,7 @@ class DecayConfig(BaseModel):
     """Step of the stable run that it branches off from."""
     steps: int = Field(ge=1)
     """Until the rate is zero."""
-    hints: float = Field(0.5, ge=0, le=1)
+    hints: float = Field(default=0.5, ge=0, le=1)
     """Share of these steps in which hints fade to nothing; 0 drops them at once."""
 
     def rate(self, step: int) -> float:

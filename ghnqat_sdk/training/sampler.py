@@ -34,12 +34,12 @@ class _Share(BaseModel):
     """How often networks of a space are drawn, and which."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    share: float = Field(1.0, ge=0)
+    share: float = Field(default=1.0, ge=0)
     """Relative frequency."""
-    min_macs: float = Field(0.0, ge=0)
-    max_macs: float = Field(40e6, gt=0)
+    min_macs: float = Field(default=0.0, ge=0)
+    max_macs: float = Field(default=40e6, gt=0)
     """Networks that cost fewer or more multiply-accumulates for one image are passed over."""
-    max_parameters: float = Field(25e6, gt=0)
+    max_parameters: float = Field(default=25e6, gt=0)
     norm: Norm | None = None
     """Only networks with this normalization."""
 
@@ -54,7 +54,7 @@ class DeepNetsShare(_Share):
     """Networks of ConvNets-250K (re-created)."""
 
     space: Literal["deepnets"] = "deepnets"
-    channels: int | None = Field(None, ge=8)
+    channels: int | None = Field(default=None, ge=8)
     """Of the first cells, instead of 16 to 48."""
     bare: bool = False
     """All of them without norm, instead of few and short ones."""
@@ -106,19 +106,19 @@ class SamplingConfig(BaseModel):
     """How many networks and images a step sees."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    meta_batch: int = Field(8, ge=1)
+    meta_batch: int = Field(default=8, ge=1)
     """Networks in each step of each process."""
-    image_batch: int = Field(64, ge=2)
+    image_batch: int = Field(default=64, ge=2)
     """Images for each network."""
-    least_images: int = Field(16, ge=2)
+    least_images: int = Field(default=16, ge=2)
     """For the costliest ones."""
-    batch_macs: float = Field(1e9, gt=0)
+    batch_macs: float = Field(default=1e9, gt=0)
     """Multiply-accumulates of one network's batch: costlier networks see fewer images."""
-    window: int = Field(128, ge=1)
+    window: int = Field(default=128, ge=1)
     """Networks of each process that a step draws from."""
-    uses: float = Field(16.0, gt=0)
+    uses: float = Field(default=16.0, gt=0)
     """How often a network is drawn, on average, before it leaves the window."""
-    simple_until: int = Field(0, ge=0)
+    simple_until: int = Field(default=0, ge=0)
     """Steps, from the first on, in which only simple networks are drawn."""
 
     def images(self, architecture: Architecture) -> int:

@@ -31,17 +31,17 @@ class TeacherConfig(BaseModel):
     """A teacher and how it is trained."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    width: int = Field(32, ge=1, le=1024)
+    width: int = Field(default=32, ge=1, le=1024)
     """Channels of the stem; the stages have 2, 4 and 6 times as many."""
     blocks: tuple[int, int, int] = (1, 2, 2)
     """Residual blocks of each stage, after the convolution that halves its side."""
-    epochs: int = Field(20, ge=1)
-    batch: int = Field(128, ge=2)
-    learning_rate: float = Field(0.25, gt=0)
+    epochs: int = Field(default=20, ge=1)
+    batch: int = Field(default=128, ge=2)
+    learning_rate: float = Field(default=0.25, gt=0)
     """At its peak, after 15 % of the steps; it rises from zero and falls to zero."""
-    weight_decay: float = Field(5e-4, ge=0)
-    label_smoothing: float = Field(0.05, ge=0, lt=1)
-    padding: int = Field(4, ge=0)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    label_smoothing: float = Field(default=0.05, ge=0, lt=1)
+    padding: int = Field(default=4, ge=0)
     """Images are shifted by up to as many pixels."""
     seed: int = 0
 

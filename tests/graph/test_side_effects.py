@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import ghnqat_sdk as gq
+from ghnqat_sdk.errors import TraceError
+from ghnqat_sdk.graph.trace import trace
+
+IMAGE = torch.zeros(2, 3, 16, 16)
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -178,3 +182,45 @@ def test_a_model_whose_forward_was_replaced_is_traced_as_it_runs_and_stays():
     assert [node.op for node in gq.trace(model, IMAGES).nodes][-2:] == ["relu", "output"]
     assert model.forward is replaced
     assert not model[1].running_mean.any()
+
+
+def test_nothing_of_the_model_changes():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.LazyLinear(5)
+    )
+    model(IMAGE)
+    model[1].eval()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes, rng = [m.training for m in model.modules()], torch.get_rng_state()
+    trace(model, IMAGE)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert [m.training for m in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert all(p.grad is None and not p.is_meta for p in model.parameters())
+
+
+def test_shared_layers_and_parameters_stay_what_they_were():
+    shared, tied = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+    tied.weight = shared.weight
+    model = nn.Sequential(shared, nn.BatchNorm2d(3), shared, tied)
+    before = dict(model.named_parameters(remove_duplicate=False)) | dict(
+        model.named_buffers(remove_duplicate=False)
+    )
+    graph = trace(model, IMAGE)
+    after = dict(model.named_parameters(remove_duplicate=False)) | dict(
+        model.named_buffers(remove_duplicate=False)
+    )
+    assert before.keys() == after.keys()
+    assert all(after[name] is tensor for name, tensor in before.items())
+    assert set(graph.parameters) == {name for name, _ in model.named_parameters()}
+
+
+def test_modes_are_restored_when_the_model_raises():
+    def forward(m, x):
+        raise KeyError("broken")
+
+    model = Model(forward, conv=nn.Conv2d(3, 4, 3)).eval()
+    with pytest.raises(TraceError, match="broken"):
+        trace(model, IMAGE)
+    assert not model.training
+    assert not model.conv.training

@@ -235,48 +235,6 @@ def test_a_model_that_reads_values_finds_its_size_among_the_guesses():
     assert set(trace(model).parameters) == {name for name, _ in model.named_parameters()}
 
 
-def test_nothing_of_the_model_changes():
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.LazyLinear(5)
-    )
-    model(IMAGE)
-    model[1].eval()
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    modes, rng = [m.training for m in model.modules()], torch.get_rng_state()
-    trace(model, IMAGE)
-    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-    assert [m.training for m in model.modules()] == modes
-    assert torch.equal(torch.get_rng_state(), rng)
-    assert all(p.grad is None and not p.is_meta for p in model.parameters())
-
-
-def test_shared_layers_and_parameters_stay_what_they_were():
-    shared, tied = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
-    tied.weight = shared.weight
-    model = nn.Sequential(shared, nn.BatchNorm2d(3), shared, tied)
-    before = dict(model.named_parameters(remove_duplicate=False)) | dict(
-        model.named_buffers(remove_duplicate=False)
-    )
-    graph = trace(model, IMAGE)
-    after = dict(model.named_parameters(remove_duplicate=False)) | dict(
-        model.named_buffers(remove_duplicate=False)
-    )
-    assert before.keys() == after.keys()
-    assert all(after[name] is tensor for name, tensor in before.items())
-    assert set(graph.parameters) == {name for name, _ in model.named_parameters()}
-
-
-def test_modes_are_restored_when_the_model_raises():
-    def forward(m, x):
-        raise KeyError("broken")
-
-    model = Model(forward, conv=nn.Conv2d(3, 4, 3)).eval()
-    with pytest.raises(TraceError, match="broken"):
-        trace(model, IMAGE)
-    assert not model.training
-    assert not model.conv.training
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_frozen_and_other_precision_models_are_traced(dtype):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(dtype).requires_grad_(False)

@@ -1,0 +1,90 @@
+import copy
+import sys
+
+import pytest
+import torch
+from small_networks import Net, Pointwise
+
+from ghnqat_sdk.errors import ArgumentError, CheckpointError, ExportError
+from ghnqat_sdk.export import export_onnx
+from ghnqat_sdk.export import onnx as export
+from ghnqat_sdk.quantization.layers import fake_quantized_layers
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+
+@pytest.mark.parametrize("values", [torch.randn(16, 4), torch.full((16, 4), torch.nan)])
+def test_another_output_is_an_error_and_writes_nothing(
+    values, quantized, images, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(export, "runner", lambda content: lambda inputs: [values])
+    with pytest.raises(ExportError, match="other outputs"):
+        export_onnx(quantized(Pointwise()), tmp_path / "m.onnx", images)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_input_is_refused(quantized, images, tmp_path):
+    qmodel = quantized(Net(), (4, 4))
+    path = tmp_path / "m.onnx"
+    with pytest.raises(ArgumentError, match="predict_quantized_params"):
+        export_onnx(Net(), path, images)
+    with pytest.raises(ArgumentError, match=r"does not end in \.onnx"):
+        export_onnx(qmodel, tmp_path / "m.pt", images)
+    with pytest.raises(ArgumentError, match="expected a tensor"):
+        export_onnx(qmodel, path, "images")
+    with pytest.raises(ArgumentError, match="could not be run"):
+        export_onnx(qmodel, path, images[:, :2])
+    with pytest.raises(ArgumentError, match="storage='int3' is unknown"):
+        export_onnx(qmodel, path, images, storage="int3")  # type: ignore[arg-type]
+    for storage, opset in (("int8", 20), ("int2", 21), ("int8", 999), ("int8", "21")):
+        with pytest.raises(ArgumentError, match=f"opset={opset!r} is not one"):
+            export_onnx(qmodel, path, images, storage=storage, opset=opset)
+    fake_quantized_layers(qmodel)["head"].input_quantizer.frozen_range = None
+    with pytest.raises(ArgumentError, match="'head' has no range"):
+        export_onnx(qmodel, path, images)
+    qmodel.stem.quantization.calibrated = False
+    with pytest.raises(ArgumentError, match="calibrated"):
+        export_onnx(qmodel, path, images)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_float_edges_are_refused_with_the_names_there_are(quantized, images, tmp_path):
+    with pytest.raises(ArgumentError, match=r"'nothing', and no value .* x, conv\.conv"):
+        export_onnx(quantized(Pointwise()), tmp_path / "m.onnx", images, float_edges=["nothing"])
+
+
+def test_a_file_that_cannot_be_written_is_named(quantized, images, tmp_path):
+    with pytest.raises(CheckpointError, match="Cannot write"):
+        export_onnx(quantized(Pointwise()), tmp_path / "no" / "m.onnx", images)
+
+
+def test_an_opset_that_the_runtime_does_not_know_is_an_error(quantized, images, tmp_path):
+    newest = onnx.defs.onnx_opset_version()
+    with pytest.raises(ArgumentError, match=f"does not know opset {newest}"):
+        export_onnx(quantized(Pointwise()), tmp_path / "m.onnx", images, opset=newest)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_that_is_not_float32_is_asked_to_be(dtype, quantized, images, tmp_path):
+    qmodel = copy.deepcopy(quantized(Pointwise())).to(dtype)
+    with pytest.raises(ArgumentError, match=r"expected float32.*\.float\(\)"):
+        export_onnx(qmodel, tmp_path / "m.onnx", images.to(dtype))
+
+
+def test_without_onnx_the_error_says_what_to_install(quantized, images, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ArgumentError, match=r"ghnqat-sdk\[onnx\]"):
+        export_onnx(quantized(Pointwise()), tmp_path / "m.onnx", images)
+
+
+def test_a_model_that_torch_cannot_export_is_named(quantized, images, tmp_path):
+    class Choosy(Pointwise):
+        def forward(self, x):
+            x = super().forward(x)
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ArgumentError, match=r"cannot take this Choosy: .+data-dependent"):
+        export_onnx(quantized(Choosy()), tmp_path / "m.onnx", images)
