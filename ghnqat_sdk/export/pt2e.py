@@ -182,7 +182,8 @@ def _folded_numbers(name: str, layer: Any, folded: Tensor, axis: int) -> tuple[T
             f"to_float(qmodel).eval()."
         )
     low, high = quantizer.range_of(weight)
-    scale, zero_point = scale_and_zero_point(low, high, quantizer.bits)
+    numbers = scale_and_zero_point(low, high, quantizer.bits)
+    scale, zero_point = (x.cpu().flatten() for x in numbers)  # (1,) or (C,)
     scales = (scale * factor.abs()).float()
     # A scale is positive: a negative factor mirrors the levels instead.
     mirrored = torch.where(factor < 0, 2**quantizer.bits - 1 - zero_point, zero_point)

@@ -10,17 +10,19 @@ from torch import Tensor, nn
 from ghnqat_sdk.bits import Bits, Pair, resolve_bits
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.graph.ops import op_of, quantizable_layers
+from ghnqat_sdk.graph.ops import BY_NAME, op_of, quantizable_layers
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.classes import CHANGED, fake_quantized_class, float_class
 from ghnqat_sdk.quantization.layers import all_in_float, fake_quantized_layers
 from ghnqat_sdk.quantization.norms import is_norm
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer, LearnedStepQuantizer
-from ghnqat_sdk.quantization.ranges import ClippedRanges, MinMaxRanges
+from ghnqat_sdk.quantization.ranges import ClippedRanges, MinMaxRanges, tensorwise
 from ghnqat_sdk.quantization.state import QuantizationState, require_module
 
 _QUANTIZERS = ("input_quantizer", "weight_quantizer")
 _MEMBERS = ("quantization", "observe", "__module__")
+_TRANSPOSED = BY_NAME["transposed_conv"]
+"""Its weight (I, O, ...) has no rows for its output channels: it keeps one range."""
 _FUSING = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
 
 
@@ -40,7 +42,8 @@ def to_fake_quantized(
     Args:
         model: Any model; modules of other types are left alone.
         bits: (weight, activation), or one such pair for each layer by its name.
-        ranges: Rule that gives a tensor's range.
+        ranges: Rule that gives a tensor's range; transposed convolutions keep one for the weight
+            where others have one for each channel.
         noise: NoiseQuant instead of SimQuant.
         warn: Whether an evaluation before calibration is pointed out.
 
@@ -59,7 +62,8 @@ def to_fake_quantized(
         if name in layers:
             weight_bits, input_bits = bits[name] if isinstance(bits, Mapping) else bits
             _put(module, "input_quantizer", FakeQuantizer(input_bits, "activation", ranges, noise))
-            _put(module, "weight_quantizer", FakeQuantizer(weight_bits, "weight", ranges, noise))
+            rule = tensorwise(ranges) if op_of(module) is _TRANSPOSED else ranges
+            _put(module, "weight_quantizer", FakeQuantizer(weight_bits, "weight", rule, noise))
             state.bits[name] = Bits(weight_bits, input_bits)
     return state
 
@@ -122,6 +126,7 @@ def from_float(
         bits: As in `predict_quantized_params`: a (weight, activation) pair, or a mapping from
             patterns of layer names to pairs.
         ranges: How ranges follow from tensors; by default those of the weights that ship.
+            `ClippedRanges(per_channel=True)` gives each output channel of a weight its own.
         inplace: Change `model` itself and return it.
 
     Raises:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.quantization.functional import (
+    Range,
     fake_quantize,
     learned_step_quantize,
     scale_and_zero_point,
@@ -16,11 +17,15 @@ from ghnqat_sdk.quantization.functional import (
 )
 from ghnqat_sdk.quantization.ranges import ClippedRanges, Kind, MinMaxRanges
 
+FrozenRange = tuple[float, float] | tuple[tuple[float, ...], tuple[float, ...]]
+"""(low, high), or the lows and the highs of the output channels."""
+
 
 class FakeQuantizer(nn.Module):
-    """Fake-quantizes one tensor, tensorwise: the weight or the input of a layer.
+    """Fake-quantizes one tensor: the weight or the input of a layer.
 
-    The range is taken from each tensor that comes by, until `freeze` fixes it. It has no parameters
+    The range is taken from each tensor that comes by, until `freeze` fixes it; it is one for the
+    tensor, or one for each output channel of a weight where `ranges` says so. It has no parameters
     and no persistent buffers, so that the `state_dict` of the model around it keeps its keys.
 
     Args:
@@ -39,17 +44,25 @@ class FakeQuantizer(nn.Module):
         self.ranges = ranges
         self.noise = noise
         # Plain floats: a frozen range is a constant of the model, and constants compile and export.
-        self.frozen_range: tuple[float, float] | None = None
+        self.frozen_range: FrozenRange | None = None
         # Sees every tensor on its way in, however the layer is called.
         self.observe: Callable[[Tensor], None] | None = None
 
-    def freeze(self, low: float, high: float) -> None:
-        """Use [low, high] for every tensor from now on."""
-        self.frozen_range = (float(low), float(high))
+    def freeze(self, low: Tensor | float, high: Tensor | float) -> None:
+        """Use [low, high] for every tensor from now on; of (O, 1, ...), for each of its rows."""
+        if isinstance(low, Tensor) and isinstance(high, Tensor) and low.ndim:
+            self.frozen_range = (tuple(low.flatten().tolist()), tuple(high.flatten().tolist()))
+        else:
+            self.frozen_range = (float(low), float(high))
 
-    def range_of(self, x: Tensor) -> tuple[Tensor, Tensor] | tuple[float, float]:
-        """(low, high) that x (...) would be quantized with."""
-        return self.frozen_range or self.ranges.of(x, self.kind, self.bits)
+    def range_of(self, x: Tensor) -> Range:
+        """(low, high) that x (...) would be quantized with: numbers, 0-d, or (O, 1, ...)."""
+        if self.frozen_range is None:
+            return self.ranges.of(x, self.kind, self.bits)
+        low, high = self.frozen_range
+        if isinstance(low, float) or isinstance(high, float):
+            return self.frozen_range  # type: ignore[return-value]
+        return _by_row(low, x), _by_row(high, x)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (...) on the levels of its range: same shape and dtype."""
@@ -62,12 +75,17 @@ class FakeQuantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
-        frozen = (
-            "dynamic"
-            if self.frozen_range is None
-            else "[{:.4g}, {:.4g}]".format(*self.frozen_range)
-        )
+        frozen = "dynamic"
+        if self.frozen_range is not None:
+            low, high = self.frozen_range
+            by_channel = isinstance(low, tuple)
+            frozen = f"{len(low)} channels" if by_channel else f"[{low:.4g}, {high:.4g}]"
         return f"{self.kind}, bits={self.bits}, ranges={self.ranges.type}, range={frozen}"
+
+
+def _by_row(numbers: tuple[float, ...], x: Tensor) -> Tensor:
+    """(O, 1, ...) beside x (O, ...)."""
+    return torch.tensor(numbers, device=x.device).view(-1, *[1] * (x.ndim - 1))
 
 
 class LearnedStepQuantizer(FakeQuantizer):
@@ -78,20 +96,22 @@ class LearnedStepQuantizer(FakeQuantizer):
 
     Args:
         like: Where bits, kind and rules come from.
-        low, high: The range to start from.
+        low, high: The range to start from; of (O, 1, ...), a step for each output channel.
     """
 
-    def __init__(self, like: FakeQuantizer, low: float, high: float) -> None:
+    def __init__(self, like: FakeQuantizer, low: Tensor | float, high: Tensor | float) -> None:
         super().__init__(like.bits, like.kind, like.ranges)
         scale, zero_point = scale_and_zero_point(low, high, like.bits)
         self.log_scale = nn.Parameter(scale.log())
         self.zero_point: Tensor
         self.register_buffer("zero_point", zero_point)
 
-    def range_of(self, x: Tensor) -> tuple[float, float]:
+    def range_of(self, x: Tensor) -> Range:
         """(low, high) of the levels as they stand, whatever x is."""
-        scale = self.log_scale.detach().exp().item()
-        zero_point = self.zero_point.item()
+        scale, zero_point = self.log_scale.detach().exp(), self.zero_point
+        if scale.ndim == 0:
+            number, zero = scale.item(), zero_point.item()
+            return -zero * number, (2**self.bits - 1 - zero) * number
         return -zero_point * scale, (2**self.bits - 1 - zero_point) * scale
 
     def forward(self, x: Tensor) -> Tensor:

@@ -24,10 +24,13 @@ class MinMaxRanges(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["min-max"] = "min-max"
+    per_channel: bool = False
+    """Whether each output channel of a weight has a range of its own; one for the whole tensor
+    otherwise."""
 
     def of(self, x: Tensor, kind: Kind, bits: int) -> tuple[Tensor, Tensor]:
-        """(low, high) of x (...)."""
-        return min_max_range(x)
+        """(low, high) of x (...), 0-d, or (O, 1, ...) for each channel of a weight (O, ...)."""
+        return min_max_range(x, by_row=kind == "weight" and self.per_channel)
 
     def share_of_extremes(self, bits: int) -> float | None:
         """What is kept of an activation's minimum and maximum; None where a range needs more than
@@ -37,7 +40,7 @@ class MinMaxRanges(BaseModel):
     def sigmas_kept(self, bits: int) -> float | None:
         """Deviations kept around a weight's mean, infinite for its extremes; None where a range
         needs more."""
-        return math.inf
+        return None if self.per_channel else math.inf
 
 
 class ClippedRanges(BaseModel):
@@ -59,14 +62,18 @@ class ClippedRanges(BaseModel):
         2: 0.39, 3: 0.48, 4: 0.58, 5: 0.7, 6: 0.82, 7: 0.92, 8: 1.0,
     }  # fmt: skip
     """Share of the minimum and maximum kept, by activation bits; a missing width is min-max."""
+    per_channel: bool = False
+    """Whether each output channel of a weight has a range of its own; one for the whole tensor
+    otherwise."""
 
     def of(self, x: Tensor, kind: Kind, bits: int) -> tuple[Tensor, Tensor]:
-        """(low, high) of x (...)."""
+        """(low, high) of x (...), 0-d, or (O, 1, ...) for each channel of a weight (O, ...)."""
+        by_row = kind == "weight" and self.per_channel
         if kind == "weight" and bits in self.weight_sigmas:
-            return sigma_clipped_range(x, self.weight_sigmas[bits])
+            return sigma_clipped_range(x, self.weight_sigmas[bits], by_row=by_row)
         if kind == "activation" and self.activation_ratio.get(bits, 1.0) < 1.0:
             return ratio_clipped_range(x, self.activation_ratio[bits])
-        return min_max_range(x)
+        return min_max_range(x, by_row=by_row)
 
     def share_of_extremes(self, bits: int) -> float | None:
         """What is kept of an activation's minimum and maximum; None where a range needs more than
@@ -76,7 +83,12 @@ class ClippedRanges(BaseModel):
     def sigmas_kept(self, bits: int) -> float | None:
         """Deviations kept around a weight's mean, infinite for its extremes; None where a range
         needs more."""
-        return self.weight_sigmas.get(bits, math.inf)
+        return None if self.per_channel else self.weight_sigmas.get(bits, math.inf)
+
+
+def tensorwise(ranges: MinMaxRanges | ClippedRanges) -> MinMaxRanges | ClippedRanges:
+    """The same rule with one range for a whole weight."""
+    return ranges.model_copy(update={"per_channel": False})
 
 
 Ranges = Annotated[MinMaxRanges | ClippedRanges, Field(discriminator="type")]

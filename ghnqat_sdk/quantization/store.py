@@ -28,6 +28,7 @@ from ghnqat_sdk.quantization.state import signature_of, states_of
 SETTINGS_FILE = "quantization.json"
 WEIGHTS_FILE = "model.safetensors"
 _Range = tuple[FiniteFloat, FiniteFloat]
+_RangesOfChannels = tuple[tuple[FiniteFloat, ...], tuple[FiniteFloat, ...]]
 
 
 class LayerSettings(BaseModel):
@@ -36,7 +37,7 @@ class LayerSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     weight_bits: Literal[SUPPORTED_BITS]  # type: ignore[valid-type]
     activation_bits: Literal[SUPPORTED_BITS]  # type: ignore[valid-type]
-    weight_range: _Range | None
+    weight_range: _Range | _RangesOfChannels | None
     activation_range: _Range | None
 
 
@@ -84,7 +85,7 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
             tensors = {names[0]: tensor.detach().clone() for names, tensor in _tensors(qmodel)}
             save_file(tensors, str(temporary), metadata={"format": "pt"})
             settings = QuantizationSettings(
-                ranges=first.weight_quantizer.ranges,
+                ranges=first.input_quantizer.ranges,
                 noise=first.weight_quantizer.noise,
                 calibrated=all(state.calibrated for state in states_of(qmodel)),
                 inputs=signature.positional,

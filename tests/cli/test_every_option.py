@@ -33,6 +33,7 @@ BAD = {
     paths.FILE: [*NO_TEXT, "folder", "no/such/file"],
     paths.FOLDER: [*NO_TEXT, "file", "file/x", "/proc/none"],
     paths.PICTURE: [*NO_TEXT, "graph.gif", "graph", "folder.png", "no/such/graph.png", "/proc/graph.png"],
+    paths.EXPORTED: [*NO_TEXT, "model.pt", "model", "no/such/model.onnx"],
     paths.TENSORS: [*NO_TEXT, "model.pt", "folder.safetensors", "no/x.safetensors", "file/x.safetensors"],
 }  # fmt: skip
 """By converter."""
@@ -60,6 +61,7 @@ def options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 
 GOOD = {
     "model": "deepnets/id/20", "name": "all-bits", "run": "run", "data": "{data}", "output": "new", "steps": "1",
+    "exported": "model.onnx", "images": "cat.jpg",
 }  # fmt: skip
 
 

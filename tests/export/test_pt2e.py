@@ -25,6 +25,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
 )
 
+RANGES = ClippedRanges()
 IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -46,12 +47,12 @@ class Net(nn.Module):
         )
 
 
-def quantized(bits) -> nn.Module:
+def quantized(bits, ranges=RANGES) -> nn.Module:
     torch.manual_seed(0)
     model = Net()
     for norm in (model.norm, model.up_norm, model.sum_norm):
         nn.init.normal_(norm.weight)  # some of them negative
-    to_fake_quantized(model, bits, ClippedRanges())
+    to_fake_quantized(model, bits, ranges)
     calibrate(model, [IMAGES])
     return model.eval()
 
@@ -76,8 +77,12 @@ def test_a_converted_model_gives_the_outputs_of_the_model_at_other_bits(bits, no
     assert_same_outputs(bits)
 
 
-def assert_same_outputs(bits):
-    qmodel = quantized(bits)
+def test_ranges_of_channels_are_taken_over(no_search):
+    assert_same_outputs((4, 8), ClippedRanges(per_channel=True))
+
+
+def assert_same_outputs(bits, ranges=RANGES):
+    qmodel = quantized(bits, ranges)
     model = converted(qmodel, pt2e_quantizer(qmodel))
     with torch.no_grad():
         difference = (model(IMAGES) - qmodel(IMAGES)).abs()
