@@ -12,6 +12,7 @@ from ghnqat_sdk.errors import ArgumentError, CheckpointError, ExportError
 from ghnqat_sdk.export import export_onnx
 from ghnqat_sdk.export import onnx as export
 from ghnqat_sdk.qat import learn_steps
+from ghnqat_sdk.quantization.functional import scale_and_zero_point
 from ghnqat_sdk.quantization.layers import fake_quantized_layers
 from ghnqat_sdk.quantization.ranges import ClippedRanges
 
@@ -101,8 +102,8 @@ def test_ranges_of_channels_become_scales_of_channels(
     difference = run(tmp_path / "m.onnx", images) - expected
     assert difference.square().median() < error * expected.square().mean()
     assert report.roundings.rounded == 0
-    low, high = qmodel.conv.weight_quantizer.range_of(qmodel.conv.weight)
-    steps = (high - low).flatten() / (2 ** bits[0] - 1)
+    ranges = qmodel.conv.weight_quantizer.range_of(qmodel.conv.weight)
+    steps = scale_and_zero_point(*ranges, bits[0])[0].flatten()
     stored = [x for x in constants(tmp_path / "m.onnx").values() if x.shape == (4,)]
     assert any(np.allclose(x, steps.numpy(), rtol=1e-5) for x in stored if x.dtype == np.float32)
 
