@@ -66,6 +66,17 @@ def regnet_widths_on_cpu() -> Iterator[None]:
         yield
 
 
+def classifier(name: str, num_classes: int = 10) -> nn.Module:
+    """With random weights, by a name such as torchvision/resnet18 or timm/ghostnet_100."""
+    library, _, rest = name.partition("/")
+    if library == "timm":
+        import timm
+
+        model: nn.Module = timm.create_model(rest, num_classes=num_classes)
+        return model
+    return Torchvision(rest).build(num_classes)
+
+
 def named(name: str) -> Architecture:
     """What can be evaluated by such a name; of a torchvision classifier, only `build`."""
     space, _, rest = name.partition("/")

@@ -1,14 +1,18 @@
-"""Exported networks beside ONNX Runtime's own static quantizer: prints the tables of
-docs/export.md.
+"""Exported networks beside ONNX Runtime's own static quantizer: files, agreement, then times.
 
-python benchmarks/onnx_export.py --data data/cifar10
+Files are kept, and nothing is made twice. Times are the processor's, of one thread: medians of five
+turns in which the files of a network follow each other, printed as the table of docs/export.md.
+
+python benchmarks/onnx_export.py make --data data/cifar10 --files exports
+python benchmarks/onnx_export.py time --files exports --json benchmarks/results/onnx_export.json
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
-import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,26 +20,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from networks import Torchvision
-from torch import Tensor
+from common import add_data, add_json, append, head, parser, read_lines, row, write_json
+from networks import classifier
+from torch import Tensor, nn
 
 from ghnqat_sdk import predict_quantized_params
-from ghnqat_sdk.data import load_images
+from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.export import export_onnx
 from ghnqat_sdk.export.onnx_graph import Graph, float_twin, fold_batch_norms, separate_constants
 from ghnqat_sdk.export.program import require_ranges, to_onnx, with_onnx_quantizers
-from ghnqat_sdk.export.runtime import integer_convolutions, milliseconds, runner
+from ghnqat_sdk.export.runtime import integer_convolutions, runner, session_of
 
 NETWORKS = (
-    "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0",
-    "squeezenet1_1",
-    "shufflenet_v2_x1_0", "googlenet", "densenet121", "mnasnet1_0", "regnet_y_400mf", "vgg11_bn",
+    "torchvision/resnet18", "torchvision/resnet50", "torchvision/mobilenet_v2",
+    "torchvision/mobilenet_v3_small", "torchvision/efficientnet_b0",
+    "torchvision/shufflenet_v2_x1_0", "torchvision/googlenet", "torchvision/densenet121",
+    "torchvision/regnet_y_400mf", "timm/mobilenetv4_conv_small", "timm/ghostnet_100",
+    "timm/rexnet_100",
 )  # fmt: skip
+OURS = {"w8a8": ((8, 8), "int8"), "w4a8": ((4, 8), "int4")}
+KINDS = ("float", *OURS, "own")
+FACTS = "facts.jsonl"
+TURNS = 5
+LEAST_SECONDS = 0.1
+"""Of one turn of one file."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """Normalized images (N, 3, S, S): to choose ranges with, and to count right answers on."""
+    """Normalized images (N, 3, S, S): to choose ranges with, and to classify."""
 
     calibration: Tensor
     validation: Tensor
@@ -43,13 +56,16 @@ class Images:
 
     @classmethod
     def load(cls, root: str, size: int) -> Images:
-        train = load_images(root, "train", size).sample(256, seed=0)
-        held_out = load_images(root, "val", size).sample(500, seed=0)
-        return cls(
-            train.normalise(train.images).contiguous(),
-            held_out.normalise(held_out.images).contiguous(),
-            held_out.labels,
-        )
+        train = load_images(root, "train").sample(128, seed=0)
+        held_out = load_images(root, "val").sample(500, seed=0)
+        return cls(_enlarged(train, size), _enlarged(held_out, size), held_out.labels)
+
+
+def _enlarged(images: ImageSet, size: int) -> Tensor:
+    """Resized after decoding: decoding all of a folder at another size takes minutes."""
+    normal = images.normalise(images.images).contiguous()
+    resized = nn.functional.interpolate(normal, size=size, mode="bilinear", antialias=True)
+    return resized.contiguous()
 
 
 class Reader:
@@ -62,10 +78,8 @@ class Reader:
         return next(self.feeds, None)
 
 
-def float_file(qmodel: torch.nn.Module, images: Tensor) -> bytes:
+def float_file(qmodel: nn.Module, images: Tensor) -> bytes:
     """The float twin, with batch norms folded."""
-    import copy
-
     bare = copy.deepcopy(qmodel).eval()
     inputs = (images[:8],)
     require_ranges(bare, inputs)
@@ -75,24 +89,24 @@ def float_file(qmodel: torch.nn.Module, images: Tensor) -> bytes:
     return float_twin(graph)
 
 
-def own_quantizer(content: bytes, images: Tensor, folder: Path) -> bytes:
+def own_quantizer(source: Path, images: Tensor, target: Path) -> None:
     """What ONNX Runtime's static quantizer makes of a float file."""
+    from onnx import load
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    paths = [folder / name for name in ("float.onnx", "prepared.onnx", "own.onnx")]
-    paths[0].write_bytes(content)
-    quant_pre_process(paths[0], paths[1])
+    prepared = target.with_name("prepared.onnx")
+    quant_pre_process(source, prepared)
     quantize_static(
-        paths[1],
-        paths[2],
-        Reader("x", images),
+        prepared,
+        target,
+        Reader(load(prepared).graph.input[0].name, images),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
     )
-    return paths[2].read_bytes()
+    prepared.unlink()
 
 
 def classes_of(content: bytes, images: Tensor) -> Tensor:
@@ -101,68 +115,137 @@ def classes_of(content: bytes, images: Tensor) -> Tensor:
     return torch.cat([run((x,))[0].argmax(1) for x in images.split(50)])
 
 
-def measure(name: str, bits: tuple[int, int], images: Images, turns: int) -> str:
-    """One row of the table."""
-    torch.manual_seed(0)
-    chunks = images.calibration.split(64)
-    network = Torchvision(name).build()
-    qmodel = predict_quantized_params(
-        network, bits, calibration=chunks, example_inputs=chunks[0][:2]
-    ).eval()
-    with torch.no_grad():
-        expected = torch.cat([qmodel(x).argmax(1) for x in images.validation.split(50)])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "ours.onnx"
-        report = export_onnx(qmodel, path, images.calibration)
-        packed = export_onnx(qmodel, path, images.calibration, storage="int4").size
-        export_onnx(qmodel, path, images.calibration)
-        in_float = float_file(qmodel, chunks[0])
-        files = [
-            in_float,
-            path.read_bytes(),
-            own_quantizer(in_float, images.calibration, Path(folder)),
-        ]
-    one = [images.validation[:1]]
-    ours = classes_of(files[1], images.validation)
-    times = [
-        statistics.median(t)
-        for t in zip(*(milliseconds(files, one) for _ in range(turns)), strict=True)
-    ]
-    right = [(chosen == images.labels).float().mean().item() for chosen in (expected, ours)]
-    return (
-        f"| {name} | W{bits[0]}/A{bits[1]} | {report.integer_convolutions} of "
-        f"{report.convolutions} "
-        f"| {integer_convolutions(files[2])} | {times[0]:.2f} | {times[0] / times[1]:.2f} | "
-        f"{times[0] / times[2]:.2f} "
-        f"| {times[2] / times[1]:.2f} | {report.size / report.float_size:.3f} | "
-        f"{packed / report.float_size:.3f} "
-        f"| {100 * (ours == expected).float().mean():.1f} | {100 * right[0]:.1f} | "
-        f"{100 * right[1]:.1f} |"
-    )
+@torch.no_grad()
+def make(name: str, images: Images, folder: Path) -> dict[str, Any]:
+    """Writes the files of a network; what they hold and what they answer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    facts: dict[str, Any] = {"network": name}
+    for kind, (bits, storage) in OURS.items():
+        torch.manual_seed(0)
+        chunks = images.calibration.split(64)
+        qmodel = predict_quantized_params(
+            classifier(name), bits, calibration=chunks, example_inputs=chunks[0][:2]
+        ).eval()
+        if "own" not in facts:
+            in_float = float_file(qmodel, chunks[0])
+            (folder / "float.onnx").write_bytes(in_float)
+            own_quantizer(folder / "float.onnx", images.calibration, folder / "own.onnx")
+            own = (folder / "own.onnx").read_bytes()
+            facts["own"] = {"fused": integer_convolutions(own)}
+        facts[kind] = _exported(qmodel, storage, images, folder / f"{kind}.onnx")
+    return facts
+
+
+def _exported(qmodel: nn.Module, storage: Any, images: Images, path: Path) -> dict[str, Any]:
+    report = export_onnx(qmodel, path, images.calibration, storage=storage)
+    expected = torch.cat([qmodel(x).argmax(1) for x in images.validation.split(50)])
+    chosen = classes_of(path.read_bytes(), images.validation)
+    return {
+        "convolutions": report.convolutions,
+        "fused": report.integer_convolutions,
+        "size": round(report.size / report.float_size, 3),
+        "same_class": _percent(chosen == expected),
+        "top1_torch": _percent(expected == images.labels),
+        "top1": _percent(chosen == images.labels),
+    }
+
+
+def _percent(which: Tensor) -> float:
+    return round(100 * which.float().mean().item(), 1)
+
+
+def times(folder: Path, size: int) -> dict[str, float]:
+    """Milliseconds of one image on one thread: medians of turns in which the files follow each
+    other."""
+    sessions = {
+        kind: session_of((folder / f"{kind}.onnx").read_bytes(), threads=1) for kind in KINDS
+    }
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).numpy()
+    feeds = {kind: {s.get_inputs()[0].name: image} for kind, s in sessions.items()}
+    taken: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for kind, session in sessions.items():
+        session.run(None, feeds[kind])  # the first run allocates
+    for _ in range(TURNS):
+        for kind, session in sessions.items():
+            taken[kind].append(_turn(session, feeds[kind]))
+    return {kind: round(statistics.median(each), 3) for kind, each in taken.items()}
+
+
+def _turn(session: Any, feed: dict[str, Any]) -> float:
+    """Median of the runs of one turn."""
+    runs: list[float] = []
+    while sum(runs) < 1000 * LEAST_SECONDS or len(runs) < TURNS:
+        started = time.thread_time()  # of the processor: what else runs does not count
+        session.run(None, feed)
+        runs.append(1000 * (time.thread_time() - started))
+    return statistics.median(runs)
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    """The table of docs/export.md."""
+    columns = [
+        "network", "fused", "float, ms", "W8/A8", "W4/A8", "own", "ours / own", "int8", "int4",
+        "same class, % W8/A8", "W4/A8",
+    ]  # fmt: skip
+    rows = [head(columns)]
+    for line in lines:
+        eight, four, ms = line["w8a8"], line["w4a8"], line["milliseconds"]
+        faster = [ms["float"] / ms[kind] for kind in KINDS[1:]]
+        rows.append(
+            row(
+                [
+                    line["network"].partition("/")[2],
+                    f"{eight['fused']} of {eight['convolutions']}",
+                    f"{ms['float']:.2f}",
+                    *(f"{times:.2f}" for times in faster),
+                    f"{ms['own'] / ms['w8a8']:.2f}",
+                    *(f"{each['size']:.3f}" for each in (eight, four)),
+                    *(f"{each['same_class']:.1f}" for each in (eight, four)),
+                ]
+            )
+        )
+    return "\n".join(rows)
+
+
+def make_all(options: argparse.Namespace) -> None:
+    """The files of all networks that are not yet made."""
+    images = Images.load(options.data, options.size)
+    done = {line["network"] for line in read_lines(options.files / FACTS)}
+    for name in options.networks:
+        if name not in done:
+            facts = make(name, images, options.files / name)
+            append(options.files / FACTS, facts)
+            print(facts, flush=True)
+
+
+def time_all(options: argparse.Namespace) -> None:
+    """The times of all files that were made."""
+    made = {line["network"]: line for line in read_lines(options.files / FACTS)}
+    lines = []
+    for name in options.networks:
+        if name in made:
+            lines.append(made[name] | {"milliseconds": times(options.files / name, options.size)})
+            print(name, lines[-1]["milliseconds"], flush=True)
+    print(table(lines))
+    if options.json:
+        write_json(options.json, lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", required=True, help="image folder, or torchvision's CIFAR-10")
-    parser.add_argument("--networks", nargs="+", default=NETWORKS, help="of torchvision")
-    parser.add_argument("--size", type=int, default=64, help="side of the images in pixels")
-    parser.add_argument("--bits", nargs="+", default=("8,8", "4,8"))
-    parser.add_argument("--turns", type=int, default=5, help="medians of five runs to take")
-    options = parser.parse_args(arguments)
+    options = parser(__doc__)
+    steps = options.add_subparsers(dest="step", required=True)
+    making, timing = (steps.add_parser(name) for name in ("make", "time"))
+    add_data(making)
+    add_json(timing)
+    for each, run in ((making, make_all), (timing, time_all)):
+        each.add_argument("--files", type=Path, required=True, help="folder for the files")
+        each.add_argument("--networks", nargs="+", default=NETWORKS, help="of torchvision and timm")
+        each.add_argument("--size", type=int, default=64, help="side of the images in pixels")
+        each.set_defaults(run=run)
     warnings.simplefilter("ignore")
-    images = Images.load(options.data, options.size)
-    print(
-        "| network | bits | in integers | own | float, ms | times as fast | own | ours to own | "
-        "int8 | int4 "
-        "| same class, % | top-1, torch | top-1 |"
-    )
-    print("|" + " --- |" * 13)
-    for name in options.networks:
-        for text in options.bits:
-            weight, activation = map(int, text.split(","))
-            print(measure(name, (weight, activation), images, options.turns), flush=True)
+    chosen = options.parse_args(arguments)
+    torch.set_num_threads(1)
+    chosen.run(chosen)
 
 
 if __name__ == "__main__":

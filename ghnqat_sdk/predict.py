@@ -25,6 +25,7 @@ from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
 from ghnqat_sdk.quantization.convert import to_fake_quantized, to_float
 from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.ranges import RangeRule, range_rule
 
 Head = Literal["auto", "predict", "keep", "fit"]
 _FLOAT = Bits(FLOAT_BITS, FLOAT_BITS)
@@ -36,6 +37,7 @@ def predict_quantized_params(
     bits: Pair | Mapping[str, Pair] = (4, 4),
     *,
     first_last_bits: int | None = None,
+    ranges: RangeRule | str | None = None,
     hypernetwork: str | Path | GraphHypernetwork = DEFAULT,
     revision: str | None = None,
     example_inputs: Any = None,
@@ -57,6 +59,8 @@ def predict_quantized_params(
             (4, 4)}. The hypernetwork is told the bits of each layer.
         first_last_bits: Of the weights and activations of the first and last layers; else as `bits`
             says.
+        ranges: How ranges follow from tensors, by default as in the hypernetwork's training;
+            `ClippedRanges(per_channel=True)` gives each output channel of a weight its own.
         hypernetwork: "default" for the weights that ship with the package, a Hub repo id, a local
             folder, or an object.
         revision: Branch, tag or commit of a Hub repo.
@@ -91,6 +95,7 @@ def predict_quantized_params(
     network = hypernetwork
     if not isinstance(network, GraphHypernetwork):
         network = load_pretrained(network, revision=revision)
+    rule = range_rule(network.config.ranges if ranges is None else ranges)
     with _plain_tensors():
         graph, call = trace_with_call(model, example_inputs)
         graph = _told(graph, by_layer, bits, first_last_bits)
@@ -99,7 +104,7 @@ def predict_quantized_params(
         result = model if inplace else copy_with(model, predicted)
         with _restored_after_failure(result if inplace else None):
             names, kept = copy_into(result, predicted, kept | _not_floating(result))
-            state = to_fake_quantized(result, by_layer, network.config.ranges)
+            state = to_fake_quantized(result, by_layer, rule)
             state.signature = call.signature
             state.unquantized = left_in_float(graph, state)
             if calibration is not None:

@@ -18,9 +18,9 @@ def learn_steps(qmodel: nn.Module) -> list[nn.Parameter]:
     """Make the quantization steps of a calibrated model trainable, in place (LSQ, Esser et al.
     2020).
 
-    Activations start from their calibrated ranges, weights from those of their values. The
-    `state_dict` gains a `log_scale` and a `zero_point` for each quantizer; `fix_steps` takes them
-    away again.
+    Activations start from their calibrated ranges, weights from those of their values; weights with
+    a range for each output channel get a step for each. The `state_dict` gains a `log_scale` and a
+    `zero_point` for each quantizer; `fix_steps` takes them away again.
 
     Returns:
         The new parameters, for an optimizer.
@@ -40,7 +40,7 @@ def learn_steps(qmodel: nn.Module) -> list[nn.Parameter]:
                 or not known
             ):
                 continue
-            low, high = (float(end) for end in quantizer.range_of(tensor))
+            low, high = quantizer.range_of(tensor)
             learned = LearnedStepQuantizer(quantizer, low, high).to(layer.weight.device)
             layer._modules[name] = learned.train(layer.training)
             steps.append(learned.log_scale)

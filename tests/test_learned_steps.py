@@ -20,6 +20,7 @@ from ghnqat_sdk.quantization.ranges import ClippedRanges
 from ghnqat_sdk.quantization.report import quantization_report
 from ghnqat_sdk.quantization.store import load_quantized, save_quantized
 
+RANGES = ClippedRanges()
 IMAGES = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(64) % 5
 
@@ -31,9 +32,9 @@ def cnn() -> nn.Module:
     )
 
 
-def make(bits=(4, 4)) -> nn.Module:
+def make(bits=(4, 4), ranges=RANGES) -> nn.Module:
     model = cnn()
-    to_fake_quantized(model, bits, ClippedRanges())
+    to_fake_quantized(model, bits, ranges)
     calibrate(model, [IMAGES])
     return model
 
@@ -159,3 +160,21 @@ def test_an_uncalibrated_model_is_refused():
     to_fake_quantized(model, (4, 4), ClippedRanges())
     with pytest.raises(ArgumentError, match="needs a calibrated model"):
         learn_steps(model)
+
+
+def test_steps_of_channels_are_trained_fixed_and_saved(tmp_path):
+    model = make((3, 4), ClippedRanges(per_channel=True)).eval()
+    before = model(IMAGES)
+    steps = learn_steps(model)
+    assert [step.numel() for step in steps] == [6, 1, 5, 1]
+    torch.testing.assert_close(model(IMAGES), before, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        steps[0].add_(torch.linspace(-0.2, 0.2, 6).view(-1, 1, 1, 1))
+    trained = model(IMAGES)
+    fixed = fix_steps(model)
+    torch.testing.assert_close(fixed(IMAGES), trained, rtol=1e-4, atol=1e-4)
+    assert list(fixed.state_dict()) == list(cnn().state_dict())
+    loaded = load_quantized(cnn(), save_quantized(fixed, tmp_path)).eval()
+    assert torch.equal(loaded(IMAGES), fixed(IMAGES))
+    report = quantization_report(fixed, IMAGES)
+    assert report.layers[0].weight.sqnr > 10

@@ -1,4 +1,4 @@
-"""The console script `ghnqat`: demo, predict, inspect, evaluate, rank, version."""
+"""The console script `ghnqat`: demo, predict, inspect, evaluate, rank, run, version."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ghnqat_sdk.cli.evaluate_command import add_evaluate
 from ghnqat_sdk.cli.inspect_command import add_inspect
 from ghnqat_sdk.cli.predict_command import add_predict
 from ghnqat_sdk.cli.rank_command import add_rank
+from ghnqat_sdk.cli.run_command import add_run
 from ghnqat_sdk.version import __version__
 
 
@@ -37,6 +38,7 @@ def make_parser() -> Parser:
     add_inspect(commands)
     add_evaluate(commands)
     add_rank(commands)
+    add_run(commands)
     _add_version(commands)
     return parser
 

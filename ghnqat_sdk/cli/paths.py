@@ -37,6 +37,7 @@ IMAGES = Named("image folder")
 FOLDER = Named("folder")
 FILE = Named("file")
 PICTURE = Named("picture", (".png", ".svg", ".pdf"))
+EXPORTED = Named("exported model", (".onnx",))
 TENSORS = Named("file", (".safetensors",))
 
 

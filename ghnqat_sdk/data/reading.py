@@ -43,7 +43,7 @@ def from_folder(folder: Path, size: int, channels: int) -> Labelled:
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(p) for p in paths]))
     images = torch.empty(len(labels), channels, size, size, dtype=torch.uint8)
     for row, path in enumerate(path for of_class in paths for path in of_class):
-        images[row] = _decode(path, size, MODES[channels])
+        images[row] = decode_image(path, (size, size), MODES[channels])
     return images, labels, classes
 
 
@@ -195,8 +195,12 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
 
 
-def _decode(path: Path, size: int, mode: str) -> Tensor:
-    """(C, size, size) uint8."""
+def decode_image(path: Path, size: tuple[int, int], mode: str) -> Tensor:
+    """(C, H, W) uint8, resized to the height and width of `size`; `mode` is Pillow's.
+
+    Raises:
+        DataError: it is no image, or a broken one.
+    """
     from PIL import Image
     from torchvision.transforms.functional import pil_to_tensor
 
@@ -207,4 +211,5 @@ def _decode(path: Path, size: int, mode: str) -> Tensor:
         raise DataError(
             f"{str(path)!r} is not a readable image ({error}). Remove or replace the file."
         ) from error
-    return pil_to_tensor(image if image.size == (size, size) else image.resize((size, size)))
+    width_height = size[::-1]
+    return pil_to_tensor(image if image.size == width_height else image.resize(width_height))

@@ -61,7 +61,7 @@ class _StoredWeight(nn.Module):
         levels = torch.round(weight.detach().float() * (1.0 / scale))
         levels = levels.clamp(-zero_point, 2**quantizer.bits - 1 - zero_point)
         self.register_buffer("levels", levels.to(torch.int16))
-        self.register_buffer("scale", scale.repeat(len(weight)))
+        self.register_buffer("scale", scale.flatten().expand(len(weight)).contiguous())
 
     def forward(self, weight: Tensor) -> Tensor:
         stored = (self.levels, self.scale)

@@ -4,6 +4,7 @@ quantization)."""
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -29,7 +30,7 @@ _TRANSPOSED = {
 }
 
 
-def pt2e_quantizer(qmodel: nn.Module) -> Any:
+def pt2e_quantizer(qmodel: nn.Module, *, signed: bool = False) -> Any:
     """A torchao `Quantizer` that quantizes the float twin of a calibrated model exactly as the
     model does.
 
@@ -39,6 +40,9 @@ def pt2e_quantizer(qmodel: nn.Module) -> Any:
 
     Args:
         qmodel: From `predict_quantized_params`, calibrated; stays as it is.
+        signed: Store weights as signed bytes without zero points, which the integer kernels of
+            Inductor on x86 processors need. Exact to 7 bits; 8-bit weights of channels with levels
+            beyond ±127 are rounded again to a coarser step.
 
     Returns:
         A quantizer for `prepare_pt2e(torch.export.export(float_twin, (images,)).module(),
@@ -63,9 +67,13 @@ def pt2e_quantizer(qmodel: nn.Module) -> Any:
 
     class CalibratedQuantizer(Quantizer):
         def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+            weights: dict[str, _Numbers] = {}
             for node in model.graph.nodes:
                 if node.target in _CONVOLUTIONS | _TRANSPOSED:
-                    specs = {x: spec(*n) for x, n in _numbers_of(node, model, layers).items()}
+                    specs = {
+                        x: spec(n)
+                        for x, n in _numbers_of(node, model, layers, weights, signed).items()
+                    }
                     annotation = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
                     node.meta["quantization_annotation"] = annotation
             return model
@@ -96,25 +104,76 @@ def _channels_of(norm: Any) -> int | None:
     return getattr(norm, "num_features", None)
 
 
-_Numbers = tuple[Tensor, Tensor, int, "int | None"]
-"""Scale, zero point, bits, and the dimension of the channels where each has its own."""
+@dataclass(frozen=True)
+class _Numbers:
+    """Scale and zero point, the levels there are, and the dimension of the channels where each has
+    its own."""
+
+    scale: Tensor
+    zero_point: Tensor
+    lowest: int
+    highest: int
+    axis: int | None = None
+
+    @property
+    def affine(self) -> tuple[Tensor, Tensor]:
+        return self.scale, self.zero_point
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.int8 if self.lowest < 0 else torch.uint8
+
+    @property
+    def scheme(self) -> torch.qscheme:
+        if self.axis is None:
+            return torch.per_tensor_affine
+        return torch.per_channel_symmetric if self.lowest < 0 else torch.per_channel_affine
 
 
-def _numbers_of(node: Any, model: Any, layers: dict[str, Any]) -> dict[Any, _Numbers]:
-    """How the input and the weight of a node of the exported model are quantized."""
+def _numbers_of(
+    node: Any, model: Any, layers: dict[str, Any], weights: dict[str, _Numbers], signed: bool
+) -> dict[Any, _Numbers]:
+    """How the input and the weight of a node of the exported model are quantized; `weights` has
+    those that other nodes read as well."""
     name = _layer_of(node, layers)
     layer = layers[name]
     numbers: dict[Any, _Numbers] = {}
     bits = layer.input_quantizer.bits
     if bits != FLOAT_BITS:
         scale, zero_point = scale_and_zero_point(*fixed_input_range(name, layer), bits)
-        numbers[node.args[0]] = (scale.reshape(1), zero_point.reshape(1), bits, None)
+        affine = scale.reshape(1), zero_point.reshape(1)
+        numbers[node.args[0]] = _Numbers(*affine, 0, 2**bits - 1)
     bits = layer.weight_quantizer.bits
     if bits != FLOAT_BITS:
-        axis = int(node.target in _TRANSPOSED)
-        folded = operator.attrgetter(node.args[1].target)(model)
-        numbers[node.args[1]] = (*_folded_numbers(name, layer, folded.detach(), axis), bits, axis)
+        axis, target = int(node.target in _TRANSPOSED), node.args[1].target
+        if target not in weights:
+            folded = operator.attrgetter(target)(model).detach()
+            affine = _folded_numbers(name, layer, folded, axis)
+            weights[target] = _Numbers(*affine, 0, 2**bits - 1, axis)
+            if signed and axis == 0:
+                weights[target], on_levels = _signed(folded, weights[target])
+                _replace(model, target, on_levels)
+        numbers[node.args[1]] = weights[target]
     return numbers
+
+
+def _signed(weight: Tensor, numbers: _Numbers) -> tuple[_Numbers, Tensor]:
+    """The same levels counted from the zero point, and the weight (O, ...) on them: outermost
+    levels are no ends of a signed byte, so that nothing else would clip it."""
+    by_row = -1, *[1] * (weight.ndim - 1)
+    scale, zero_point = (x.to(weight.device).view(by_row) for x in numbers.affine)
+    levels = (weight / scale).round().clamp(-zero_point, numbers.highest - zero_point)
+    top = levels.abs().flatten(1).amax(1)
+    coarser = numbers.scale * (top.cpu() / 127).clamp(min=1.0)
+    nothing = torch.zeros_like(numbers.zero_point)
+    return _Numbers(coarser, nothing, -127, 127, numbers.axis), levels * scale
+
+
+def _replace(model: Any, name: str, weight: Tensor) -> None:
+    """A weight of an exported model; the one before may be the user's own."""
+    owner, _, last = name.rpartition(".")
+    frozen = nn.Parameter(weight, requires_grad=False)
+    setattr(model.get_submodule(owner), last, frozen)
 
 
 def _spec_maker() -> Any:
@@ -141,15 +200,15 @@ def _spec_maker() -> Any:
         def calculate_qparams(self) -> tuple[Tensor, Tensor]:
             return self.scale, self.zero_point
 
-    def spec(scale: Tensor, zero_point: Tensor, bits: int, axis: int | None) -> Any:
-        observer = KnownPerChannelObserver.with_args(scale=scale, zero_point=zero_point)
+    def spec(numbers: _Numbers) -> Any:
+        known = {"scale": numbers.scale, "zero_point": numbers.zero_point}
         return QuantizationSpec(
-            dtype=torch.uint8,
-            observer_or_fake_quant_ctr=observer,
-            quant_min=0,
-            quant_max=2**bits - 1,
-            qscheme=torch.per_tensor_affine if axis is None else torch.per_channel_affine,
-            ch_axis=axis,
+            dtype=numbers.dtype,
+            observer_or_fake_quant_ctr=KnownPerChannelObserver.with_args(**known),
+            quant_min=numbers.lowest,
+            quant_max=numbers.highest,
+            qscheme=numbers.scheme,
+            ch_axis=numbers.axis,
         )
 
     return spec
@@ -182,7 +241,8 @@ def _folded_numbers(name: str, layer: Any, folded: Tensor, axis: int) -> tuple[T
             f"to_float(qmodel).eval()."
         )
     low, high = quantizer.range_of(weight)
-    scale, zero_point = scale_and_zero_point(low, high, quantizer.bits)
+    numbers = scale_and_zero_point(low, high, quantizer.bits)
+    scale, zero_point = (x.cpu().flatten() for x in numbers)  # (1,) or (C,)
     scales = (scale * factor.abs()).float()
     # A scale is positive: a negative factor mirrors the levels instead.
     mirrored = torch.where(factor < 0, 2**quantizer.bits - 1 - zero_point, zero_point)

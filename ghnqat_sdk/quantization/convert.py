@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ghnqat_sdk.bits import Bits, Pair, resolve_bits
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.graph.ops import op_of, quantizable_layers
+from ghnqat_sdk.graph.ops import BY_NAME, op_of, quantizable_layers
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.classes import CHANGED, fake_quantized_class, float_class
 from ghnqat_sdk.quantization.layers import all_in_float, fake_quantized_layers
@@ -22,6 +22,8 @@ from ghnqat_sdk.quantization.state import QuantizationState, require_module
 
 _QUANTIZERS = ("input_quantizer", "weight_quantizer")
 _MEMBERS = ("quantization", "observe", "__module__")
+_TRANSPOSED = BY_NAME["transposed_conv"]
+"""Its weight (I, O, ...) has no rows for its output channels: it keeps one range."""
 _FUSING = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
 
 
@@ -41,7 +43,8 @@ def to_fake_quantized(
     Args:
         model: Any model; modules of other types are left alone.
         bits: (weight, activation), or one such pair for each layer by its name.
-        ranges: Rule that gives a tensor's range.
+        ranges: Rule that gives a tensor's range; transposed convolutions keep one for the weight
+            where others have one for each channel.
         rounding: How values come to the levels of a range.
         warn: Whether an evaluation before calibration is pointed out.
 
@@ -60,7 +63,8 @@ def to_fake_quantized(
         if name in layers:
             weight_bits, input_bits = bits[name] if isinstance(bits, Mapping) else bits
             of_input = FakeQuantizer(input_bits, "activation", ranges, rounding)
-            of_weight = FakeQuantizer(weight_bits, "weight", ranges, rounding)
+            rule = ranges.tensorwise() if op_of(module) is _TRANSPOSED else ranges
+            of_weight = FakeQuantizer(weight_bits, "weight", rule, rounding)
             _put(module, "input_quantizer", of_input)
             _put(module, "weight_quantizer", of_weight)
             state.bits[name] = Bits(weight_bits, input_bits)
@@ -127,6 +131,7 @@ def from_float(
             patterns of layer names to pairs.
         ranges: How ranges follow from tensors: `ClippedRanges`, as the weights that ship have it,
             "min-max", or a `CustomRanges` that names a class of your own.
+            `ClippedRanges(per_channel=True)` gives each output channel of a weight its own.
         rounding: How values come to the levels of a range: "nearest", "noise" (NoiseQuant), or a
             `CustomRounding`.
         inplace: Change `model` itself and return it.

@@ -1,8 +1,9 @@
-"""Tensorwise, asymmetric, uniform quantization as pure functions: ranges, scale, zero point,
-straight-through rounding.
+"""Asymmetric, uniform quantization as pure functions: ranges, scale, zero point, straight-through
+rounding.
 
-Ranges are pairs (low, high) of 0-d float32 tensors or Python floats; every function treats x of any
-shape (...). A NaN in x or in its range comes out as NaN: it is never rounded to a number.
+Ranges are pairs (low, high) of 0-d float32 tensors or Python floats, for a tensor x of any shape
+(...), or of tensors (O, 1, ...), one number for each of the O rows of x (O, ...): the output
+channels of a weight. A NaN in x or in its range comes out as NaN: it is never rounded to a number.
 """
 
 from __future__ import annotations
@@ -15,16 +16,23 @@ from torch import Tensor
 Range = tuple[Tensor, Tensor] | tuple[float, float]
 
 
-def min_max_range(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest value of x (...), as two 0-d tensors."""
+def min_max_range(x: Tensor, *, by_row: bool = False) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of x (...), as two 0-d tensors; of each row as (O, 1, ...)."""
     x = x.detach()
+    if by_row:
+        within = tuple(range(1, x.ndim))
+        return x.amin(within, keepdim=True), x.amax(within, keepdim=True)
     return x.amin(), x.amax()  # five times as fast as aminmax on a CPU
 
 
-def sigma_clipped_range(x: Tensor, sigmas: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Mean ± `sigmas` standard deviations of x (...), never wider than its minimum and maximum."""
-    low, high = min_max_range(x)
-    deviation, mean = torch.std_mean(x.detach().float(), correction=0)
+def sigma_clipped_range(
+    x: Tensor, sigmas: float | Tensor, *, by_row: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Mean ± `sigmas` standard deviations of x (...), never wider than its minimum and maximum; of
+    each row as (O, 1, ...)."""
+    low, high = min_max_range(x, by_row=by_row)
+    within = tuple(range(1, x.ndim)) if by_row else None
+    deviation, mean = torch.std_mean(x.detach().float(), within, correction=0, keepdim=by_row)
     return torch.maximum(low, mean - sigmas * deviation), torch.minimum(
         high, mean + sigmas * deviation
     )
@@ -45,8 +53,9 @@ def scale_and_zero_point(
     2018); an empty range gets scale 1.
 
     Returns:
-        scale: 0-d float32, positive: real value = scale · (integer - zero point).
-        zero point: 0-d float32 holding an integer in 0 … 2^bits - 1.
+        scale: Float32 of the shape of the ends, positive: real value = scale · (integer - zero
+            point).
+        zero point: Alike, holding an integer in 0 … 2^bits - 1.
     """
     levels = 2**bits - 1
     low = torch.clamp(torch.as_tensor(low, dtype=torch.float32), max=0.0)
@@ -80,13 +89,14 @@ def learned_step_quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, bi
     al. 2020).
 
     The gradient of x passes straight through inside the range. That of the scale is the level less
-    x / scale inside, the level outside, times 1 / sqrt(values · (2^bits - 1)). The values are those
-    of `fake_quantize` with the range of these levels, up to the last bit.
+    x / scale inside, the level outside, times 1 / sqrt(values · (2^bits - 1)), where the values are
+    counted that share the scale. The values are those of `fake_quantize` with the range of these
+    levels, up to the last bit.
 
     Args:
         x: Any shape.
-        scale: 0-d, positive.
-        zero_point: Level of 0, fixed; 0-d where it is a tensor.
+        scale: 0-d or (O, 1, ...), positive.
+        zero_point: Level of 0, fixed; of the scale's shape where it is a tensor.
         bits: Of the levels.
     """
     levels = 2**bits - 1
@@ -102,6 +112,10 @@ def _torchs_own(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tens
     """The same values by torch's op, which a traced program can hold and save."""
     wide, zero = x.float(), zero_point.int()
     scale, zero = scale.float().to(x.device), zero.to(x.device)
+    if scale.numel() > 1:
+        ends = scale.flatten(), zero.flatten(), 0, 0, 2**bits - 1
+        return torch.fake_quantize_per_channel_affine(wide, *ends).to(x.dtype)
+    scale, zero = scale.reshape(()), zero.reshape(())
     return torch.fake_quantize_per_tensor_affine(wide, scale, zero, 0, 2**bits - 1).to(x.dtype)
 
 
@@ -126,10 +140,11 @@ def uniform_noise(
 
 
 def _numbers(x: Tensor, *numbers: Tensor) -> tuple[Any, ...]:
-    """0-d tensors for arithmetic with x: scalars make elementwise CPU kernels five times as fast as
-    0-d tensors do."""
+    """Tensors for arithmetic with x: scalars make elementwise CPU kernels five times as fast as 0-d
+    tensors do."""
+    single = all(number.ndim == 0 for number in numbers)
     readable = not (torch.compiler.is_compiling() or any(map(_is_batched, numbers)))
-    if readable and x.device.type == "cpu":
+    if single and readable and x.device.type == "cpu":
         return tuple(number.item() for number in numbers)
     return tuple(number.to(x.device) for number in numbers)
 
@@ -194,8 +209,11 @@ class _LearnedStep(torch.autograd.Function):
         grad_x = _inside(grad, x, **_numbers_of(ctx, saved))
         # The scale's gradient: level - x / scale inside, the level outside. The level is
         # quantized / scale everywhere, and grad_x is 0 outside.
-        total = _dot(grad, quantized) - _dot(grad_x, x)
-        weight = (x.numel() * ctx.levels) ** -0.5
+        if scale.numel() == 1:
+            total = (_dot(grad, quantized) - _dot(grad_x, x)).view_as(scale)
+        else:
+            total = _summed(grad * quantized - grad_x * x, scale.shape)
+        weight = (x.numel() / scale.numel() * ctx.levels) ** -0.5
         return grad_x, (total.to(scale.dtype) / scale * weight), None, None, None, None
 
 
@@ -214,6 +232,11 @@ def _dot(one: Tensor, other: Tensor) -> Tensor:
     if one.ndim == 4 and one.is_contiguous(memory_format=torch.channels_last):
         one, other = one.permute(0, 2, 3, 1), other.permute(0, 2, 3, 1)
     return torch.dot(one.reshape(-1), other.reshape(-1))
+
+
+def _summed(x: Tensor, shape: torch.Size) -> Tensor:
+    """Sum over what `shape`, () or (O, 1, ...), does not tell apart, in float32."""
+    return (x.sum_to_size(shape) if shape else x.sum()).float()
 
 
 def _detach(value: Tensor | float) -> Tensor | float:
@@ -239,7 +262,8 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, _, _, _, scale, zero_point, levels = inputs
+        x, end, _, _, scale, zero_point, levels = inputs
+        ctx.shape = end.shape if isinstance(end, Tensor) else torch.Size()
         # Values that round into 0 … levels are inside, so the limits lie half a step beyond the
         # outermost levels.
         low, high = (-zero_point - 0.5) * scale, (levels - zero_point + 0.5) * scale
@@ -253,7 +277,9 @@ class _FakeQuantize(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = _inside(grad, x, low, high)
         if ctx.needs_input_grad[1]:
-            grad_low = torch.where(x < low, grad, 0.0).sum().float()
+            grad_low = torch.where(x < low, grad, 0.0)
+            grad_low = _summed(grad_low, ctx.shape)
         if ctx.needs_input_grad[2]:
-            grad_high = torch.where(x > high, grad, 0.0).sum().float()
+            grad_high = torch.where(x > high, grad, 0.0)
+            grad_high = _summed(grad_high, ctx.shape)
         return grad_x, grad_low, grad_high, None, None, None, None

@@ -8,15 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS
-from ghnqat_sdk.quantization.functional import learned_step_quantize, scale_and_zero_point
+from ghnqat_sdk.quantization.functional import (
+    Range,
+    learned_step_quantize,
+    scale_and_zero_point,
+)
 from ghnqat_sdk.quantization.ranges import Kind, RangeRule
 from ghnqat_sdk.quantization.roundings import NEAREST, RoundingRule
 
+FrozenRange = tuple[float, float] | tuple[tuple[float, ...], tuple[float, ...]]
+"""(low, high), or the lows and the highs of the output channels."""
+
 
 class FakeQuantizer(nn.Module):
-    """Fake-quantizes one tensor, tensorwise: the weight or the input of a layer.
+    """Fake-quantizes one tensor: the weight or the input of a layer.
 
-    The range is taken from each tensor that comes by, until `freeze` fixes it. It has no parameters
+    The range is taken from each tensor that comes by, until `freeze` fixes it; it is one for the
+    tensor, or one for each output channel of a weight where `ranges` says so. It has no parameters
     and no persistent buffers, so that the `state_dict` of the model around it keeps its keys.
 
     Args:
@@ -35,17 +43,25 @@ class FakeQuantizer(nn.Module):
         self.ranges = ranges
         self.rounding = rounding
         # Plain floats: a frozen range is a constant of the model, and constants compile and export.
-        self.frozen_range: tuple[float, float] | None = None
+        self.frozen_range: FrozenRange | None = None
         # Sees every tensor on its way in, however the layer is called.
         self.observe: Callable[[Tensor], None] | None = None
 
-    def freeze(self, low: float, high: float) -> None:
-        """Use [low, high] for every tensor from now on."""
-        self.frozen_range = (float(low), float(high))
+    def freeze(self, low: Tensor | float, high: Tensor | float) -> None:
+        """Use [low, high] for every tensor from now on; of (O, 1, ...), for each of its rows."""
+        if isinstance(low, Tensor) and isinstance(high, Tensor) and low.ndim:
+            self.frozen_range = (tuple(low.flatten().tolist()), tuple(high.flatten().tolist()))
+        else:
+            self.frozen_range = (float(low), float(high))
 
-    def range_of(self, x: Tensor) -> tuple[Tensor, Tensor] | tuple[float, float]:
-        """(low, high) that x (...) would be quantized with."""
-        return self.frozen_range or self.ranges.of(x, self.kind, self.bits)
+    def range_of(self, x: Tensor) -> Range:
+        """(low, high) that x (...) would be quantized with: numbers, 0-d, or (O, 1, ...)."""
+        if self.frozen_range is None:
+            return self.ranges.of(x, self.kind, self.bits)
+        low, high = self.frozen_range
+        if isinstance(low, float) or isinstance(high, float):
+            return self.frozen_range  # type: ignore[return-value]
+        return _by_row(low, x), _by_row(high, x)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (...) on the levels of its range: same shape and dtype."""
@@ -59,9 +75,19 @@ class FakeQuantizer(nn.Module):
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
         known = self.frozen_range
-        found = "dynamic" if known is None else "[{:.4g}, {:.4g}]".format(*known)
+        if known is None:
+            frozen = "dynamic"
+        elif isinstance(known[0], tuple):
+            frozen = f"{len(known[0])} channels"
+        else:
+            frozen = "[{:.4g}, {:.4g}]".format(*known)
         rule = type(self.ranges).__name__
-        return f"{self.kind}, bits={self.bits}, ranges={rule}, range={found}"
+        return f"{self.kind}, bits={self.bits}, ranges={rule}, range={frozen}"
+
+
+def _by_row(numbers: tuple[float, ...], x: Tensor) -> Tensor:
+    """(O, 1, ...) beside x (O, ...)."""
+    return torch.tensor(numbers, device=x.device).view(-1, *[1] * (x.ndim - 1))
 
 
 class LearnedStepQuantizer(FakeQuantizer):
@@ -72,20 +98,22 @@ class LearnedStepQuantizer(FakeQuantizer):
 
     Args:
         like: Where bits, kind and rules come from.
-        low, high: The range to start from.
+        low, high: The range to start from; of (O, 1, ...), a step for each output channel.
     """
 
-    def __init__(self, like: FakeQuantizer, low: float, high: float) -> None:
+    def __init__(self, like: FakeQuantizer, low: Tensor | float, high: Tensor | float) -> None:
         super().__init__(like.bits, like.kind, like.ranges)
         scale, zero_point = scale_and_zero_point(low, high, like.bits)
         self.log_scale = nn.Parameter(scale.log())
         self.zero_point: Tensor
         self.register_buffer("zero_point", zero_point)
 
-    def range_of(self, x: Tensor) -> tuple[float, float]:
+    def range_of(self, x: Tensor) -> Range:
         """(low, high) of the levels as they stand, whatever x is."""
-        scale = self.log_scale.detach().exp().item()
-        zero_point = self.zero_point.item()
+        scale, zero_point = self.log_scale.detach().exp(), self.zero_point
+        if scale.ndim == 0:
+            number, zero = scale.item(), zero_point.item()
+            return -zero * number, (2**self.bits - 1 - zero) * number
         return -zero_point * scale, (2**self.bits - 1 - zero_point) * scale
 
     def forward(self, x: Tensor) -> Tensor:

@@ -29,7 +29,10 @@ class RangeRule:
     """The base of all range rules. One of a user's own derives from it and writes `of`."""
 
     def of(self, x: Tensor, kind: Kind, bits: int) -> Range:
-        """(low, high) of x (...), 0-d tensors or numbers; what lies outside is clipped."""
+        """(low, high) of x (...), 0-d tensors or numbers; what lies outside is clipped.
+
+        Of a weight (O, ...) also tensors (O, 1, ...), a range for each output channel.
+        """
         raise NotImplementedError
 
     def share_of_extremes(self, bits: int) -> float | None:
@@ -42,6 +45,10 @@ class RangeRule:
         needs more."""
         return None
 
+    def tensorwise(self) -> RangeRule:
+        """The same rule with one range for a whole weight."""
+        return self
+
 
 class MinMaxRanges(RangeRule, BaseModel):
     """The range of a tensor is its minimum and maximum, as in the GHN-QAT paper's reference
@@ -49,15 +56,21 @@ class MinMaxRanges(RangeRule, BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["min-max"] = "min-max"
+    per_channel: bool = False
+    """Whether each output channel of a weight has a range of its own; one for the whole tensor
+    otherwise."""
 
     def of(self, x: Tensor, kind: Kind, bits: int) -> Range:
-        return min_max_range(x)
+        return min_max_range(x, by_row=kind == "weight" and self.per_channel)
 
     def share_of_extremes(self, bits: int) -> float | None:
         return 1.0
 
     def sigmas_kept(self, bits: int) -> float | None:
-        return math.inf
+        return None if self.per_channel else math.inf
+
+    def tensorwise(self) -> MinMaxRanges:
+        return self.model_copy(update={"per_channel": False})
 
 
 class ClippedRanges(RangeRule, BaseModel):
@@ -79,19 +92,26 @@ class ClippedRanges(RangeRule, BaseModel):
         2: 0.39, 3: 0.48, 4: 0.58, 5: 0.7, 6: 0.82, 7: 0.92, 8: 1.0,
     }  # fmt: skip
     """Share of the minimum and maximum kept, by activation bits; a missing width is min-max."""
+    per_channel: bool = False
+    """Whether each output channel of a weight has a range of its own; one for the whole tensor
+    otherwise."""
 
     def of(self, x: Tensor, kind: Kind, bits: int) -> Range:
+        by_row = kind == "weight" and self.per_channel
         if kind == "weight" and bits in self.weight_sigmas:
-            return sigma_clipped_range(x, self.weight_sigmas[bits])
+            return sigma_clipped_range(x, self.weight_sigmas[bits], by_row=by_row)
         if kind == "activation" and self.activation_ratio.get(bits, 1.0) < 1.0:
             return ratio_clipped_range(x, self.activation_ratio[bits])
-        return min_max_range(x)
+        return min_max_range(x, by_row=by_row)
 
     def share_of_extremes(self, bits: int) -> float | None:
         return self.activation_ratio.get(bits, 1.0)
 
     def sigmas_kept(self, bits: int) -> float | None:
-        return self.weight_sigmas.get(bits, math.inf)
+        return None if self.per_channel else self.weight_sigmas.get(bits, math.inf)
+
+    def tensorwise(self) -> ClippedRanges:
+        return self.model_copy(update={"per_channel": False})
 
 
 class CustomRanges(Custom, RangeRule):
@@ -116,6 +136,9 @@ class CustomRanges(Custom, RangeRule):
 
     def sigmas_kept(self, bits: int) -> float | None:
         return self.rule.sigmas_kept(bits)
+
+    def tensorwise(self) -> RangeRule:
+        return self.rule.tensorwise()
 
 
 Ranges = Annotated[

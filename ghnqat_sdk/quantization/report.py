@@ -28,7 +28,7 @@ class TensorReport:
 
     Attributes:
         bits: Its bit-width.
-        low, high: The range that it is quantized with.
+        low, high: The range that it is quantized with; the widest where each channel has one.
         scale: Step between two levels.
         zero_point: Level of 0.
         clipped: Share of its values beyond the outermost levels, from 0 to 1.
@@ -197,17 +197,18 @@ def _measure(quantizer: FakeQuantizer, calls: list[Tensor]) -> TensorReport | No
     """What happens to the tensors of all calls; range, scale and zero point of the widest."""
     if quantizer.bits == FLOAT_BITS:
         return None
-    ends = [[float(end) for end in quantizer.range_of(x)] for x in calls]
+    ends = [quantizer.range_of(x) for x in calls]
     outside = signal = noise = 0.0
     for x, (low, high) in zip(calls, ends, strict=True):
-        scale, zero_point = _numbers(low, high, quantizer.bits)
-        top = 2**quantizer.bits - 1 - zero_point
-        outside += ((x < (-zero_point - 0.5) * scale) | (x > (top + 0.5) * scale)).sum().item()
+        step, zero = (n.to(x.device) for n in scale_and_zero_point(low, high, quantizer.bits))
+        top = 2**quantizer.bits - 1 - zero
+        outside += ((x < (-zero - 0.5) * step) | (x > (top + 0.5) * step)).sum().item()
         rounded = quantizer.rounding.quantize(x, low, high, quantizer.bits)
         noise += (rounded - x).double().square().sum().item()
         signal += x.double().square().sum().item()
-    low, high = max(ends, key=lambda pair: pair[1] - pair[0])
-    scale, zero_point = _numbers(low, high, quantizer.bits)
+    single = [pair for low, high in ends for pair in zip(_listed(low), _listed(high), strict=True)]
+    low, high = max(single, key=lambda pair: pair[1] - pair[0])
+    scale, zero_point = (n.item() for n in scale_and_zero_point(low, high, quantizer.bits))
     return TensorReport(
         bits=quantizer.bits,
         low=low,
@@ -219,9 +220,10 @@ def _measure(quantizer: FakeQuantizer, calls: list[Tensor]) -> TensorReport | No
     )
 
 
-def _numbers(low: float, high: float, bits: int) -> tuple[float, float]:
-    scale, zero_point = scale_and_zero_point(low, high, bits)
-    return scale.item(), zero_point.item()
+def _listed(end: Tensor | float) -> list[float]:
+    """An end of a range, or of the ranges of all channels."""
+    numbers: list[float] = torch.as_tensor(end).double().flatten().tolist()
+    return numbers
 
 
 def run_on(qmodel: nn.Module, batch: Any) -> Tensor:

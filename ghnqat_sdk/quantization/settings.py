@@ -18,6 +18,7 @@ from ghnqat_sdk.quantization.roundings import (
 )
 
 _Range = tuple[FiniteFloat, FiniteFloat]
+_RangesOfChannels = tuple[tuple[FiniteFloat, ...], tuple[FiniteFloat, ...]]
 
 
 class Rules(BaseModel):
@@ -60,7 +61,7 @@ class LayerSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     weight_bits: Literal[SUPPORTED_BITS]  # type: ignore[valid-type]
     activation_bits: Literal[SUPPORTED_BITS]  # type: ignore[valid-type]
-    weight_range: _Range | None
+    weight_range: _Range | _RangesOfChannels | None
     activation_range: _Range | None
     rules: Rules | None = None
     """Where they are not those of the first layer."""

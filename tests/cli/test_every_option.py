@@ -37,6 +37,7 @@ BAD = {
     paths.PICTURE: [
         *NO_TEXT, "graph.gif", "graph", "folder.png", "no/such/graph.png", "/proc/graph.png",
     ],
+    paths.EXPORTED: [*NO_TEXT, "model.pt", "model", "no/such/model.onnx"],
     paths.TENSORS: [
         *NO_TEXT, "model.pt", "folder.safetensors", "no/x.safetensors", "file/x.safetensors",
     ],
@@ -66,7 +67,7 @@ def options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 
 GOOD = {
     "model": "deepnets/id/20", "name": "all-bits", "run": "run", "data": "{data}", "output": "new",
-    "steps": "1",
+    "steps": "1", "exported": "model.onnx", "images": "cat.jpg",
 }  # fmt: skip
 
 

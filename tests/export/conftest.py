@@ -9,6 +9,7 @@ from ghnqat_sdk.quantization.convert import to_fake_quantized
 from ghnqat_sdk.quantization.ranges import ClippedRanges
 
 Quantized = Callable[..., nn.Module]
+RANGES = ClippedRanges()
 
 
 @pytest.fixture
@@ -22,12 +23,12 @@ def images() -> Tensor:
 def quantized(images: Tensor) -> Quantized:
     """Makes a model fake-quantized and calibrated, with batch norms that do something."""
 
-    def make(model: nn.Module, bits=(8, 8)) -> nn.Module:
+    def make(model: nn.Module, bits=(8, 8), ranges=RANGES) -> nn.Module:
         torch.manual_seed(0)
         for norm in [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]:
             nn.init.normal_(norm.weight)  # some of them negative
             nn.init.normal_(norm.bias)
-        to_fake_quantized(model, bits, ClippedRanges())
+        to_fake_quantized(model, bits, ranges)
         calibrate(model, [images, images + 0.1])
         return model.eval()
 

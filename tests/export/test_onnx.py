@@ -9,6 +9,8 @@ from torch import nn
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.export import export_onnx
 from ghnqat_sdk.qat import learn_steps
+from ghnqat_sdk.quantization.functional import scale_and_zero_point
+from ghnqat_sdk.quantization.ranges import ClippedRanges
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -50,6 +52,25 @@ def test_onnx_runtime_gives_the_outputs_of_the_model(
     assert report.agreement.images == 16
     assert "batch" in report.dynamic
     assert run(tmp_path / "m.onnx", images[:3]).shape == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("bits", "storage", "error"), [((4, 8), "int4", 1e-2), ((3, 4), "int8", 1e-5)]
+)
+def test_ranges_of_channels_become_scales_of_channels(
+    bits, storage, error, quantized, images, tmp_path
+):
+    qmodel = quantized(Pointwise(), bits, ClippedRanges(per_channel=True))
+    report = export_onnx(qmodel, tmp_path / "m.onnx", images, storage=storage)
+    with torch.no_grad():
+        expected = qmodel(images)
+    difference = run(tmp_path / "m.onnx", images) - expected
+    assert difference.square().median() < error * expected.square().mean()
+    assert report.roundings.rounded == 0
+    ranges = qmodel.conv.weight_quantizer.range_of(qmodel.conv.weight)
+    steps = scale_and_zero_point(*ranges, bits[0])[0].flatten()
+    stored = [x for x in constants(tmp_path / "m.onnx").values() if x.shape == (4,)]
+    assert any(np.allclose(x, steps.numpy(), rtol=1e-5) for x in stored if x.dtype == np.float32)
 
 
 def test_weights_are_stored_with_the_bits_of_the_storage(quantized, images, tmp_path):

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
 )
 
+RANGES = ClippedRanges()
 IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -47,12 +48,12 @@ class Net(nn.Module):
         )
 
 
-def quantized(bits) -> nn.Module:
+def quantized(bits, ranges=RANGES) -> nn.Module:
     torch.manual_seed(0)
     model = Net()
     for norm in (model.norm, model.up_norm, model.sum_norm):
         nn.init.normal_(norm.weight)  # some of them negative
-    to_fake_quantized(model, bits, ClippedRanges())
+    to_fake_quantized(model, bits, ranges)
     calibrate(model, [IMAGES])
     return model.eval()
 
@@ -77,8 +78,44 @@ def test_a_converted_model_gives_the_outputs_of_the_model_at_other_bits(bits, no
     assert_same_outputs(bits)
 
 
-def assert_same_outputs(bits):
-    qmodel = quantized(bits)
+@pytest.mark.parametrize("bits", [(8, 8), (4, 8), (3, 4)])
+def test_signed_weights_run_in_the_integer_kernels_of_inductor(bits, no_search):
+    from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer  # noqa: F401
+
+    qmodel = classifier(bits)
+    before = {name: tensor.clone() for name, tensor in qmodel.state_dict().items()}
+    model = converted(qmodel, pt2e_quantizer(qmodel, signed=True))
+    with torch.no_grad():
+        lowered = lower_pt2e_quantized_to_x86(model, (IMAGES,))
+        expected = qmodel(IMAGES)
+        difference = (lowered(IMAGES) - expected).square().sum()
+    assert difference < (1e-2 if bits[0] == 8 else 1e-4) * expected.square().sum()
+    calls = [str(node.target) for node in lowered.graph.nodes if node.op == "call_function"]
+    assert sum("qconv_pointwise" in call for call in calls) == 2
+    assert sum("qlinear_pointwise" in call for call in calls) == 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in qmodel.state_dict().items())
+
+
+def classifier(bits) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 5),
+    )  # fmt: skip
+    nn.init.normal_(model[1].weight)  # some of them negative
+    to_fake_quantized(model, bits, RANGES)
+    calibrate(model, [IMAGES])
+    return model.eval()
+
+
+def test_ranges_of_channels_are_taken_over(no_search):
+    assert_same_outputs((4, 8), ClippedRanges(per_channel=True))
+
+
+def assert_same_outputs(bits, ranges=RANGES):
+    qmodel = quantized(bits, ranges)
     model = converted(qmodel, pt2e_quantizer(qmodel))
     with torch.no_grad():
         difference = (model(IMAGES) - qmodel(IMAGES)).abs()

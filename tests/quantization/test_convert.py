@@ -7,10 +7,10 @@ from torch import nn
 
 from ghnqat_sdk.errors import ArgumentError, UncalibratedWarning
 from ghnqat_sdk.quantization.classes import LAYERS
-from ghnqat_sdk.quantization.convert import to_fake_quantized, to_float
+from ghnqat_sdk.quantization.convert import from_float, to_fake_quantized, to_float
 from ghnqat_sdk.quantization.functional import fake_quantize
 from ghnqat_sdk.quantization.layers import fake_quantized_layers
-from ghnqat_sdk.quantization.ranges import MinMaxRanges
+from ghnqat_sdk.quantization.ranges import ClippedRanges, MinMaxRanges
 
 RANGES = MinMaxRanges()
 
@@ -137,3 +137,10 @@ def test_one_value_per_channel_before_calibration_is_explained():
     to_fake_quantized(model, (4, 4), RANGES, warn=False)
     with pytest.raises(ArgumentError, match="calibrate"):
         model(torch.randn(1, 4))
+
+
+def test_transposed_convolutions_keep_one_range_where_others_have_one_for_each_channel():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 2, 2))
+    qmodel = from_float(model, bits=(4, 4), ranges=ClippedRanges(per_channel=True))
+    ranges = [layer.weight_quantizer.range_of(layer.weight) for layer in qmodel]
+    assert [tuple(low.shape) for low, _ in ranges] == [(4, 1, 1, 1), ()]

@@ -1,0 +1,95 @@
+"""`ghnqat run`: classify images with an exported model."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from importlib.util import find_spec
+from typing import Any
+
+from ghnqat_sdk.cli.arguments import Whole
+from ghnqat_sdk.cli.console import add_command, add_json_flag
+from ghnqat_sdk.cli.paths import EXPORTED, FILE, check_input_file
+from ghnqat_sdk.errors import ArgumentError, DataError
+from ghnqat_sdk.progress import working
+
+MOST_CLASSES = 1000
+MOST_THREADS = 1024
+
+
+def add_run(commands: Any) -> None:
+    """The command and its options."""
+    run = add_command(
+        commands,
+        "run",
+        "classify images with an exported model",
+        check=_check,
+        run=_run,
+        description="Classify images with a file that export_onnx(..., images=...) wrote, in ONNX "
+        "Runtime. Image size, normalization and classes are those in the file.",
+    )
+    run.add_argument("exported", type=EXPORTED, metavar="MODEL.onnx", help="the exported model")
+    run.add_argument("images", type=FILE, nargs="+", metavar="IMAGE", help="JPEG, PNG and the like")
+    run.add_argument(
+        "--top",
+        type=Whole(1, MOST_CLASSES),
+        default=1,
+        help="how many classes to print (default: 1)",
+    )
+    run.add_argument(
+        "--threads",
+        type=Whole(1, MOST_THREADS),
+        default=1,
+        help="that compute one image (default: 1)",
+    )
+    run.add_argument(
+        "--time", action="store_true", help="measure the time of one image as well, without reading"
+    )
+    add_json_flag(run)
+
+
+def _check(options: Namespace) -> None:
+    check_input_file("MODEL.onnx", options.exported)
+    for image in options.images:
+        check_input_file("IMAGE", image)
+    if find_spec("onnxruntime") is None:
+        raise ArgumentError(
+            'ONNX Runtime is not installed. Write pip install "ghnqat-sdk[onnx]", or pip install '
+            "onnxruntime"
+        )
+
+
+def _run(options: Namespace) -> None:
+    with working("loading the model"):
+        from ghnqat_sdk.export.classifier import OnnxClassifier
+
+        classifier = OnnxClassifier(options.exported, threads=options.threads)
+    inputs = [_read(classifier, image) for image in options.images]
+    found = [classifier.top(x, options.top) for x in inputs]
+    milliseconds = classifier.milliseconds(inputs[0]) if options.time else None
+    if options.json:
+        print(json.dumps(_facts(options, found, milliseconds)))
+        return
+    width = max(map(len, options.images))
+    for image, classes in zip(options.images, found, strict=True):
+        words = "  ".join(f"{name} {100 * share:.1f} %" for name, share in classes)
+        print(f"{image:{width}}  {words}")
+    if milliseconds is not None:
+        threads = "1 thread" if options.threads == 1 else f"{options.threads} threads"
+        print(f"one image: {milliseconds:.2f} ms (median, {threads})")
+
+
+def _read(classifier: Any, image: str) -> Any:
+    try:
+        return classifier.read(image)
+    except DataError as error:
+        raise ArgumentError(str(error)) from error
+
+
+def _facts(options: Namespace, found: list[list[tuple[str, float]]], ms: float | None) -> Any:
+    images = [
+        {"image": image, "classes": [{"class": name, "probability": share} for name, share in top]}
+        for image, top in zip(options.images, found, strict=True)
+    ]
+    facts = {"model": options.exported, "images": images}
+    return facts if ms is None else facts | {"milliseconds": ms, "threads": options.threads}
