@@ -78,8 +78,9 @@ class FakeQuantizer(nn.Module):
         frozen = "dynamic"
         if self.frozen_range is not None:
             low, high = self.frozen_range
-            by_channel = isinstance(low, tuple)
-            frozen = f"{len(low)} channels" if by_channel else f"[{low:.4g}, {high:.4g}]"
+            frozen = (
+                f"{len(low)} channels" if isinstance(low, tuple) else f"[{low:.4g}, {high:.4g}]"
+            )
         return f"{self.kind}, bits={self.bits}, ranges={self.ranges.type}, range={frozen}"
 
 
