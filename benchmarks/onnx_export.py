@@ -41,6 +41,7 @@ NETWORKS = (
 OURS = {"w8a8": ((8, 8), "int8"), "w4a8": ((4, 8), "int4")}
 KINDS = ("float", *OURS, "own")
 FACTS = "facts.jsonl"
+TIMES = "times.jsonl"
 TURNS = 5
 LEAST_SECONDS = 0.1
 """Of one turn of one file."""
@@ -219,13 +220,16 @@ def make_all(options: argparse.Namespace) -> None:
 
 
 def time_all(options: argparse.Namespace) -> None:
-    """The times of all files that were made."""
+    """The times of all files that were made and not yet timed."""
     made = {line["network"]: line for line in read_lines(options.files / FACTS)}
-    lines = []
+    timed = {line["network"]: line for line in read_lines(options.files / TIMES)}
     for name in options.networks:
-        if name in made:
-            lines.append(made[name] | {"milliseconds": times(options.files / name, options.size)})
-            print(name, lines[-1]["milliseconds"], flush=True)
+        if name in made and name not in timed:
+            taken = times(options.files / name, options.size)
+            timed[name] = {"network": name, "milliseconds": taken}
+            append(options.files / TIMES, timed[name])
+            print(timed[name], flush=True)
+    lines = [made[name] | timed[name] for name in options.networks if name in timed]
     print(table(lines))
     if options.json:
         write_json(options.json, lines)
