@@ -235,8 +235,9 @@ def _follow(run: Run, steps: int, as_json: bool) -> None:
     if as_json:
         print(json.dumps(vars(run.progress)))
     else:
-        progress = run.progress
-        print(f"{run.folder}: {progress.step} steps, best validation {progress.best:.1f} %")
+        best = run.progress.best
+        validated = f"best validation {best:.1f} %" if best >= 0 else "not validated yet"
+        print(f"{run.folder}: {run.progress.step} steps, {validated}")
 
 
 def standing(progress: Progress, report: StepReport) -> dict[str, str]:
