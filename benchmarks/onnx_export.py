@@ -131,12 +131,10 @@ def measure(name: str, bits: tuple[int, int], images: Images, turns: int) -> str
     right = [(chosen == images.labels).float().mean().item() for chosen in (expected, ours)]
     return (
         f"| {name} | W{bits[0]}/A{bits[1]} | {report.integer_convolutions} of "
-        f"{report.convolutions} "
-        f"| {integer_convolutions(files[2])} | {times[0]:.2f} | {times[0] / times[1]:.2f} | "
-        f"{times[0] / times[2]:.2f} "
-        f"| {times[2] / times[1]:.2f} | {report.size / report.float_size:.3f} | "
-        f"{packed / report.float_size:.3f} "
-        f"| {100 * (ours == expected).float().mean():.1f} | {100 * right[0]:.1f} | "
+        f"{report.convolutions} | {integer_convolutions(files[2])} | {times[0]:.2f} | "
+        f"{times[0] / times[1]:.2f} | {times[0] / times[2]:.2f} | {times[2] / times[1]:.2f} | "
+        f"{report.size / report.float_size:.3f} | {packed / report.float_size:.3f} | "
+        f"{100 * (ours == expected).float().mean():.1f} | {100 * right[0]:.1f} | "
         f"{100 * right[1]:.1f} |"
     )
 
@@ -155,8 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     images = Images.load(options.data, options.size)
     print(
         "| network | bits | in integers | own | float, ms | times as fast | own | ours to own | "
-        "int8 | int4 "
-        "| same class, % | top-1, torch | top-1 |"
+        "int8 | int4 | same class, % | top-1, torch | top-1 |"
     )
     print("|" + " --- |" * 13)
     for name in options.networks:

@@ -131,8 +131,7 @@ def _check_decay(options: Namespace) -> None:
     ):
         raise ArgumentError(
             f"RUN {options.run!r} holds no run to branch off. Train one first: ghnqat-train run "
-            "--output "
-            f"{options.run}"
+            f"--output {options.run}"
         )
     _check_training(options)
 
