@@ -94,8 +94,7 @@ def left_in_float(graph: ComputationGraph, state: QuantizationState) -> dict[str
     if lost:
         raise GhnqatError(
             f"Neither fake-quantized nor left in float with a reason: {lost}. This is a bug; "
-            "please "
-            f"report it."
+            "please report it."
         )
     used = {layer for node, layer in runs if node.quantized or node.parameters}
     unused = [name for name in state.bits if name not in used and name not in named]

@@ -40,8 +40,7 @@ def parse_bits(bits: Any) -> Bits:
     if not valid or not all(_is_width(width) for width in bits):
         raise ArgumentError(
             f"bits={bits!r} is not a (weight, activation) pair of bit-widths. Each is a whole "
-            "number from 2 to 8, or "
-            f"32 for float. Write, for example, bits=(4, 4) or bits=(2, 32)."
+            "number from 2 to 8, or 32 for float. Write, for example, bits=(4, 4) or bits=(2, 32)."
         )
     return Bits(int(bits[0]), int(bits[1]))
 
@@ -58,8 +57,7 @@ def parse_bits_text(text: str) -> Bits:
     except ValueError as error:
         raise ArgumentError(
             f"--bits {text!r} is not WEIGHT,ACTIVATION with each from 2 to 8, or 32 for float. "
-            "Write, for example, "
-            f"--bits 4,4"
+            "Write, for example, --bits 4,4"
         ) from error
 
 

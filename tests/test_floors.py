@@ -1,6 +1,7 @@
 """The house of the package: a module imports only from floors below it, and in no circle."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -34,6 +35,13 @@ def room(module: str) -> str:
 
 def floor(module: str) -> int:
     return next(number for number, rooms in enumerate(FLOORS) if room(module) in rooms)
+
+
+def test_contributing_page_shows_every_room():
+    page = (Path(__file__).parents[1] / "docs" / "contributing.md").read_text(encoding="utf-8")
+    (drawing,) = re.findall(r"## Where things are.*?```text\n(.*?)```", page, re.DOTALL)
+    shown = {word.rstrip("/") for word in re.findall(r"[a-z]+/?", drawing)}
+    assert {name for rooms in FLOORS for name in rooms} <= shown
 
 
 def imports(module: str, path: Path) -> Iterator[tuple[str, int]]:

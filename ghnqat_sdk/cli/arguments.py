@@ -86,8 +86,7 @@ def bits_by_layer(text: str) -> Bits | dict[str, Bits]:
     if not all(patterns) or len(set(patterns)) < len(patterns):
         raise ArgumentTypeError(
             f"{_shown(text)} is not PATTERN=W,A;PATTERN=W,A with each pattern once. Write, for "
-            "example, "
-            f"'stem*=8,8;*=4,4'"
+            "example, 'stem*=8,8;*=4,4'"
         )
     return {
         pattern: bits_pair(pair) for pattern, (_, _, pair) in zip(patterns, entries, strict=True)
@@ -135,8 +134,7 @@ def model_name(text: str) -> str:
     elif not _OF_TORCHVISION.fullmatch(text):
         raise ArgumentTypeError(
             f"{_shown(text)} is no model. Write a torchvision model (resnet18), MODULE:CALLABLE "
-            "for your own, or an "
-            f"architecture (deepnets/id/3)"
+            "for your own, or an architecture (deepnets/id/3)"
         )
     return text
 
@@ -146,8 +144,7 @@ def _check_architecture(text: str) -> None:
     if text.count("/") != 2 or not (index.isascii() and index.isdecimal() and len(index) < 10):
         raise ArgumentTypeError(
             f"{_shown(text)} is not SPACE/SPLIT/INDEX. Write, for example, deepnets/id/3 or "
-            "families/test/7; a model "
-            f"of your own is MODULE:CALLABLE"
+            "families/test/7; a model of your own is MODULE:CALLABLE"
         )
     if split not in SPACES.get(space, ()):
         known = ", ".join(f"{name}/{one}" for name, splits in SPACES.items() for one in splits)

@@ -75,8 +75,7 @@ def _demo(options: Namespace) -> None:
     tested = sum(comparison.predicted.images)
     print(
         f"{options.model} at {_words(options.bits)}, without training: calibrated on "
-        f"{comparison.calibration} images, "
-        f"tested on {tested} others, CIFAR-10 (JPEG)"
+        f"{comparison.calibration} images, tested on {tested} others, CIFAR-10 (JPEG)"
     )
     print(f"predicted start    {comparison.predicted}")
     print(f"random (He) start  {comparison.random}")

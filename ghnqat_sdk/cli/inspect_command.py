@@ -102,8 +102,7 @@ def _image_size(sizes: tuple[int, ...] | None) -> int:
         text = ",".join(map(str, sizes))
         raise ArgumentError(
             f"--input {text} is no batch of square colour images, which --data gives. Write, for "
-            "example, "
-            f"--input 2,3,32,32"
+            "example, --input 2,3,32,32"
         )
     return sizes[3]
 

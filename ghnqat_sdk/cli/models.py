@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 MOST_CLASSES = 100_000
 _MODEL = (
     "a torchvision model (resnet18), MODULE:CALLABLE that returns one, or an architecture of a "
-    "space (deepnets/id/3, "
-    "families/test/7)"
+    "space (deepnets/id/3, families/test/7)"
 )
 
 
@@ -204,8 +203,7 @@ def _of_torchvision(name: str, classes: int) -> nn.Module:
     if name not in known:
         raise ArgumentError(
             f"{name!r} is no torchvision classifier ({', '.join(known[:4])}, …). For a model of "
-            "your own, write "
-            f"MODULE:CALLABLE, for example my_models:make_resnet20"
+            "your own, write MODULE:CALLABLE, for example my_models:make_resnet20"
         )
     model: nn.Module = models.get_model(name, weights=None, num_classes=classes)
     return model

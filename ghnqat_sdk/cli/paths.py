@@ -51,8 +51,7 @@ def check_image_folder(root: str, *splits: str) -> None:
     if not folder.is_dir():
         raise ArgumentError(
             f"--data {root!r} is not a folder. Name one with train/<class>/*.jpg and "
-            "test/<class>/*.jpg, or download "
-            f"CIFAR-10: ghnqat-train download --data data/cifar10"
+            "test/<class>/*.jpg, or download CIFAR-10: ghnqat-train download --data data/cifar10"
         )
     if (folder / "cifar-10-batches-py").is_dir():
         return
@@ -60,8 +59,7 @@ def check_image_folder(root: str, *splits: str) -> None:
         if not (folder / part).is_dir():
             raise ArgumentError(
                 f"--data {root!r} has no images: expected {part}/<class>/*.jpg or torchvision's "
-                "cifar-10-batches-py "
-                f"in it. Name the folder above {part}/"
+                f"cifar-10-batches-py in it. Name the folder above {part}/"
             )
 
 
@@ -96,8 +94,7 @@ def check_hypernetwork(option: str, name: str, revision: str | None = None) -> N
         if os.path.exists(name) or not REPO_ID.fullmatch(name) or ".." in name:
             raise ArgumentError(
                 f"{option} {name!r} is not a folder. Write default, a folder that save_pretrained "
-                "or a training run "
-                f"wrote (runs/mine/last), or a Hub repo as owner/name"
+                "or a training run wrote (runs/mine/last), or a Hub repo as owner/name"
             )
         return
     if missing := [f for f in (CONFIG_FILE, WEIGHTS_FILE) if not Path(name, f).is_file()]:
@@ -105,8 +102,7 @@ def check_hypernetwork(option: str, name: str, revision: str | None = None) -> N
         nearby = f"; there is one in {', '.join(inside)}" if inside else ""
         raise ArgumentError(
             f"{option} {name!r} holds no hypernetwork: it lacks {' and '.join(missing)}{nearby}. "
-            "Name a folder that "
-            f"save_pretrained or a training run wrote"
+            "Name a folder that save_pretrained or a training run wrote"
         )
 
 

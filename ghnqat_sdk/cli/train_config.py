@@ -87,6 +87,5 @@ def _check_files(config: RunConfig) -> None:
     if config.hints is not None and not Path(config.hints.teacher).is_file():
         raise ArgumentError(
             f"The config's hints.teacher = {config.hints.teacher!r} is no file. Train one, "
-            "ghnqat-train teacher "
-            f"--output teacher.safetensors, or go without: --set hints=null"
+            "ghnqat-train teacher --output teacher.safetensors, or go without: --set hints=null"
         )

@@ -131,8 +131,7 @@ def _check_decay(options: Namespace) -> None:
     ):
         raise ArgumentError(
             f"RUN {options.run!r} holds no run to branch off. Train one first: ghnqat-train run "
-            "--output "
-            f"{options.run}"
+            f"--output {options.run}"
         )
     _check_training(options)
 
@@ -235,8 +234,9 @@ def _follow(run: Run, steps: int, as_json: bool) -> None:
     if as_json:
         print(json.dumps(vars(run.progress)))
     else:
-        progress = run.progress
-        print(f"{run.folder}: {progress.step} steps, best validation {progress.best:.1f} %")
+        best = run.progress.best
+        validated = f"best validation {best:.1f} %" if best >= 0 else "not validated yet"
+        print(f"{run.folder}: {run.progress.step} steps, {validated}")
 
 
 def standing(progress: Progress, report: StepReport) -> dict[str, str]:

@@ -125,8 +125,7 @@ def _require_known(graph: Graph, given: Given, float_edges: Sequence[str]) -> No
         if not any(fnmatchcase(name, pattern) for name in known):
             raise ArgumentError(
                 f"float_edges has {pattern!r}, and no value that runs in integers has such a name. "
-                "These do: "
-                f"{', '.join(name for name in order if name in known)}."
+                f"These do: {', '.join(name for name in order if name in known)}."
             )
 
 

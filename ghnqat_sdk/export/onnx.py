@@ -191,8 +191,7 @@ def _checked(
     if not agreement.close:
         raise ExportError(
             "ONNX Runtime gives other outputs than the model, so nothing was written. Pass more "
-            "images, or keep "
-            f"values in float: float_edges=['*'] keeps all.\n{report}"
+            f"images, or keep values in float: float_edges=['*'] keeps all.\n{report}"
         )
     return report
 
@@ -225,8 +224,7 @@ def _checked_opset(storage: Any, opset: Any) -> int:
     if type(opset) is not int or not lowest <= opset <= highest:
         raise ArgumentError(
             f"opset={opset!r} is not one that {storage!r} can be written with. Write a whole "
-            f"number from {lowest} to "
-            f"{highest}, or leave it out."
+            f"number from {lowest} to {highest}, or leave it out."
         )
     return opset
 
@@ -238,8 +236,7 @@ def _on_cpu(batch: Any) -> Inputs:
     if not values or not all(isinstance(x, Tensor) and x.ndim and len(x) for x in values):
         raise ArgumentError(
             f"export_onnx got a batch of type {type(batch).__name__}; expected a tensor (N, C, H, "
-            "W), a tuple of them, "
-            f"or a dict. Write export_onnx(qmodel, 'model.onnx', images)."
+            "W), a tuple of them, or a dict. Write export_onnx(qmodel, 'model.onnx', images)."
         )
     plain = [x.detach().cpu().contiguous() for x in values]
     return dict(zip(several, plain, strict=True)) if isinstance(several, dict) else tuple(plain)
@@ -254,8 +251,7 @@ def _require_float32(model: nn.Module, inputs: Inputs) -> None:
     if others:
         raise ArgumentError(
             f"export_onnx got a model or a batch in {', '.join(sorted(others))}; expected float32. "
-            "Write "
-            f"export_onnx(copy.deepcopy(qmodel).float(), 'model.onnx', images.float())."
+            "Write export_onnx(copy.deepcopy(qmodel).float(), 'model.onnx', images.float())."
         )
 
 

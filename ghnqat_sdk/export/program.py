@@ -153,8 +153,7 @@ def to_onnx(model: nn.Module, inputs: Inputs, opset: int) -> Any:
     reason = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
     raise ArgumentError(
         f"torch.export, and so torch.onnx, cannot take this {type(model).__name__}: {reason}. See "
-        "to it that "
-        f"torch.export.export(qmodel, (images,)) works."
+        "to it that torch.export.export(qmodel, (images,)) works."
     ) from errors[-1]
 
 

@@ -94,9 +94,8 @@ def _require_foldable(qmodel: nn.Module) -> None:
         if isinstance(norm, CalibratedNorm) and _channels_of(norm) == layer.out_channels:
             raise ArgumentError(
                 f"torchao cannot fold the batch norm {norm_name!r} into {name!r}, a transposed "
-                "convolution with "
-                f"{layer.groups} groups. Use groups=1 there, or write export_onnx(qmodel, "
-                "'model.onnx', images)."
+                f"convolution with {layer.groups} groups. Use groups=1 there, or write "
+                "export_onnx(qmodel, 'model.onnx', images)."
             )
 
 
@@ -222,8 +221,7 @@ def _layer_of(node: Any, layers: dict[str, Any]) -> str:
             return path
     raise ArgumentError(
         f"The exported model has a {node.target} in {paths[-1] if paths else 'no module'!r}, which "
-        "is no layer of the "
-        f"fake-quantized model. Export to_float(qmodel).eval()."
+        "is no layer of the fake-quantized model. Export to_float(qmodel).eval()."
     )
 
 

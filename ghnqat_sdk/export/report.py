@@ -81,9 +81,8 @@ class Agreement:
     def __str__(self) -> str:
         return (
             f"ONNX Runtime on {self.images} images: largest difference "
-            f"{self.largest_difference:.2g} where the "
-            f"largest output is {self.largest_output:.2g}, the same class for "
-            f"{100 * self.same_class:.1f} %"
+            f"{self.largest_difference:.2g} where the largest output is {self.largest_output:.2g}, "
+            f"the same class for {100 * self.same_class:.1f} %"
         )
 
 
@@ -140,8 +139,7 @@ class OnnxReport:
         smaller = self.float_size / self.size
         lines = [
             f"{self.path}: {self.size:,} bytes ({smaller:.1f} times smaller than in float), opset "
-            f"{self.opset}, "
-            f"any {', '.join(self.dynamic) or 'size that it was exported with'}",
+            f"{self.opset}, any {', '.join(self.dynamic) or 'size that it was exported with'}",
             f"  in integers: {self.integer_convolutions} of {self.convolutions} convolutions",
         ]
         if self.simulated:

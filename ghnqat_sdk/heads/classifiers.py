@@ -140,8 +140,7 @@ class Classifier:
             raise ArgumentError(
                 f"{self.name!r} got {int(self.seen.sum())} images of {int((self.seen > 0).sum())} "
                 f"classes; expected at least {HELD_OUT_EACH} of each of two or more. Write "
-                f"{LABELLED} "
-                f"with more labelled images."
+                f"{LABELLED} with more labelled images."
             )
         features, labels = (torch.cat(parts) for parts in zip(*self.held, strict=True))
         held_out = features, labels, self._quantized
@@ -205,8 +204,7 @@ def refuse_fixed(name: str, layer: Any) -> None:
     if learned or getattr(layer.weight_quantizer, "frozen_range", None) is not None:
         raise ArgumentError(
             f"The weight of {name!r} has {'learned' if learned else 'fixed'} steps, which belong "
-            "to "
-            f"the old weight. Call fit_head before learn_steps."
+            "to the old weight. Call fit_head before learn_steps."
         )
     if type(layer.weight) is not nn.Parameter:
         raise ArgumentError(

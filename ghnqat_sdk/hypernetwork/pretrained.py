@@ -249,9 +249,8 @@ def _read_weights(path: Path, config: HypernetworkConfig) -> GraphHypernetwork:
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(
             f"{str(path)!r} is damaged, or not the safetensors file of this config: {error}. "
-            "Restore the file that "
-            "save_pretrained wrote; a file from torch.save is never read, since loading one can "
-            "run code."
+            "Restore the file that save_pretrained wrote; a file from torch.save is never read, "
+            "since loading one can run code."
         ) from error
     return hypernetwork.eval()
 

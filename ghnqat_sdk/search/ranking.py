@@ -177,8 +177,7 @@ def _named(entry: Any) -> tuple[str, Any]:
     if not pair or not isinstance(entry[0], str) or not isinstance(entry[1], nn.Module):
         raise ArgumentError(
             f"A network is given as {type(entry).__name__}; expected a pair (name, nn.Module) or "
-            "an "
-            f"architecture of a space. Write {_PAIRS}."
+            f"an architecture of a space. Write {_PAIRS}."
         )
     return entry[0], entry[1]
 

@@ -106,8 +106,7 @@ def suggest_bits(
     if spent > budget:
         raise ArgumentError(
             f"The budget of {budget:,.0f} is below {spent:,.0f}, which the cheapest candidates "
-            "cost everywhere. Raise "
-            f"it, or add cheaper candidates."
+            "cost everywhere. Raise it, or add cheaper candidates."
         )
     while step := _best_step(chosen, sensitivity, pairs, cost, budget - spent):
         name, bits = step
@@ -178,7 +177,6 @@ def _check_candidates(candidates: Any) -> list[Pair]:
     if not pairs or (FLOAT_BITS, FLOAT_BITS) in pairs:
         raise ArgumentError(
             f"candidates={candidates!r} is not a list of (weight, activation) pairs below float. "
-            "Write "
-            f"candidates=[(2, 2), (4, 4), (8, 8)]."
+            "Write candidates=[(2, 2), (4, 4), (8, 8)]."
         )
     return list(dict.fromkeys(pairs))

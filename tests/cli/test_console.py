@@ -34,11 +34,9 @@ def test_both_scripts_tell_their_version(capsys, name):
 )
 def test_torch_is_not_imported_for_help_or_for_what_cannot_be_meant(module, arguments):
     code = (
-        f"import sys\nfrom ghnqat_sdk.cli.{module} import main\n"
-        f"try: main({arguments})\nexcept SystemExit: pass\n"
-        "heavy = [n for n in ('torch', 'numpy', 'pydantic', 'huggingface_hub', 'tqdm') if n in "
-        "sys.modules]\n"
-        "print(heavy, file=sys.stderr)"
+        f"import sys\nfrom ghnqat_sdk.cli.{module} import main\ntry: main({arguments})\nexcept "
+        "SystemExit: pass\nheavy = [n for n in ('torch', 'numpy', 'pydantic', 'huggingface_hub', "
+        "'tqdm') if n in sys.modules]\nprint(heavy, file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True

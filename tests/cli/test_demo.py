@@ -78,10 +78,8 @@ def test_without_matplotlib_the_demo_says_how_to_get_it(demo, capsys, monkeypatc
 
 def test_a_model_that_cannot_run_on_small_images_is_refused(demo, capsys, tmp_path):
     (tmp_path / "here" / "for_demo.py").write_text(
-        "from torch import nn\n"
-        "def big(): return nn.Sequential(nn.Conv2d(3, 4, 99))\n"
-        "def seven(): return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, "
-        "7))\n"
+        "from torch import nn\ndef big(): return nn.Sequential(nn.Conv2d(3, 4, 99))\ndef seven(): "
+        "return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 7))\n"
     )
     checkpoint = str(tmp_path / "checkpoint")
     for name, reason in (("big", "2,3,32,32"), ("seven", "tells 7 classes")):

@@ -50,9 +50,8 @@ def test_inspect_as_json_is_the_graph(capsys):
 def test_inspect_shows_what_each_node_reads(capsys, tmp_path, monkeypatch):
     (tmp_path / "branching.py").write_text(
         "from torch import nn\nclass Net(nn.Module):\n    def __init__(self):\n        "
-        "super().__init__()\n"
-        "        self.conv = nn.Conv2d(3, 3, 1, bias=False)\n"
-        "    def forward(self, x):\n        return x + self.conv(x)\n"
+        "super().__init__()\n        self.conv = nn.Conv2d(3, 3, 1, bias=False)\n    def "
+        "forward(self, x):\n        return x + self.conv(x)\n"
     )
     monkeypatch.chdir(tmp_path)
     assert main(["inspect", "branching:Net"]) == 0

@@ -247,9 +247,8 @@ def test_revision_out_of_the_repo_is_refused(hub, tmp_path, revision):
 
 def test_environment_names_the_hub_and_its_cache(hub, tmp_path):
     program = (
-        "import sys; from ghnqat_sdk.hypernetwork.pretrained import load_pretrained; "
-        "assert 'huggingface_hub' not in sys.modules; "
-        "print(load_pretrained('me/ghn').config.num_classes)"
+        "import sys; from ghnqat_sdk.hypernetwork.pretrained import load_pretrained; assert "
+        "'huggingface_hub' not in sys.modules; print(load_pretrained('me/ghn').config.num_classes)"
     )
     root = Path(pretrained.__file__).parents[2]
     environment = {
