@@ -62,7 +62,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=0.003)
+    parser.add_argument("--learning-rate", type=float, default=0.01)
     parser.add_argument("--output", metavar="FILE.onnx", help="export the network")
     parser.add_argument("--plot", metavar="FILE.png", help="draw which classes are confused")
     return parser.parse_args(arguments)

@@ -1,11 +1,14 @@
-"""`ghnqat predict`: a model's parameters into a file."""
+"""`ghnqat predict`: a model's parameters into a file, with a head for the classes of a folder if
+asked."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
+from ghnqat_sdk.cli.arguments import Whole
 from ghnqat_sdk.cli.console import add_command, add_json_flag
 from ghnqat_sdk.cli.models import (
     add_bits,
@@ -16,10 +19,25 @@ from ghnqat_sdk.cli.models import (
     predicted,
     traced,
 )
-from ghnqat_sdk.cli.paths import TENSORS, check_output_file, replacing
+from ghnqat_sdk.cli.paths import (
+    IMAGES,
+    TENSORS,
+    check_image_folder,
+    check_output_file,
+    replacing,
+)
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.progress import working
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ghnqat_sdk.accounting import PredictionReport
+    from ghnqat_sdk.heads import HeadReport
+
+SMALLEST, LARGEST = 8, 1024
+MOST_IMAGES = 1_000_000
+_CLASSES = 10
 
 
 def add_predict(commands: Any) -> None:
@@ -27,14 +45,32 @@ def add_predict(commands: Any) -> None:
     what = "predict a model's parameters and save them"
     parser = add_command(commands, "predict", what, check=_check, run=_predict)
     add_model(parser)
+    parser.set_defaults(classes=None)
     add_hypernetwork(parser)
     add_bits(parser)
     parser.add_argument(
         "--head",
-        choices=("auto", "predict", "keep"),
+        choices=("auto", "predict", "keep", "fit"),
         default="auto",
         help="what happens to classifiers: predicted where the number of classes is the "
-        "hypernetwork's, always, never (default: auto)",
+        "hypernetwork's, always, never, or fitted to the images in --data (default: auto)",
+    )
+    parser.add_argument(
+        "--data",
+        type=IMAGES,
+        help="image folder for --head fit, train/<class>/*.jpg; the model gets its classes",
+    )
+    parser.add_argument(
+        "--size",
+        type=Whole(SMALLEST, LARGEST),
+        default=32,
+        help="side in pixels that the images in --data are resized to (default: 32)",
+    )
+    parser.add_argument(
+        "--images",
+        type=Whole(1, MOST_IMAGES),
+        default=4000,
+        help="most images of --data, drawn at random (default: 4000)",
     )
     parser.add_argument(
         "--output",
@@ -47,6 +83,17 @@ def add_predict(commands: Any) -> None:
 
 def _check(options: Namespace) -> None:
     check_prediction(options)
+    if (options.head == "fit") != (options.data is not None):
+        raise ArgumentError(
+            f"--head {options.head} "
+            + (
+                "needs images. Add --data FOLDER"
+                if options.data is None
+                else "takes no --data. Write --head fit"
+            )
+        )
+    if options.data is not None:
+        check_image_folder(options.data, "train")
     if options.output is not None:
         check_output_file("--output", options.output)
 
@@ -54,18 +101,58 @@ def _check(options: Namespace) -> None:
 def _predict(options: Namespace) -> None:
     from ghnqat_sdk.accounting import prediction_report
 
-    model = build_model(options.model, options.classes)
+    model = build_model(options.model, _classes(options))
     if options.input is not None:
         traced(model, options.input)  # a shape that does not fit is found before weights are read
-    qmodel = predicted(options, model, options.head)
+    fits = options.head == "fit"
+    qmodel = predicted(options, model, "keep" if fits else options.head)
+    report = prediction_report(qmodel)
+    heads = None
+    if fits:
+        heads = _fitted(options, qmodel)
+        report = _with_fitted(report, heads)
     if options.output is not None:
         _save(qmodel, options.output)
-    report = prediction_report(qmodel)
+    _print(options, report, heads)
+
+
+def _classes(options: Namespace) -> int:
+    """As asked for, else those of the folder."""
+    if options.classes is not None:
+        return int(options.classes)
+    if options.data is None:
+        return _CLASSES
+    from ghnqat_sdk.data import load_images
+
+    with working("loading images"):
+        return len(load_images(options.data, "train", options.size).classes)
+
+
+def _fitted(options: Namespace, qmodel: nn.Module) -> HeadReport:
+    """The model is calibrated afterwards, and its head written."""
+    from ghnqat_sdk.heads import fit_head_to_folder
+
+    return fit_head_to_folder(qmodel, options.data, size=options.size, count=options.images)
+
+
+def _with_fitted(report: PredictionReport, heads: HeadReport) -> PredictionReport:
+    layers = {head.layer for head in heads.heads}
+    kept = {
+        name: "fitted to the labels" if name.rpartition(".")[0] in layers else reason
+        for name, reason in report.kept.items()
+    }
+    return dataclasses.replace(report, kept=kept)
+
+
+def _print(options: Namespace, report: PredictionReport, heads: HeadReport | None) -> None:
     if options.json:
         facts = {"model": options.model, "bits": options.bits, "output": options.output}
-        print(json.dumps(facts | vars(report)))
+        fitted = {} if heads is None else {"heads": list(map(vars, heads.heads))}
+        print(json.dumps(facts | vars(report) | fitted))
         return
     print(report)
+    if heads is not None:
+        print(heads)
     if options.output is not None:
         print(f"saved to {options.output}")
 

@@ -1,5 +1,5 @@
-"""The console script `ghnqat-train`: train a teacher, train a hypernetwork, let it decay; recipes
-and data."""
+"""The console script `ghnqat-train`: train a teacher, train a hypernetwork, let it decay, adapt one
+to other images; recipes and data."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ghnqat_sdk.cli.console import (
     run_command,
 )
 from ghnqat_sdk.cli.paths import FOLDER, check_output_folder
+from ghnqat_sdk.cli.train_adapt import add_adapt
 from ghnqat_sdk.cli.train_run import add_decay, add_run
 from ghnqat_sdk.cli.train_teacher import add_teacher
 
@@ -34,6 +35,7 @@ def make_parser() -> Parser:
     add_run(commands)
     add_decay(commands)
     add_teacher(commands)
+    add_adapt(commands)
     _add_recipes(commands)
     _add_download(commands)
     return parser

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ghnqat_sdk.calls import Call, tensors_in
 from ghnqat_sdk.errors import ArgumentError, TraceError
 from ghnqat_sdk.graph.trace import trace
-from ghnqat_sdk.heads.ridge import ClassSums, Linear, Ridge, choose_strength
+from ghnqat_sdk.heads.ridge import ClassSums, Linear, Ridge, best_scale, choose_strength
 from ghnqat_sdk.quantization.convert import to_float
 from ghnqat_sdk.quantization.state import evaluating
 
@@ -23,6 +23,7 @@ HELD_OUT_MOST = 4096
 """Features of so many images are kept; all further images are fitted to."""
 WIDEST = 16_384
 """Most features of a classifier; the sums over them take 2 GB."""
+_SMOOTHING = 0.2  # of labels: scores as sure as fits best leave training nothing to learn from
 _SIGMAS = 4.0  # below the mean score of a place that a ReLU leaves as they are
 LABELLED = "fit_head(qmodel, [(images, labels)])"
 
@@ -150,7 +151,8 @@ class Classifier:
         final = choose_strength(Ridge(self.sums, intercept), [choice.strength], *held_out)
         # At 2 bits the same strength may round worse, even on images that it was now fitted to.
         best = max(final, choice, key=lambda candidate: candidate.rank)
-        linear = best.linear.scaled(choice.scale)
+        scale, _ = best_scale(choice.scores, labels, smoothing=_SMOOTHING)
+        linear = best.linear.scaled(scale)
         if rectified and linear.bias is not None:
             linear = self._lifted(linear)
         hits = choice.scores.argmax(1) == labels

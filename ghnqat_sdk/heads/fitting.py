@@ -70,9 +70,10 @@ def fit_head(
     regression of one-hot labels on them, in closed form. Every class weighs the same, however many
     images it has. The strength is the one of nine whose quantized classifier is right most often on
     every fifth image of each class, at most 4,096 of them; then all images are fitted to. Logits
-    are scaled to suit cross-entropy. Calibrate before: a model that is not calibrated runs with the
-    statistics of each batch, and stays uncalibrated. Memory grows with the square of the features,
-    not with the images.
+    are scaled to suit cross-entropy with labels smoothed by 0.2, which leaves training something to
+    learn from; its learning rate should be a tenth of a random start's. Calibrate before: a model
+    that is not calibrated runs with the statistics of each batch, and stays uncalibrated. Memory
+    grows with the square of the features, not with the images.
 
     Args:
         qmodel: From `predict_quantized_params` or `from_float`, its classifier a linear layer or a

@@ -119,15 +119,13 @@ class Choice:
     Attributes:
         linear: The classifier, not scaled.
         strength: In the units of `STRENGTHS`.
-        scale: What the scores are multiplied by to suit cross-entropy: an inverse temperature.
         scores: (n, K) of the images held out, not scaled.
         accuracy: The mean of the classes' accuracies, in percent.
-        loss: Cross-entropy of the scaled scores, every class with the same weight.
+        loss: Cross-entropy of the scores at their best scale, every class with the same weight.
     """
 
     linear: Linear
     strength: float
-    scale: float
     scores: Tensor
     accuracy: float
     loss: float
@@ -158,9 +156,9 @@ def choose_strength(
     for strength in strengths:
         linear = ridge.at(strength, quantize)
         scores = linear.quantized(quantize)(features)
-        scale, loss = best_scale(scores, labels)
+        _, loss = best_scale(scores, labels)
         accuracy = balanced_accuracy(scores, labels)
-        choices.append(Choice(linear, strength, scale, scores, accuracy, loss))
+        choices.append(Choice(linear, strength, scores, accuracy, loss))
     return max(choices, key=lambda choice: choice.rank)
 
 
@@ -174,12 +172,15 @@ def balanced_accuracy(scores: Tensor, labels: Tensor) -> float:
 
 
 def best_scale(
-    scores: Tensor, labels: Tensor, scales: Sequence[float] = _SCALES
+    scores: Tensor, labels: Tensor, scales: Sequence[float] = _SCALES, *, smoothing: float = 0.0
 ) -> tuple[float, float]:
-    """(scale, cross-entropy) of the factor that suits scores (n, K) best, classes weighted
-    alike."""
+    """(scale, cross-entropy) of the factor that suits scores (n, K) best, classes weighted alike
+    and labels smoothed."""
     counts = torch.bincount(labels, minlength=scores.shape[1])
-    weights = 1.0 / counts.clamp(min=1)
-    losses = [F.cross_entropy(scale * scores, labels, weights.float()).item() for scale in scales]
+    weights = (1.0 / counts.clamp(min=1)).float()
+    losses = [
+        F.cross_entropy(scale * scores, labels, weights, label_smoothing=smoothing).item()
+        for scale in scales
+    ]
     best = min(range(len(scales)), key=losses.__getitem__)
     return scales[best], losses[best]

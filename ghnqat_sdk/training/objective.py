@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -85,19 +85,24 @@ class Hints(nn.Module):
             projections: Of each stage.
             draw: Chooses blocks.
         """
-        places = [len(wanted) * (index + 1) / len(taps) for index in range(len(taps))]
         chosen = draw.sample(range(len(taps)), min(self.config.blocks, len(taps)))
-        targets = _Targets(wanted)
         total = taps[0].new_zeros((), dtype=torch.float32)
         weights = 0.0
-        for index in chosen:
-            stage = min(len(wanted) - 1, math.ceil(places[index] - 1e-9) - 1)
-            weight = places[index] - stage
-            shown = taps[index][:, : self.config.channels]
-            loss = correlation_loss(shown, targets.of(stage, shown.shape[2]), projections[stage])
-            total = total + weight * loss
+        for stage, weight, shown, target in self.dealt(taps, wanted, chosen):
+            total = total + weight * correlation_loss(shown, target, projections[stage])
             weights += weight
         return total / weights
+
+    def dealt(
+        self, taps: Sequence[Tensor], wanted: Sequence[Tensor], chosen: Iterable[int]
+    ) -> Iterator[tuple[int, float, Tensor, Tensor]]:
+        """Stage, weight, first channels (N, W, h, w) and target (n, s, s, T) of blocks `chosen`."""
+        places = [len(wanted) * (index + 1) / len(taps) for index in range(len(taps))]
+        targets = _Targets(wanted)
+        for index in chosen:
+            stage = min(len(wanted) - 1, math.ceil(places[index] - 1e-9) - 1)
+            shown = taps[index][:, : self.config.channels]
+            yield stage, places[index] - stage, shown, targets.of(stage, shown.shape[2])
 
     def add_gradients(self, gradients: Sequence[Tensor | None], share: float) -> None:
         """Add a share of what one network gave; `gradients` are empty where it had no hints."""
@@ -139,13 +144,7 @@ def correlation_loss(shown: Tensor, target: Tensor, projection: Tensor) -> Tenso
         target: (n, s, s, T) standardized features of the first n images.
         projection: (T, W), of which the first C columns are used.
     """
-    count, side = target.shape[:2]
-    shown = shown[:count]
-    if shown.shape[2] != side or shown.shape[3] != side:
-        shown = F.adaptive_avg_pool2d(shown, side)
-    channels = shown.permute(0, 2, 3, 1).flatten(0, 2).float()  # (M, C)
-    channels = channels - channels.mean(0)
-    features = target.flatten(0, 2)  # (M, T)
+    channels, features = compared(shown, target)
     projection = projection[:, : channels.shape[1]]
     positions = len(channels)
     cross = (features.mT @ channels) / positions  # (T, C)
@@ -153,6 +152,16 @@ def correlation_loss(shown: Tensor, target: Tensor, projection: Tensor) -> Tenso
     covariances = (projection * cross).sum(1)
     variances = ((projection @ variance) * projection).sum(1)
     return 1 - (covariances * torch.rsqrt(variances.clamp(min=0) + 1e-5)).mean()
+
+
+def compared(shown: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Channels (M, C), of mean 0, and features (M, T) at the same images and positions."""
+    count, side = target.shape[:2]
+    shown = shown[:count]
+    if shown.shape[2] != side or shown.shape[3] != side:
+        shown = F.adaptive_avg_pool2d(shown, side)
+    channels = shown.permute(0, 2, 3, 1).flatten(0, 2).float()
+    return channels - channels.mean(0), target.flatten(0, 2)
 
 
 @dataclass(frozen=True)

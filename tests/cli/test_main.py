@@ -131,6 +131,26 @@ def test_predict_reports_and_saves(capsys, tmp_path, checkpoint):
     assert set(report["predicted"]) <= set(load_file(output))
 
 
+def test_predict_fits_a_head_to_the_classes_of_a_folder(capsys, tmp_path, checkpoint, data):
+    for name in ("cat", "truck"):
+        (tmp_path / "two" / "train").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "two" / "train" / name).symlink_to(data / "train" / name)
+    where = ["--hypernetwork", checkpoint, "--data", str(tmp_path / "two"), "--size", "16"]
+    output = str(tmp_path / "net.safetensors")
+    fit = ["predict", "deepnets/id/20", *where, "--head", "fit", "--output", output]
+    assert main([*fit, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    (head,) = report["heads"]
+    assert (head["classes"], head["images"]) == (2, 36)
+    name = f"{head['layer']}.weight"
+    assert report["kept"][name] == "fitted to the labels"
+    assert load_file(output)[name].shape[0] == 2
+    assert main(fit) == 0
+    assert "2 classes from 36 images" in capsys.readouterr().out
+    assert main([*fit, "--classes", "1"]) == 2
+    assert "Build the model with as many classes" in capsys.readouterr().err
+
+
 def test_predict_takes_a_callable_of_the_users(capsys, tmp_path, checkpoint, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "from torch import nn\ndef make():\n    return nn.Sequential(nn.Conv2d(3, 4, 3))\n"
@@ -201,6 +221,8 @@ def refused(capsys):
     ("arguments", "advice"),
     [
         (["predict", "resnet999"], "MODULE:CALLABLE"),
+        (["predict", "deepnets/id/20", "--head", "fit"], "needs images. Add --data FOLDER"),
+        (["predict", "deepnets/id/20", "--data", "."], "takes no --data. Write --head fit"),
         (["predict", "no_such_module:make"], "No module named 'no_such_module'"),
         (["predict", "deepnets/id/99999"], "from 0 to 499"),
         (["predict", "deepnets/id/20", "--bits", "no*=4,4"], "no layer has such a name"),

@@ -1,4 +1,5 @@
 import copy
+import functools
 import math
 
 import pytest
@@ -127,14 +128,22 @@ def test_a_class_without_images_is_reported_and_never_answered():
     assert 3 not in answers
 
 
-def test_logits_suit_cross_entropy():
+def test_logits_suit_smoothed_labels():
+    """They are sure, but not as sure as they could be: training has something to learn from."""
     qmodel = calibrated(cnn(6))
     gq.fit_head(qmodel, colours([40] * 6))
     images, labels = (torch.cat(parts) for parts in zip(*colours([40] * 6, seed=1), strict=True))
     logits = qmodel.eval()(images).detach()
-    losses = [nn.functional.cross_entropy(logits * factor, labels) for factor in (0.3, 1.0, 3.0)]
-    assert losses[1] < min(losses[0], losses[2])
-    assert losses[1] < 0.5 * math.log(6)
+
+    def losses(smoothing: float) -> list[float]:
+        scaled = (logits * factor for factor in (0.3, 1.0, 3.0))
+        loss = functools.partial(nn.functional.cross_entropy, label_smoothing=smoothing)
+        return [loss(scores, labels).item() for scores in scaled]
+
+    softer, as_fitted, harder = losses(0.2)
+    assert as_fitted < min(softer, harder)
+    assert losses(0.0)[1] < 0.5 * math.log(6)
+    assert losses(0.0)[2] < losses(0.0)[1]
 
 
 class Two(nn.Module):

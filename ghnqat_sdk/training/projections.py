@@ -1,0 +1,72 @@
+"""Projections of hints in closed form: what a hypernetwork that is trained already shows a new
+teacher."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ghnqat_sdk.training.compute import Setting
+from ghnqat_sdk.training.objective import Hints, compared
+from ghnqat_sdk.training.sampler import draw_batch
+from ghnqat_sdk.training.trainer import Trainer
+
+_RIDGE = 0.03  # of the mean variance of the channels
+_STEPS = 6  # networks of so many steps are looked at
+
+
+@torch.no_grad()
+def fit_projections(trainer: Trainer, steps: int = _STEPS) -> None:
+    """Let the hints of a trainer start from least squares instead of random projections.
+
+    Random ones ask a trained hypernetwork for other features than it has, for as long as they are
+    random. Over the networks of the first steps, in float, each stage's projection is the ridge
+    regression of the teacher's features on the channels that blocks show. A trainer without hints
+    stays as it is.
+
+    Args:
+        trainer: Before its first step; only its projections change.
+        steps: Of which the networks are looked at.
+    """
+    hints = trainer.hints
+    if hints is None:
+        return
+    width = hints.config.channels
+    grams = [torch.zeros(width, width) for _ in hints.projections]
+    crosses = [torch.zeros_like(projection) for projection in hints.projections]
+    for stage, weight, channels, features in _looks(trainer, hints, steps):
+        count = channels.shape[1]
+        share = weight / len(channels) / channels.square().mean().clamp(min=1e-6)
+        grams[stage][:count, :count] += share * (channels.mT @ channels)
+        crosses[stage][:, :count] += share * (features.mT @ channels)
+    for projection, gram, cross in zip(hints.projections, grams, crosses, strict=True):
+        ridge = _RIDGE * gram.diagonal().mean()
+        if ridge > 0:
+            solved = torch.linalg.solve(gram + ridge * torch.eye(width), cross.mT).mT
+            projection.copy_(solved / solved.norm(dim=1, keepdim=True).clamp(min=1e-6))
+
+
+def _looks(
+    trainer: Trainer, hints: Hints, steps: int
+) -> Iterator[tuple[int, float, Tensor, Tensor]]:
+    """Stage, weight, channels (M, C) and features (M, T) of all blocks of some networks."""
+    config = trainer.config
+    setting = Setting((32, 32), config.hypernetwork.ranges, compute=config.compute)
+    for step in range(steps):
+        draw = random.Random(f"{config.seed}/projections/{step}")
+        for drawn in trainer.sampler.step(step):
+            network = trainer.networks.prepared(drawn.architecture)
+            if drawn.architecture.norm == "none":
+                continue
+            graph = network.graph.with_bits(setting.bits)
+            (predicted,) = trainer.model([graph], dtype=config.compute.dtype("decoder"))
+            generator = torch.Generator().manual_seed(draw.getrandbits(62))
+            batch = draw_batch(trainer.train_images, drawn.images, 0, generator)
+            _, taps = network.plan.run(predicted, batch.images, setting)
+            assert trainer.features is not None
+            wanted = trainer.features.gather(batch.indices, batch.moves)
+            for stage, weight, shown, target in hints.dealt(taps, wanted, range(len(taps))):
+                yield stage, weight, *compared(shown.cpu(), target)
