@@ -10,9 +10,9 @@ CIFAR-10's images in five classes (pairs of its own) and in two (vehicles, anima
 scikit-learn's digits, if it is installed. Starts: He's, predicted parameters, and predicted ones
 with a classifier by `fit_head`. All train alike: 4,000 training images, SGD with momentum 0.9 and
 weight decay 5e-4 at a constant learning rate, batches of 64 that are flipped and shifted (digits
-are not). The rate is the best of three on validation images, for each start and mark; each start has
-the three around its best: a fitted classifier has large weights on small features, and wants small
-ones. A model is measured after it was calibrated on 512 training images. Lines go to
+are not). The rate is the best of three on validation images, for each start and mark; each start
+has the three around its best: a fitted classifier has large weights on small features, and wants
+small ones. A model is measured after it was calibrated on 512 training images. Lines go to
 benchmarks/results/own_classes.jsonl as they come, nothing is measured twice, and the last command
 only writes the table to benchmarks/results/own_classes.json.
 """
