@@ -39,8 +39,8 @@ def add_adapt(commands: Any) -> None:
         check=_check,
         run=_adapt,
         description="Train weights that exist on, for the classes of an image folder, with a small "
-        "teacher of these images. The same command goes on with what was interrupted. --output then is a "
-        "hypernetwork: ghnqat predict MODEL --hypernetwork FOLDER.",
+        "teacher of these images. The same command goes on with what was interrupted. --output "
+        "then is a hypernetwork: ghnqat predict MODEL --hypernetwork FOLDER.",
     )
     adapt.add_argument(
         "--data", type=IMAGES, required=True, help="image folder: train/<class>/*.jpg"
