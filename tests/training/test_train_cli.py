@@ -73,7 +73,7 @@ def test_recipes_are_listed_and_printed(capsys):
 
 def test_an_unknown_recipe_is_one_line(capsys):
     assert main(["recipes", "nope"]) == 2
-    assert "'nope' is unknown. Write one of all-bits" in capsys.readouterr().err
+    assert "'nope' is unknown. Write one of adapt, all-bits" in capsys.readouterr().err
 
 
 # ---- run
