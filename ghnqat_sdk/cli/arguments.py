@@ -20,7 +20,7 @@ _OF_TORCHVISION = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _DEVICE = re.compile(r"(cpu|mps|cuda(:\d{1,3})?)", re.ASCII)
 
 SPACES = {
-    "deepnets": ("id", "deep", "wide", "bn-free", "val", "train"),
+    "deepnets": ("id", "deep", "wide", "bn-free", "val", "train", "deep-val", "deep-train"),
     "families": ("test", "val", "train"),
 }
 """Spaces of architectures and their splits, the one that is evaluated by default first."""

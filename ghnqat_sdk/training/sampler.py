@@ -58,6 +58,8 @@ class DeepNetsShare(_Share):
     """Of the first cells, instead of 16 to 48."""
     bare: bool = False
     """All of them without norm, instead of few and short ones."""
+    deep: bool = False
+    """Of 10 to 36 cells instead of 4 to 18."""
 
     @property
     def source(self) -> str:
@@ -66,7 +68,7 @@ class DeepNetsShare(_Share):
 
     def build(self, split: str) -> Space:
         """The split of the space."""
-        return DeepNets(split, self.channels, self.bare)
+        return DeepNets(f"deep-{split}" if self.deep else split, self.channels, self.bare)
 
 
 class FamiliesShare(_Share):

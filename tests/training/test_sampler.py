@@ -175,6 +175,13 @@ def test_deepnets_can_all_be_without_norm():
     assert {one.network(number, False).norm for number in range(10)} == {"none"}
 
 
+def test_deepnets_can_all_be_long():
+    one = sampler(DeepNetsShare(deep=True, max_macs=2e8))
+    cells = [one.network(number, False).cells for number in range(40)]
+    assert min(cells) >= 10
+    assert max(cells) > 18
+
+
 def test_spaces_are_drawn_by_their_shares():
     shares = (FamiliesShare(share=3), CustomShare(share=1, factory="toys.Toys"))
     one = sampler(*shares, DeepNetsShare(share=0))

@@ -60,13 +60,17 @@ class Split:
     normalized: bool = True
 
 
+_TRAINING_CHANNELS = {16: 45, 24: 30, 32: 8, 48: 17}
+
 SPLITS: dict[str, Split] = {
-    "train": Split(250_000, channels={16: 45, 24: 30, 32: 8, 48: 17}),
+    "train": Split(250_000, channels=_TRAINING_CHANNELS),
     "val": Split(500),
     "id": Split(500),
     "deep": Split(100, cells=(10, 36), shallow=(18,)),
     "wide": Split(100, widening=4),
     "bn-free": Split(100, normalized=False),
+    "deep-train": Split(250_000, cells=(10, 36), shallow=(18,), channels=_TRAINING_CHANNELS),
+    "deep-val": Split(100, cells=(10, 36), shallow=(18,)),
 }
 
 
@@ -74,7 +78,7 @@ class DeepNets:
     """One split of the re-created DeepNets-1M: a `Space` of `DeepNet`.
 
     Args:
-        split: train, val, id, deep, wide or bn-free.
+        split: train, val, id, deep, wide or bn-free; deep-train and deep-val are as long as deep.
         channels: Channels C of all networks instead of the split's own, an even number; the
             graphs stay the same, and the limit of parameters is that of the split's own channels.
         bare: Whether all networks are without norm, whatever the split draws: of the training

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import hashlib
 from itertools import islice
+from operator import attrgetter
 from statistics import mean, median
 
 import pytest
@@ -19,7 +20,7 @@ from ghnqat_sdk.training.spaces.cells import FactorizedReduce
 from ghnqat_sdk.training.spaces.deepnet import GRID, DeepNet
 from ghnqat_sdk.training.spaces.deepnets import MAX_PARAMETERS, SPLITS, DeepNets
 
-FROZEN = "28be0aed00f7fbba507d7f9654d38afcc4d64cf7cc9ae8480af6f95c964cc846"
+FROZEN = "fcce3751f94bcec3ced1f8d9fe6b49390c2f52e1442fb1bfedb113f4e270957b"
 MIXED = [(split, index) for split in SPLITS for index in range(3)]
 
 
@@ -74,6 +75,7 @@ def test_networks_depend_on_split_and_index_alone(val: list[DeepNet]) -> None:
 
 def test_sizes_of_splits() -> None:
     sizes = {"train": 250_000, "val": 500, "id": 500, "deep": 100, "wide": 100, "bn-free": 100}
+    sizes |= {"deep-train": 250_000, "deep-val": 100}
     assert {split: len(DeepNets(split)) for split in SPLITS} == sizes
 
 
@@ -115,6 +117,13 @@ def test_deep_split() -> None:
     assert 80e6 < median(net.macs for net in deep) < 150e6
     assert max(len(net.normal.steps) for net in deep if net.cells > 18) == 2
     assert max(net.parameter_count for net in deep) <= MAX_PARAMETERS
+
+
+def test_long_networks_to_train_on_are_not_those_to_test_on() -> None:
+    trained, tested = DeepNets("deep-train"), DeepNets("deep")
+    assert all(10 <= trained[index].cells <= 36 for index in range(20))
+    parts = attrgetter("normal", "reduction", "cells")
+    assert not set(map(parts, islice(trained, 200))) & set(map(parts, tested))
 
 
 def test_wide_split_is_four_times_as_wide() -> None:
