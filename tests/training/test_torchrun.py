@@ -1,4 +1,4 @@
-"""What torchrun does: two nodes, simulated on one machine, and a worker that is killed."""
+"""What torchrun does: two nodes, simulated on one machine, and workers of which one is killed."""
 
 import json
 import os
@@ -7,11 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from torch import Tensor
+
 from ghnqat_sdk.training.checkpoint import load_training_state
+from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.run import LOG_FILE
 from ghnqat_sdk.training.sampler import CustomShare
 
 HERE = Path(__file__).parent
+DATA = HERE.parent / "data" / "cifar10"
 STEPS = 8
 
 
@@ -21,13 +26,10 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def start_node(port: int, *training: str) -> subprocess.Popen:
-    place = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3"]
-    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
-    program = [sys.executable, "-m", "torch.distributed.run", *place, *meeting]
+def torchrun(*options: str) -> subprocess.Popen:
     path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
-        [*program, "-m", "ghnqat_sdk.cli.train", "run", *training],
+        [sys.executable, "-m", "torch.distributed.run", *options],
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -35,30 +37,55 @@ def start_node(port: int, *training: str) -> subprocess.Popen:
     )
 
 
-def test_two_nodes_go_on_from_the_last_checkpoint_after_a_worker_was_killed(
-    tiny, data, tmp_path, same
-):
-    """They end where two processes end that nothing happened to."""
-    grave = tmp_path / "grave"
-    mortal = CustomShare(factory="mortal.MortalToys", settings={"life": 10, "grave": str(grave)})
-    config = tmp_path / "config.json"
-    config.write_text(tiny.model_copy(update={"networks": (mortal,)}).model_dump_json())
-    run = tmp_path / "run"
-    options = ["--config", str(config), "--data", str(data), "--output", str(run)]
-    port = free_port()
-    nodes = [start_node(port, *options, "--steps", str(STEPS)) for _ in range(2)]
-    told = [node.communicate(timeout=300)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], told
-    assert grave.exists()
+def finished(*started: subprocess.Popen) -> None:
+    """Wait for all of them, and kill those that hang."""
+    try:
+        told = [process.communicate(timeout=240)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in started] == [0] * len(started), told
 
-    whole = tmp_path / "whole" / "alive"
-    whole.mkdir(parents=True)
-    (whole / "start.json").write_text(tiny.model_dump_json())
-    (whole / "steps").write_text(str(STEPS))
-    program = [sys.executable, str(HERE / "two_processes.py"), str(data), str(whole.parent)]
+
+def training(config: RunConfig, folder: Path) -> list[str]:
+    """The arguments of a run in `folder`."""
+    file = folder.with_suffix(".json")
+    file.write_text(config.model_dump_json())
+    options = ["--config", str(file), "--data", str(DATA), "--output", str(folder)]
+    return ["-m", "ghnqat_sdk.cli.train", "run", *options, "--steps", str(STEPS)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny, tmp_path_factory) -> dict[str, Tensor]:
+    """Where two processes end that nothing happens to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "run").mkdir()
+    (folder / "run" / "start.json").write_text(tiny.model_dump_json())
+    (folder / "run" / "steps").write_text(str(STEPS))
+    program = [sys.executable, str(HERE / "two_processes.py"), str(DATA), str(folder)]
     subprocess.run(program, check=True, capture_output=True)
-    killed, alive = load_training_state(run), load_training_state(whole / "run")
-    assert same(killed[0], alive[0])
-    assert killed[1]["step"] == STEPS
+    return load_training_state(folder / "run" / "run")[0]
+
+
+def test_two_nodes_train_one_run(tiny, tmp_path, same, undisturbed):
+    run = tmp_path / "run"
+    place = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1"]
+    place += ["--master-port", str(free_port())]
+    options = training(tiny, run)
+    finished(*(torchrun(*place, "--node-rank", str(rank), *options) for rank in range(2)))
+    assert same(load_training_state(run)[0], undisturbed)
+
+
+def test_all_go_on_from_the_last_checkpoint_after_a_worker_was_killed(
+    tiny, tmp_path, same, undisturbed
+):
+    run, grave = tmp_path / "run", tmp_path / "grave"
+    mortal = CustomShare(factory="mortal.MortalToys", settings={"life": 10, "grave": str(grave)})
+    place = ["--nproc-per-node", "2", "--max-restarts", "3", "--master-port", str(free_port())]
+    options = training(tiny.model_copy(update={"networks": (mortal,)}), run)
+    finished(torchrun(*place, *options))
+    assert grave.exists()
+    assert same(load_training_state(run)[0], undisturbed)
     lines = (run / LOG_FILE).read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [4, 8]
