@@ -13,8 +13,7 @@ weight decay 5e-4 at a constant learning rate, batches of 64 that are flipped an
 are not). The rate is the best of three on validation images, for each start and mark; each start
 has the three around its best: a fitted classifier has large weights on small features, and wants
 small ones. A model is measured after it was calibrated on 512 training images. Lines go to
-benchmarks/results/own_classes.jsonl as they come, nothing is measured twice, and the last command
-only writes the table to benchmarks/results/own_classes.json.
+benchmarks/results/own_classes.jsonl, and the last command only writes the table beside it.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class AdaptConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     initial: str = "default"
     """Weights that exist: anything that `load_pretrained` takes."""
-    minutes: float = Field(30.0, gt=0)
+    minutes: float = Field(default=30.0, gt=0)
     """Of which at most eight thirtieths go to the teacher."""
     teacher: TeacherConfig = TeacherConfig(width=16, padding=2)
     """Its epochs are as many as fit."""

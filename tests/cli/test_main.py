@@ -1,7 +1,6 @@
 import importlib
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -284,21 +283,3 @@ def test_bits_follow_patterns_of_layers(capsys, checkpoint):
     found = {node["module"]: node["bits"] for node in nodes if node["op"] == "conv"}
     assert {tuple(b) for name, b in found.items() if name.startswith("stem")} == {(8, 8)}
     assert {tuple(b) for name, b in found.items() if not name.startswith("stem")} == {(2, 4)}
-
-
-def test_a_file_that_cannot_be_finished_leaves_the_one_before(
-    capsys, tmp_path, checkpoint, monkeypatch
-):
-    output = tmp_path / "model.safetensors"
-    output.write_bytes(b"before")
-
-    def fails(model: object, path: str) -> None:
-        Path(path).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("safetensors.torch.save_model", fails)
-    options = ["--hypernetwork", checkpoint, "--output", str(output)]
-    assert main(["predict", "deepnets/id/20", *options]) == 1
-    assert "No space left on device" in capsys.readouterr().err
-    assert output.read_bytes() == b"before"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "model.safetensors"]

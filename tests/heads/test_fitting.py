@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 import ghnqat_sdk as gq
 from ghnqat_sdk.data import load_images
-from ghnqat_sdk.heads import fit_head_to_folder
 
 
 def cnn(classes: int, bias: bool = True) -> nn.Module:
@@ -293,11 +292,3 @@ def test_images_of_real_objects_are_told_apart_by_predicted_features(data):
     batches = [(x, vehicles[y]) for x, y in train.batches(60)]
     qmodel = gq.predict_quantized_params(model, calibration=batches, head="fit")
     assert accuracy(qmodel, [(x, vehicles[y]) for x, y in test.batches(100)]) > 70
-
-
-def test_a_head_is_fitted_to_a_folder(data):
-    torch.manual_seed(0)
-    qmodel = gq.from_float(cnn(10))
-    report = fit_head_to_folder(qmodel, data, size=16, count=120)
-    assert report.heads[0].images == 120
-    assert qmodel[7].quantization.calibrated
