@@ -27,12 +27,7 @@ from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.training.config import RunConfig, load_recipe
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.objective import HintConfig
-from ghnqat_sdk.training.process import (
-    flush_denormals,
-    keep_compiled_convolutions,
-    keep_freed_memory,
-    sparing_old_objects,
-)
+from ghnqat_sdk.training.process import settle_process, sparing_old_objects
 from ghnqat_sdk.training.run import LOG_FILE, Run, open_features
 
 VARIANTS = ("base", "banks", "hints", "both")
@@ -95,9 +90,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    keep_compiled_convolutions()
-    keep_freed_memory()
-    flush_denormals()
+    settle_process()
     config = configured(options.recipe, options.set)
     train, validation = (config.data.load(options.data, split) for split in ("train", "val"))
     entries = {}

@@ -35,11 +35,7 @@ from ghnqat_sdk.training import trainer as trainer_module
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.features import FeatureCache
 from ghnqat_sdk.training.objective import HintConfig
-from ghnqat_sdk.training.process import (
-    flush_denormals,
-    keep_compiled_convolutions,
-    keep_freed_memory,
-)
+from ghnqat_sdk.training.process import settle_process
 from ghnqat_sdk.training.sampler import Draw
 from ghnqat_sdk.training.spaces.deepnets import DeepNets
 from ghnqat_sdk.training.spaces.families import Families
@@ -161,9 +157,7 @@ def main() -> None:
     common.add_json(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    keep_compiled_convolutions()
-    keep_freed_memory()
-    flush_denormals()
+    settle_process()
     spaces: dict[str, tuple[Space, int]] = {
         "deepnets": (DeepNets("val", channels=16), options.deepnets),
         "families": (Families("val"), options.families),

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ghnqat_sdk.cli.arguments import SPACES, Whole, bits_pair, device
+from ghnqat_sdk.cli.arguments import SPACES, Whole, device
 from ghnqat_sdk.cli.console import add_command
 from ghnqat_sdk.cli.models import (
+    add_bits_pair,
     add_hypernetwork,
     check_device,
     check_prediction,
+    chosen_split,
+    first_networks,
     hub_names,
     open_space,
 )
 from ghnqat_sdk.cli.paths import FILE, IMAGES, check_image_folder, check_output_file, replacing
-from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.progress import progress_bar, working
 
 if TYPE_CHECKING:
     from ghnqat_sdk.training.evaluation import Evaluation
+    from ghnqat_sdk.training.spaces.protocol import Architecture
 
 MOST_GRAPHS = 500
 MOST_IMAGES = 1_000_000
-_SPLITS = {space: tuple(s for s in splits if s != "train") for space, splits in SPACES.items()}
+_SPLITS = {
+    space: tuple(split for split in splits if not split.endswith("train"))
+    for space, splits in SPACES.items()
+}
 
 
 def add_evaluate(commands: Any) -> None:
@@ -67,13 +74,7 @@ def add_evaluate(commands: Any) -> None:
 
 
 def _add_networks(parser: Any) -> None:
-    parser.add_argument(
-        "--bits",
-        type=bits_pair,
-        default="4,4",
-        metavar="W,A",
-        help="2 to 8 bits, or 32 for float (default: 4,4)",
-    )
+    add_bits_pair(parser)
     parser.add_argument(
         "--space", choices=tuple(SPACES), default="deepnets", help="networks (default: deepnets)"
     )
@@ -87,15 +88,10 @@ def _add_networks(parser: Any) -> None:
 
 
 def _check(options: Namespace) -> None:
-    splits = _SPLITS[options.space]
-    if options.split is None:
-        options.split = splits[0]
-    if options.split not in splits:
-        raise ArgumentError(
-            f"--split {options.split} is not of {options.space}. Write one of {', '.join(splits)}"
-        )
-    read = ["val" if options.split == "val" else "test"]
-    check_image_folder(options.data, *read, *(["train"] * (options.protocol == "calibrated")))
+    options.split = chosen_split(options.space, options.split, _SPLITS[options.space])
+    check_image_folder(
+        options.data, _images_for(options.split), *(["train"] * (options.protocol == "calibrated"))
+    )
     check_prediction(options)
     if options.json not in (None, "-"):
         check_output_file("--json", options.json)
@@ -105,15 +101,12 @@ def _evaluate(options: Namespace) -> None:
     with working("loading torch"):
         space = open_space(options.space, options.split)
     check_device(options.device)
-    if options.graphs > len(space):
-        raise ArgumentError(
-            f"--graphs {options.graphs} is more than {options.space}/{options.split} has. Write at "
-            f"most {len(space)}"
-        )
-    count, result = _evaluation(options, space)
+    name = f"{options.space}/{options.split}"
+    networks = first_networks(space, options.graphs, "--graphs", name)
+    count, result = _evaluation(options, networks)
     names = ("hypernetwork", "space", "graphs", "protocol", "seed", "split", "bits")
     facts = {name: getattr(options, name) for name in names} | {"images": count}
-    facts["families"] = [space[index].family for index in range(options.graphs)]
+    facts["families"] = [network.family for network in networks]
     text = json.dumps(facts | result.as_dict(), indent=2)
     if options.json == "-":
         print(text)
@@ -122,12 +115,17 @@ def _evaluate(options: Namespace) -> None:
         with replacing(options.json) as temporary:
             Path(temporary).write_text(text + "\n")
     weight, activation = options.bits
-    networks = f"{options.space} {options.split}, W{weight}/A{activation}, {options.graphs} graphs"
-    print(f"{networks}, {count} images, {options.protocol} protocol")
+    measured = f"{options.space} {options.split}, W{weight}/A{activation}, {options.graphs} graphs"
+    print(f"{measured}, {count} images, {options.protocol} protocol")
     print(f"top-1 {result.top1}\ntop-5 {result.top5}   (mean ± standard error; max, percent)")
 
 
-def _evaluation(options: Namespace, space: Any) -> tuple[int, Evaluation]:
+def _images_for(split: str) -> str:
+    """Validation networks choose weights, and so see no test image."""
+    return "val" if split.endswith("val") else "test"
+
+
+def _evaluation(options: Namespace, networks: Sequence[Architecture]) -> tuple[int, Evaluation]:
     """Number of images, and the accuracies on them."""
     from ghnqat_sdk.data import load_images
     from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
@@ -136,14 +134,15 @@ def _evaluation(options: Namespace, space: Any) -> tuple[int, Evaluation]:
     with working("loading the hypernetwork"), hub_names():
         hypernetwork = load_pretrained(options.hypernetwork, revision=options.revision)
     with working("loading images"):
-        split = "val" if options.split == "val" else "test"
-        images = load_images(options.data, split).sample(options.images, options.seed)
+        images = load_images(options.data, _images_for(options.split)).sample(
+            options.images, options.seed
+        )
         calibrated = options.protocol == "calibrated"
         batches = calibration_batches(options.data, options.seed) if calibrated else None
     what = "{} W{}/A{}".format(options.split, *options.bits)
     result = evaluate_graphs(
         hypernetwork,
-        [space[index] for index in range(options.graphs)],
+        networks,
         images,
         options.bits,
         protocol=options.protocol,

@@ -6,7 +6,7 @@ import importlib
 import re
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from ghnqat_sdk.cli.arguments import (
     Whole,
     bit_width,
     bits_by_layer,
+    bits_pair,
     hypernetwork_name,
     model_name,
     revision,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from ghnqat_sdk.calls import Call
     from ghnqat_sdk.graph.graph import ComputationGraph
-    from ghnqat_sdk.training.spaces.protocol import Space
+    from ghnqat_sdk.training.spaces.protocol import Architecture, Space
 
 MOST_CLASSES = 100_000
 _MODEL = (
@@ -86,6 +87,17 @@ def add_bits(parser: ArgumentParser, default: str | None = "4,4") -> None:
     )
 
 
+def add_bits_pair(parser: ArgumentParser) -> None:
+    """At which bits, one pair for all layers."""
+    parser.add_argument(
+        "--bits",
+        type=bits_pair,
+        default="4,4",
+        metavar="W,A",
+        help="2 to 8 bits, or 32 for float (default: 4,4)",
+    )
+
+
 def check_prediction(options: Namespace) -> None:
     """Refuse a hypernetwork that cannot be there."""
     check_hypernetwork("--hypernetwork", options.hypernetwork, options.revision)
@@ -113,6 +125,30 @@ def open_space(name: str, split: str) -> Space:
 
     spaces: dict[str, Callable[[str], Space]] = {"deepnets": DeepNets, "families": Families}
     return spaces[name](split)
+
+
+def chosen_split(space: str, split: str | None, splits: Sequence[str]) -> str:
+    """The split that was asked for, else the first of those of the space.
+
+    Raises:
+        ArgumentError: it is none of them.
+    """
+    if split is None:
+        return splits[0]
+    if split not in splits:
+        raise ArgumentError(f"--split {split} is not of {space}. Write one of {', '.join(splits)}")
+    return split
+
+
+def first_networks(space: Space, count: int, option: str, name: str) -> list[Architecture]:
+    """The first networks of a split, `name`; `option` says how many.
+
+    Raises:
+        ArgumentError: it has not so many.
+    """
+    if count > len(space):
+        raise ArgumentError(f"{option} {count} is more than {name} has. Write at most {len(space)}")
+    return [space[index] for index in range(count)]
 
 
 def example_of(sizes: tuple[int, ...] | None) -> Tensor | None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from ghnqat_sdk.cli.arguments import SPACES, Real, Whole, bits_pair, model_name
+from ghnqat_sdk.cli.arguments import SPACES, Real, Whole, model_name
 from ghnqat_sdk.cli.console import add_command, add_json_flag
 from ghnqat_sdk.cli.models import (
+    add_bits_pair,
     add_hypernetwork,
     build_model,
     check_prediction,
+    chosen_split,
+    first_networks,
     hub_names,
     open_space,
 )
@@ -39,13 +42,7 @@ def add_rank(commands: Any) -> None:
     parser = add_command(commands, "rank", what, check=_check, run=_rank)
     _add_networks(parser)
     add_hypernetwork(parser)
-    parser.add_argument(
-        "--bits",
-        type=bits_pair,
-        default="4,4",
-        metavar="W,A",
-        help="2 to 8 bits, or 32 for float (default: 4,4)",
-    )
+    add_bits_pair(parser)
     parser.add_argument(
         "--data", type=IMAGES, required=True, help="image folder (train/<class>/*.jpg)"
     )
@@ -107,13 +104,7 @@ def _check(options: Namespace) -> None:
     if options.split is not None and options.space is None:
         raise ArgumentError(f"--split {options.split} is of no space. Write --space as well")
     if options.space is not None:
-        splits = SPACES[options.space]
-        options.split = options.split or splits[0]
-        if options.split not in splits:
-            raise ArgumentError(
-                f"--split {options.split} is not of {options.space}. Write one of "
-                f"{', '.join(splits)}"
-            )
+        options.split = chosen_split(options.space, options.split, SPACES[options.space])
     check_prediction(options)
     check_image_folder(options.data, "train")
     for option in ("results", "plot"):
@@ -151,12 +142,8 @@ def _ranking(options: Namespace) -> Ranking:
     networks: list[Any] = [(name, build_model(name, len(images.classes))) for name in options.model]
     if options.space is not None:
         space = open_space(options.space, options.split)
-        if options.count > len(space):
-            raise ArgumentError(
-                f"--count {options.count} is more than {options.space}/{options.split} has. Write "
-                f"at most {len(space)}"
-            )
-        networks += [space[index] for index in range(options.count)]
+        name = f"{options.space}/{options.split}"
+        networks += first_networks(space, options.count, "--count", name)
     return rank_architectures(
         networks,
         options.bits,

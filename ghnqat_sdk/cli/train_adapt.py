@@ -93,15 +93,9 @@ def _adapt(options: Namespace) -> None:
     import torch
 
     from ghnqat_sdk.training.adapt import Adaptation, AdaptConfig
-    from ghnqat_sdk.training.process import (
-        flush_denormals,
-        keep_compiled_convolutions,
-        keep_freed_memory,
-    )
+    from ghnqat_sdk.training.process import settle_process
 
-    keep_compiled_convolutions()
-    keep_freed_memory()
-    flush_denormals()
+    settle_process()
     if options.threads:
         torch.set_num_threads(options.threads)
     config = AdaptConfig(initial=options.initial, minutes=options.minutes)

@@ -181,17 +181,11 @@ def _train(config: RunConfig, options: Namespace, steps: int, advice: str) -> No
     import torch
 
     from ghnqat_sdk.training.distributed import Processes
-    from ghnqat_sdk.training.process import (
-        flush_denormals,
-        keep_compiled_convolutions,
-        keep_freed_memory,
-    )
+    from ghnqat_sdk.training.process import settle_process
     from ghnqat_sdk.training.run import Run, open_features
 
     _check_steps(options.output, steps, advice)
-    keep_compiled_convolutions()
-    keep_freed_memory()
-    flush_denormals()
+    settle_process()
     torch.set_num_threads(options.threads)
     processes = Processes.from_environment()
     try:

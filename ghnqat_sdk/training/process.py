@@ -23,6 +23,13 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
 
+def settle_process() -> None:
+    """All of the settings below; once, before the first network."""
+    keep_compiled_convolutions()
+    keep_freed_memory()
+    flush_denormals()
+
+
 def keep_compiled_convolutions() -> None:
     """Let a CPU compile the convolutions of each shape once; call it before the first convolution.
 

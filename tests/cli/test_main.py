@@ -236,6 +236,7 @@ def refused(capsys):
         (["evaluate", "--data", "{data}", "--space", "families", "--split", "id"], "test, val"),
         (["evaluate", "--data", "{data}", "--split", "test"], "id, deep, wide, bn-free, val"),
         (["evaluate", "--data", "{data}", "--split", "deep", "--graphs", "101"], "at most 100"),
+        (["evaluate", "--data", "{data}", "--split", "deep-train"], "invalid choice"),
     ],
 )
 def test_what_only_the_work_can_find_out_is_one_line_too(refused, data, arguments, advice):
@@ -265,6 +266,13 @@ def test_a_module_of_the_users_that_makes_no_model_is_refused(
     monkeypatch.chdir(tmp_path)
     importlib.invalidate_caches()
     assert reason in refused("inspect", "faulty:make")
+
+
+@pytest.mark.parametrize("split", ["val", "deep-val"])
+def test_networks_to_choose_weights_by_see_no_test_image(tmp_path, checkpoint, data, split):
+    (tmp_path / "train").symlink_to(data / "train")
+    line = ["--data", str(tmp_path), "--split", split, "--graphs", "1", "--images", "4"]
+    assert main(["evaluate", *line, "--hypernetwork", checkpoint]) == 0
 
 
 def test_a_folder_of_runs_says_which_of_its_folders_holds_weights(refused, tmp_path, small):
