@@ -11,6 +11,7 @@ from ghnqat_sdk.training.process import (
     keep_compiled_convolutions,
     keep_freed_memory,
     sparing_old_objects,
+    take_huge_pages,
 )
 
 MANY_SHAPES_TWICE = """
@@ -33,6 +34,16 @@ for turn in range(4):
     tensors = [torch.ones(2_000_000) for _ in range(50)]
     while tensors:
         tensors.pop()
+print(pages() - before)
+"""
+
+
+A_LARGE_TENSOR = """
+import resource, torch
+{call}
+pages = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+before = pages()
+torch.ones(50_000_000)
 print(pages() - before)
 """
 
@@ -67,16 +78,34 @@ def test_a_capacity_of_the_environment_stays(monkeypatch):
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "77"
 
 
-def test_freed_memory_is_used_again():
-    def pages(call: str) -> int:
-        script = [sys.executable, "-c", MANY_TENSORS_AT_ONCE_AND_AGAIN.format(call=call)]
-        return int(subprocess.run(script, capture_output=True, text=True, check=True).stdout)
+def new_pages(script: str, call: str) -> int:
+    """What `script` says that it took from the system, after `call`."""
+    command = [sys.executable, "-c", script.format(call=call)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-    before = pages("")
+
+def test_large_tensors_lie_on_large_pages(monkeypatch):
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    before = new_pages(A_LARGE_TENSOR, "")
+    ours = "from ghnqat_sdk.training.process import take_huge_pages as take; take()"
+    after = new_pages(A_LARGE_TENSOR, ours)
+    if before < 40_000 or after == before:
+        pytest.skip("this system always has large pages, or never")
+    assert after < before / 10
+
+
+def test_small_pages_can_be_asked_for(monkeypatch):
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    take_huge_pages()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
+
+
+def test_freed_memory_is_used_again():
+    before = new_pages(MANY_TENSORS_AT_ONCE_AND_AGAIN, "")
     if before < 50_000:
         pytest.skip("this machine's malloc keeps what is freed, or its pages are large")
     ours = "from ghnqat_sdk.training.process import keep_freed_memory as keep; keep()"
-    assert pages(ours) < before / 5
+    assert new_pages(MANY_TENSORS_AT_ONCE_AND_AGAIN, ours) < before / 5
 
 
 def test_keeping_memory_needs_no_glibc(monkeypatch):
