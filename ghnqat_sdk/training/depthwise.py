@@ -35,13 +35,14 @@ class _Depthwise(torch.autograd.Function):
         return F.conv2d(x, weight, None, *geometry, groups=x.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        of_x = None
+        of_x, of_weight = None, None
         if ctx.needs_input_grad[0]:
             of_x = _of_input(gradient, x, weight, ctx.geometry)
-        of_weight = _of_weight(gradient, x, weight, ctx.geometry, ctx.compiled)
+        if ctx.needs_input_grad[1]:
+            of_weight = _of_weight(gradient, x, weight, ctx.geometry, ctx.compiled)
         return of_x, of_weight, None, None
 
 

@@ -28,11 +28,13 @@ class FeatureCache:
 
     Attributes:
         stages: (N, side, side, channels) float16 of each stage.
+        scores: (N, classes) of the teacher.
         image_side: In pixels.
         teacher: Its digest.
     """
 
     stages: tuple[Tensor, ...]
+    scores: Tensor
     image_side: int
     teacher: str
 
@@ -58,7 +60,8 @@ class FeatureCache:
         for path, shape in _stage_files(folder, teacher, images).items():
             flat = torch.from_file(str(path), size=math.prod(shape), dtype=torch.float16)
             stages.append(flat.view(shape))
-        return cls(tuple(stages), images.images.shape[-1], teacher_digest(teacher))
+        scores = torch.cat([teacher.scores(maps) for maps in stages[-1].split(BATCH)])
+        return cls(tuple(stages), scores, images.images.shape[-1], teacher_digest(teacher))
 
     @staticmethod
     def is_current(folder: str | Path, teacher: Teacher, images: ImageSet) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.training.compute import Setting
 from ghnqat_sdk.training.eager import Clip
+from ghnqat_sdk.training.pooling import average_pool
 from ghnqat_sdk.training.steps import (
     Pass,
     Step,
@@ -98,6 +99,8 @@ class Plan:
             clip, end = self._clip_after(node)
             fused = self._rounded_already(node, end)
             return partial(normalise, str(node.target), module, source, clip, fused)
+        if isinstance(module, nn.AvgPool2d):
+            return partial(call, partial(average_pool, module), *self._arguments(node))
         if next(module.parameters(), None) is not None:
             return partial(call_with_parameters, str(node.target), module, *self._arguments(node))
         return partial(call, module, *self._arguments(node))

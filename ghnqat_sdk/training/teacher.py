@@ -87,6 +87,11 @@ class Teacher(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.stages_of(x)[-1].mean((2, 3)))
 
+    @torch.no_grad()
+    def scores(self, features: Tensor) -> Tensor:
+        """Logits (N, classes) from features (N, side, side, channels) of the last stage."""
+        return self.classifier(features.float().mean((1, 2)))
+
 
 def train_teacher(
     config: TeacherConfig,

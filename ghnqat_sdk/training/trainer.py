@@ -147,6 +147,9 @@ class Trainer:
         generator = torch.Generator().manual_seed(draw.getrandbits(62))
         batch = draw_batch(self.train_images, drawn.images, config.data.padding, generator)
         wanted: list[Tensor] = []
+        teacher_scores = None
+        if self.features is not None:
+            teacher_scores = self.features.scores[batch.indices].to(device)
         if self.features is not None and hint_weight > 0 and drawn.architecture.norm != "none":
             wanted = self.features.gather(batch.indices, batch.moves)
         return network_loss(
@@ -159,6 +162,7 @@ class Trainer:
             hints=self.hints,
             hint_weight=hint_weight,
             wanted=[features.to(device) for features in wanted],
+            teacher_scores=teacher_scores,
             draw=draw,
         )
 
