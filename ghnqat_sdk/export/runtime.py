@@ -48,7 +48,9 @@ def require_opset(opset: int) -> None:
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in node.input]
     output = helper.make_tensor_value_info("levels", TensorProto.UINT8, [])
     graph = helper.make_graph([node], "probe", inputs, [output])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    opsets = [helper.make_opsetid("", opset)]
+    oldest = helper.find_min_ir_version_for(opsets)  # a runtime may know the opset and not onnx's IR
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=oldest)
     try:
         session_of(model)
     except ExportError as error:

@@ -7,7 +7,9 @@ from small_networks import Net, Pointwise
 from torch import nn
 
 from ghnqat_sdk.data import ImageSet
+from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.export import export_onnx
+from ghnqat_sdk.export.runtime import require_opset
 from ghnqat_sdk.qat import learn_steps
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
 from ghnqat_sdk.quantization.ranges import ClippedRanges
@@ -15,6 +17,15 @@ from ghnqat_sdk.quantization.ranges import ClippedRanges
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 runtime = pytest.importorskip("onnxruntime")
+
+
+def knows_two_bits() -> bool:
+    """Whether this ONNX Runtime has opset 25, the first with integers of two bits."""
+    try:
+        require_opset(25)
+    except ArgumentError:
+        return False
+    return True
 
 
 def run(path, images):
@@ -39,6 +50,8 @@ def constants(path) -> dict[str, np.ndarray]:
 def test_onnx_runtime_gives_the_outputs_of_the_model(
     bits, storage, error, quantized, images, tmp_path
 ):
+    if storage == "int2" and not knows_two_bits():
+        pytest.skip("this ONNX Runtime is too old")
     qmodel = quantized(Net(), bits)
     report = export_onnx(qmodel, tmp_path / "m.onnx", images, storage=storage)
     with torch.no_grad():
@@ -77,7 +90,8 @@ def test_weights_are_stored_with_the_bits_of_the_storage(quantized, images, tmp_
     bits = {"stem": (8, 8), "deep": (2, 8), "hidden": (2, 8), "head": (4, 4)}
     qmodel = quantized(Net(), bits)
     kinds, outputs = {}, {}
-    for storage in ("int8", "int4", "int2"):
+    wanted = {"int8": "INT8", "int4": "INT4"} | ({"int2": "UINT2"} if knows_two_bits() else {})
+    for storage in wanted:
         path = tmp_path / f"{storage}.onnx"
         report = export_onnx(qmodel, path, images, storage=storage)
         assert report.size == path.stat().st_size
@@ -89,9 +103,8 @@ def test_weights_are_stored_with_the_bits_of_the_storage(quantized, images, tmp_
         }
         outputs[storage] = run(path, images)
     assert {kinds[storage][8, 3, 3, 3] for storage in kinds} == {"INT8"}
-    assert [kinds[storage][80, 8] for storage in kinds] == ["INT8", "INT4", "UINT2"]
-    assert torch.equal(outputs["int8"], outputs["int4"])
-    assert torch.equal(outputs["int8"], outputs["int2"])
+    assert {storage: kinds[storage][80, 8] for storage in kinds} == wanted
+    assert all(torch.equal(outputs["int8"], output) for output in outputs.values())
 
 
 def test_levels_of_up_to_7_bits_are_stored_as_they_are(quantized, images, tmp_path):
