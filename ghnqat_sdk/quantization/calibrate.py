@@ -3,26 +3,21 @@ batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ghnqat_sdk.calls import Call, Signature
+from ghnqat_sdk.calls import Call
 from ghnqat_sdk.errors import ArgumentError, GhnqatError
 from ghnqat_sdk.progress import progress_bar
-from ghnqat_sdk.quantization.functional import (
-    scale_and_zero_point,
-)
+from ghnqat_sdk.quantization.chunks import chunks_of
+from ghnqat_sdk.quantization.functional import scale_and_zero_point
 from ghnqat_sdk.quantization.histograms import mean_squared_error_range, percentile_range
 from ghnqat_sdk.quantization.norms import calibrated_norms
-from ghnqat_sdk.quantization.observers import Observed, layers_with_ranges, observing
+from ghnqat_sdk.quantization.observers import Observed, layers_with_ranges, mean_range, observing
 from ghnqat_sdk.quantization.state import signature_of, states_of
-
-CHUNK = 64
-"""Images that share statistics while calibrating, as in the paper's protocol."""
-
 
 Method = Literal["mean", "min-max", "percentile", "mse"]
 _METHODS: tuple[Method, ...] = ("mean", "min-max", "percentile", "mse")
@@ -105,11 +100,11 @@ def calibrate(
     """
     _check_method(method, percentile)
     require_fake_quantized(qmodel)
-    chunks: Iterable[Call] = _rechunk(batches, signature_of(qmodel))
+    chunks: Iterable[Call] = chunks_of(batches, signature_of(qmodel))
     again = method in ("percentile", "mse")
     if again:
         chunks = list(chunks)
-    observed, images = _observe(qmodel, chunks, progress)
+    observed, images = _observe(qmodel, chunks, method == "min-max", progress)
     statistics = _statistics(observed)
     if again:
         _observe_histograms(qmodel, chunks, observed, progress)
@@ -130,14 +125,17 @@ def calibrate(
     return CalibrationReport(method, images, bits, ranges, tuple(statistics), tuple(unreached))
 
 
-def _observe(qmodel: nn.Module, chunks: Iterable[Call], progress: bool) -> tuple[Observed, int]:
+def _observe(
+    qmodel: nn.Module, chunks: Iterable[Call], extreme: bool, progress: bool
+) -> tuple[Observed, int]:
     """What norms and layers get while the chunks run, and how many images there were."""
-    observed, images = Observed(), 0
+    observed, images = Observed(extreme), 0
     norms, layers = calibrated_norms(qmodel), layers_with_ranges(qmodel)
     on_norms = {name: observed.of_norm(name, norm) for name, norm in norms.items()}
     on_inputs = {n: observed.of_input(n, layer.input_quantizer) for n, layer in layers.items()}
     with observing(qmodel, on_norms, on_inputs):
         for chunk in _bar(chunks, "calibrating", progress):
+            observed.rows = chunk.rows
             images += chunk.rows
             _run(qmodel, chunk)
     if images == 0:
@@ -152,9 +150,14 @@ def _observe_histograms(
     qmodel: nn.Module, chunks: Iterable[Call], observed: Observed, progress: bool
 ) -> None:
     """A second pass, for the methods that choose ranges by the distribution."""
-    on_inputs = {name: observed.histogram_of_input(name) for name in observed.extremes}
+    layers = layers_with_ranges(qmodel)
+    on_inputs = {
+        name: observed.histogram_of_input(name, layers[name].input_quantizer)
+        for name in observed.extremes
+    }
     with observing(qmodel, {}, on_inputs):
         for chunk in _bar(chunks, "choosing ranges", progress):
+            observed.rows = chunk.rows
             _run(qmodel, chunk)
 
 
@@ -195,9 +198,7 @@ def _chosen(
     """The range of one layer's input."""
     low, high = observed.extremes[name]
     if method == "mean":
-        seen = observed.ranges[name]
-        total = sum(count for count, _, _ in seen)
-        return sum(n * x for n, x, _ in seen) / total, sum(n * x for n, _, x in seen) / total
+        return mean_range(observed.ranges[name])
     if method == "min-max" or not low < high:
         return low, high
     counts = observed.histograms[name]
@@ -225,47 +226,3 @@ def require_fake_quantized(qmodel: Any) -> None:
             f"calibrate needs a model from predict_quantized_params; this {type(qmodel).__name__} "
             f"has no fake-quantized layer. Write qmodel = predict_quantized_params(model) first."
         )
-
-
-def _rechunk(batches: Iterable[Any], signature: Signature) -> Iterator[Call]:
-    """The same rows in chunks of 64 to 127."""
-    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Mapping, Tensor)):
-        raise ArgumentError(
-            f"calibrate got batches of type {type(batches).__name__}; expected an iterable of "
-            f"batches. Write calibrate(qmodel, [images]) for a single batch."
-        )
-    waiting: Call | None = None
-    for batch in batches:
-        arrived = _checked(Call.of_batch(batch, signature), batch)
-        if arrived.listed:  # images of several sizes, which cannot be cut
-            yield arrived
-            continue
-        if waiting is not None and waiting.kind() != arrived.kind():
-            raise ArgumentError(
-                f"calibrate got batches of different kinds: {waiting.kind()}, then "
-                f"{arrived.kind()}. Pass the same arguments with images of one size in every batch."
-            )
-        ready = arrived if waiting is None else Call.joined([waiting, arrived])
-        # Keep between one and two chunks back, so that the last one is never a few leftover images.
-        while ready.rows >= 2 * CHUNK:
-            yield ready.cut(0, CHUNK)
-            ready = ready.cut(CHUNK, ready.rows)
-        waiting = ready
-    if waiting is not None and waiting.rows:
-        yield waiting
-
-
-def _checked(call: Call, batch: Any) -> Call:
-    if not call.tensors() or any(tensor.ndim == 0 for tensor in call.tensors()):
-        raise ArgumentError(
-            f"calibrate got a batch of type {type(batch).__name__}; expected tensors (N, C, H, W), "
-            f"tuples that start with the model's inputs, or dicts of keyword arguments. Write "
-            f"calibrate(qmodel, [images]) for a single batch."
-        )
-    several = len({len(x) for x in call.tensors()}) > 1 and not call.listed
-    if several or call.tensors()[0].ndim < 2:
-        raise ArgumentError(
-            f"calibrate got a batch with shapes {call.shapes()}; expected (N, ...) with one N. "
-            f"Write calibrate(qmodel, [images]) for a single batch."
-        )
-    return call
