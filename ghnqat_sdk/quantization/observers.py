@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,7 +77,8 @@ class Observed:
     Attributes:
         extreme: Whether that is from the smallest to the largest value, not the mean of the ranges
             of parts.
-        rows: How many images run together.
+        images: How many have come.
+        rows: How many of them run together.
         moments: Of norms.
         ranges: Of each part of a layer's input.
         extremes: (smallest, largest) value.
@@ -85,14 +86,18 @@ class Observed:
     """
 
     extreme: bool = False
+    images: int = 0
     rows: int = 0
     moments: dict[str, Moments] = field(default_factory=dict)
     ranges: dict[str, list[PartRange]] = field(default_factory=dict)
     extremes: dict[str, tuple[float, float]] = field(default_factory=dict)
     histograms: dict[str, Tensor] = field(default_factory=dict)
 
-    def of_norm(self, name: str, norm: nn.Module) -> Callable[[Tensor], None]:
-        """Gathers moments."""
+    def of_norms(self, qmodel: nn.Module) -> Hooks:
+        """Gather moments."""
+        return {name: self._of_norm(name, norm) for name, norm in calibrated_norms(qmodel).items()}
+
+    def _of_norm(self, name: str, norm: nn.Module) -> Callable[[Tensor], None]:
         op = op_of(norm)
         instance = op is not None and op.statistics == "instance"
 
@@ -162,9 +167,15 @@ def layers_with_ranges(qmodel: nn.Module) -> dict[str, Any]:
 
 
 @contextmanager
-def observing(qmodel: nn.Module, norms: Hooks, inputs: Hooks) -> Iterator[None]:
-    """Evaluation with batch statistics and dynamic ranges, seen by observers; then all as
-    before."""
+def observing(
+    qmodel: nn.Module,
+    norms: Hooks,
+    inputs: Hooks,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> Iterator[None]:
+    """Evaluation with batch statistics and with `ranges`, dynamic ones of other layers, seen by
+    observers; then all as before."""
+    ranges = ranges or {}
     states = states_of(qmodel)
     calibrated = [state.calibrated for state in states]
     quantizers = {n: x.input_quantizer for n, x in fake_quantized_layers(qmodel).items()}
@@ -174,7 +185,7 @@ def observing(qmodel: nn.Module, norms: Hooks, inputs: Hooks) -> Iterator[None]:
         for state in states:
             state.calibrated = False
         for name, quantizer in quantizers.items():
-            quantizer.frozen_range = None
+            quantizer.frozen_range = ranges.get(name)
             quantizer.observe = inputs.get(name)
         for name, norm in observed.items():
             norm.observe = norms.get(name)

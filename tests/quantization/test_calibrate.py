@@ -74,7 +74,7 @@ def test_evaluation_of_the_images_is_that_with_batch_statistics(images, bits):
     assert (model(images) - expected).norm() < 1e-4 * expected.norm()
 
 
-@pytest.mark.parametrize("method", ["mean", "min-max"])
+@pytest.mark.parametrize("method", ["mean", "min-max", "percentile", "mse"])
 def test_evaluation_of_the_images_is_what_calibration_saw(images, method):
     model, seen = squeezing((4, 4)), []
     handle = model.register_forward_hook(lambda *called: seen.append(called[-1]))
