@@ -31,9 +31,12 @@ from ghnqat_sdk.heads.ridge import STRENGTHS
 from ghnqat_sdk.heads.unlike import unlike
 from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
 from ghnqat_sdk.progress import progress_bar
-from ghnqat_sdk.quantization.calibrate import CHUNK, calibrate
+from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.layers import require_fake_quantized_layers
 from ghnqat_sdk.quantization.state import evaluating
+
+BATCH = 64
+"""Images of a data folder that are run at once."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def fit_head_to_folder(
         DataError: as in `load_images`.
     """
     images = load_images(root, "train", size, own_statistics=True).sample(count, seed=0)
-    batches = list(images.batches(CHUNK))
+    batches = list(images.batches(BATCH))
     calibrate(qmodel, batches)
     return fit_head(qmodel, batches)
 

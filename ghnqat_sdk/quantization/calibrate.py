@@ -3,26 +3,21 @@ batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ghnqat_sdk.calls import Call, Signature
+from ghnqat_sdk.calls import Call
 from ghnqat_sdk.errors import ArgumentError, GhnqatError
 from ghnqat_sdk.progress import progress_bar
-from ghnqat_sdk.quantization.functional import (
-    scale_and_zero_point,
-)
+from ghnqat_sdk.quantization.chunks import chunks_of
+from ghnqat_sdk.quantization.functional import scale_and_zero_point
 from ghnqat_sdk.quantization.histograms import mean_squared_error_range, percentile_range
 from ghnqat_sdk.quantization.norms import calibrated_norms
-from ghnqat_sdk.quantization.observers import Observed, layers_with_ranges, observing
+from ghnqat_sdk.quantization.observers import Observed, layers_with_ranges, mean_range, observing
 from ghnqat_sdk.quantization.state import signature_of, states_of
-
-CHUNK = 64
-"""Images that share statistics while calibrating, as in the paper's protocol."""
-
 
 Method = Literal["mean", "min-max", "percentile", "mse"]
 _METHODS: tuple[Method, ...] = ("mean", "min-max", "percentile", "mse")
@@ -73,17 +68,18 @@ def calibrate(
     is deployable.
 
     Batch norm uses batch statistics meanwhile, and quantization is on. Batches are put together and
-    cut again into chunks of 64, so that the result does not depend on the batch size. A batch
-    norm's statistics are those of all values it saw. The range of a layer's input follows from
-    `method`:
+    cut again into chunks of 256 images (fewer of more than 224 x 224 pixels, but 64 or more), so
+    that the result does not depend on the batch size. A batch norm's statistics are those of all
+    values it saw: evaluation of no more than a chunk is that with batch statistics, whatever the
+    bits. The range of a layer's input follows from `method`:
 
-    - "mean": the mean of the ranges with which the model quantizes each chunk, which it was
+    - "mean": the mean of the ranges with which the model quantizes 64 images each, which it was
       predicted for;
     - "min-max": the smallest and the largest value;
     - "percentile": all values but `100 - percentile` percent on either side;
     - "mse": the range with the smallest mean squared error of quantization.
 
-    The last two take a second pass and keep the batches in memory. Learned steps (`learn_steps`)
+    The last two take three passes and keep the batches in memory. Learned steps (`learn_steps`)
     stay as they are.
 
     Args:
@@ -105,19 +101,82 @@ def calibrate(
     """
     _check_method(method, percentile)
     require_fake_quantized(qmodel)
-    chunks: Iterable[Call] = _rechunk(batches, signature_of(qmodel))
-    again = method in ("percentile", "mse")
-    if again:
+    chunks: Iterable[Call] = chunks_of(batches, signature_of(qmodel))
+    observed = Observed(method == "min-max")
+    if method in ("mean", "min-max"):
+        _observe(qmodel, chunks, observed, progress)
+        ranges = _ranges(qmodel, observed, method, percentile)
+    else:
         chunks = list(chunks)
-    observed, images = _observe(qmodel, chunks, progress)
-    statistics = _statistics(observed)
-    if again:
+        _observe(qmodel, chunks, observed, progress, norms=False)
         _observe_histograms(qmodel, chunks, observed, progress)
-    layers, norms = layers_with_ranges(qmodel), calibrated_norms(qmodel)
-    bits = {name: layers[name].input_quantizer.bits for name in observed.ranges}
-    ranges = {
-        name: _chosen(observed, name, bits[name], method, percentile) for name in observed.ranges
+        ranges = _ranges(qmodel, observed, method, percentile)
+        _observe_norms(qmodel, chunks, observed, ranges, progress)
+    return _fix(qmodel, method, observed, ranges)
+
+
+def _observe(
+    qmodel: nn.Module,
+    chunks: Iterable[Call],
+    observed: Observed,
+    progress: bool,
+    norms: bool = True,
+) -> None:
+    """What layers get while the chunks run, and what norms do."""
+    inputs = layers_with_ranges(qmodel)
+    on_inputs = {n: observed.of_input(n, layer.input_quantizer) for n, layer in inputs.items()}
+    on_norms = observed.of_norms(qmodel) if norms else {}
+    with observing(qmodel, on_norms, on_inputs):
+        _run(qmodel, chunks, observed, "calibrating", progress)
+    if observed.images == 0:
+        raise ArgumentError(
+            "calibrate got no batches. Pass at least one tensor (N, C, H, W), better several "
+            "hundred images."
+        )
+
+
+def _observe_histograms(
+    qmodel: nn.Module, chunks: Iterable[Call], observed: Observed, progress: bool
+) -> None:
+    """A second pass, for the methods that choose ranges by the distribution."""
+    layers = layers_with_ranges(qmodel)
+    on_inputs = {
+        name: observed.histogram_of_input(name, layers[name].input_quantizer)
+        for name in observed.extremes
     }
+    with observing(qmodel, {}, on_inputs):
+        _run(qmodel, chunks, observed, "choosing ranges", progress)
+
+
+def _observe_norms(
+    qmodel: nn.Module,
+    chunks: Iterable[Call],
+    observed: Observed,
+    ranges: dict[str, tuple[float, float]],
+    progress: bool,
+) -> None:
+    """A third pass, for what norms get with the ranges that were chosen."""
+    with observing(qmodel, observed.of_norms(qmodel), {}, ranges):
+        _run(qmodel, chunks, observed, "taking statistics", progress)
+
+
+def _ranges(
+    qmodel: nn.Module, observed: Observed, method: Method, percentile: float
+) -> dict[str, tuple[float, float]]:
+    """Of the layers' inputs."""
+    layers = layers_with_ranges(qmodel)
+    return {
+        name: _chosen(observed, name, layers[name].input_quantizer.bits, method, percentile)
+        for name in observed.ranges
+    }
+
+
+def _fix(
+    qmodel: nn.Module, method: Method, observed: Observed, ranges: dict[str, tuple[float, float]]
+) -> CalibrationReport:
+    """Write statistics and ranges into the model."""
+    layers, norms = layers_with_ranges(qmodel), calibrated_norms(qmodel)
+    statistics = _statistics(observed)
     for name, (mean, variance) in statistics.items():
         norms[name].running_mean.copy_(mean)
         norms[name].running_var.copy_(variance)
@@ -125,37 +184,11 @@ def calibrate(
         layers[name].input_quantizer.freeze(low, high)
     for state in states_of(qmodel):
         state.calibrated = True
+    bits = {name: layers[name].input_quantizer.bits for name in ranges}
     unreached = [name for name in norms if name not in statistics]
     unreached += [name for name in layers if name not in ranges]
-    return CalibrationReport(method, images, bits, ranges, tuple(statistics), tuple(unreached))
-
-
-def _observe(qmodel: nn.Module, chunks: Iterable[Call], progress: bool) -> tuple[Observed, int]:
-    """What norms and layers get while the chunks run, and how many images there were."""
-    observed, images = Observed(), 0
-    norms, layers = calibrated_norms(qmodel), layers_with_ranges(qmodel)
-    on_norms = {name: observed.of_norm(name, norm) for name, norm in norms.items()}
-    on_inputs = {n: observed.of_input(n, layer.input_quantizer) for n, layer in layers.items()}
-    with observing(qmodel, on_norms, on_inputs):
-        for chunk in _bar(chunks, "calibrating", progress):
-            images += chunk.rows
-            _run(qmodel, chunk)
-    if images == 0:
-        raise ArgumentError(
-            "calibrate got no batches. Pass at least one tensor (N, C, H, W), better several "
-            "hundred images."
-        )
-    return observed, images
-
-
-def _observe_histograms(
-    qmodel: nn.Module, chunks: Iterable[Call], observed: Observed, progress: bool
-) -> None:
-    """A second pass, for the methods that choose ranges by the distribution."""
-    on_inputs = {name: observed.histogram_of_input(name) for name in observed.extremes}
-    with observing(qmodel, {}, on_inputs):
-        for chunk in _bar(chunks, "choosing ranges", progress):
-            _run(qmodel, chunk)
+    names = tuple(statistics)
+    return CalibrationReport(method, observed.images, bits, ranges, names, tuple(unreached))
 
 
 def _check_method(method: Any, percentile: Any) -> None:
@@ -185,19 +218,13 @@ def _statistics(observed: Observed) -> dict[str, tuple[Tensor, Tensor]]:
     return found
 
 
-def _bar(chunks: Iterable[Call], what: str, progress: bool) -> Iterable[Call]:
-    return progress_bar(chunks, what) if progress else chunks
-
-
 def _chosen(
     observed: Observed, name: str, bits: int, method: Method, percentile: float
 ) -> tuple[float, float]:
     """The range of one layer's input."""
     low, high = observed.extremes[name]
     if method == "mean":
-        seen = observed.ranges[name]
-        total = sum(count for count, _, _ in seen)
-        return sum(n * x for n, x, _ in seen) / total, sum(n * x for n, _, x in seen) / total
+        return mean_range(observed.ranges[name])
     if method == "min-max" or not low < high:
         return low, high
     counts = observed.histograms[name]
@@ -206,16 +233,22 @@ def _chosen(
     return mean_squared_error_range(counts, low, high, bits)
 
 
-def _run(qmodel: nn.Module, chunk: Call) -> None:
-    try:
-        chunk.run(qmodel)
-    except GhnqatError:
-        raise
-    except Exception as error:  # whatever the user's forward raises
-        raise ArgumentError(
-            f"The model could not be run on a batch of shapes {chunk.shapes()}: "
-            f"{type(error).__name__}: {error}. Pass batches that the model takes."
-        ) from error
+def _run(
+    qmodel: nn.Module, chunks: Iterable[Call], observed: Observed, what: str, progress: bool
+) -> None:
+    observed.images = 0
+    for chunk in progress_bar(chunks, what) if progress else chunks:
+        observed.rows = chunk.rows
+        observed.images += chunk.rows
+        try:
+            chunk.run(qmodel)
+        except GhnqatError:
+            raise
+        except Exception as error:  # whatever the user's forward raises
+            raise ArgumentError(
+                f"The model could not be run on a batch of shapes {chunk.shapes()}: "
+                f"{type(error).__name__}: {error}. Pass batches that the model takes."
+            ) from error
 
 
 def require_fake_quantized(qmodel: Any) -> None:
@@ -225,47 +258,3 @@ def require_fake_quantized(qmodel: Any) -> None:
             f"calibrate needs a model from predict_quantized_params; this {type(qmodel).__name__} "
             f"has no fake-quantized layer. Write qmodel = predict_quantized_params(model) first."
         )
-
-
-def _rechunk(batches: Iterable[Any], signature: Signature) -> Iterator[Call]:
-    """The same rows in chunks of 64 to 127."""
-    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Mapping, Tensor)):
-        raise ArgumentError(
-            f"calibrate got batches of type {type(batches).__name__}; expected an iterable of "
-            f"batches. Write calibrate(qmodel, [images]) for a single batch."
-        )
-    waiting: Call | None = None
-    for batch in batches:
-        arrived = _checked(Call.of_batch(batch, signature), batch)
-        if arrived.listed:  # images of several sizes, which cannot be cut
-            yield arrived
-            continue
-        if waiting is not None and waiting.kind() != arrived.kind():
-            raise ArgumentError(
-                f"calibrate got batches of different kinds: {waiting.kind()}, then "
-                f"{arrived.kind()}. Pass the same arguments with images of one size in every batch."
-            )
-        ready = arrived if waiting is None else Call.joined([waiting, arrived])
-        # Keep between one and two chunks back, so that the last one is never a few leftover images.
-        while ready.rows >= 2 * CHUNK:
-            yield ready.cut(0, CHUNK)
-            ready = ready.cut(CHUNK, ready.rows)
-        waiting = ready
-    if waiting is not None and waiting.rows:
-        yield waiting
-
-
-def _checked(call: Call, batch: Any) -> Call:
-    if not call.tensors() or any(tensor.ndim == 0 for tensor in call.tensors()):
-        raise ArgumentError(
-            f"calibrate got a batch of type {type(batch).__name__}; expected tensors (N, C, H, W), "
-            f"tuples that start with the model's inputs, or dicts of keyword arguments. Write "
-            f"calibrate(qmodel, [images]) for a single batch."
-        )
-    several = len({len(x) for x in call.tensors()}) > 1 and not call.listed
-    if several or call.tensors()[0].ndim < 2:
-        raise ArgumentError(
-            f"calibrate got a batch with shapes {call.shapes()}; expected (N, ...) with one N. "
-            f"Write calibrate(qmodel, [images]) for a single batch."
-        )
-    return call

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.ops import op_of
+from ghnqat_sdk.quantization.chunks import RANGE_ROWS
 from ghnqat_sdk.quantization.functional import min_max_range
 from ghnqat_sdk.quantization.layers import fake_quantized_layers
 from ghnqat_sdk.quantization.norms import calibrated_norms
@@ -21,7 +22,11 @@ from ghnqat_sdk.quantization.quantizers import LearnedStepQuantizer
 from ghnqat_sdk.quantization.state import evaluating, states_of
 
 BINS = 2048
+BLOCK = 2**18
+"""Values that are summed at once: few enough for a processor's cache."""
 Hooks = dict[str, Callable[[Tensor], None]]
+PartRange = tuple[int, float, float]
+"""Rows of a part of a layer's input, and the (low, high) that the model would quantize it with."""
 
 
 @dataclass
@@ -39,43 +44,60 @@ class Moments:
 
     def add(self, x: Tensor) -> None:
         """Values (N, C, ...)."""
-        rows = x.detach().double().movedim(1, 0).flatten(2 if self.instance else 1)
-        if self.instance:  # (C, N, values)
-            self.count += rows.shape[1]
-            self.total = self.total + rows.mean(2).sum(1)
-            self.squares = self.squares + rows.var(2).sum(1)
-        else:  # (C, values)
-            self.count += rows.shape[1]
-            self.total = self.total + rows.sum(1)
-            self.squares = self.squares + rows.square().sum(1)
+        rows = max(1, BLOCK * len(x) // max(1, x.numel()))
+        for block in x.detach().split(rows):
+            self._add(block.double().flatten(2) if x.ndim > 2 else block.double().unsqueeze(2))
+
+    def _add(self, x: Tensor) -> None:
+        """Values (N, C, positions), float64, of which nothing else is made."""
+        if self.instance:
+            self.count += len(x)
+            self.total = self.total + x.mean(2).sum(0)
+            self.squares = self.squares + x.var(2, correction=0).sum(0)
+        else:
+            self.count += len(x) * x.shape[2]
+            self.total = self.total + x.sum((0, 2))
+            self.squares = self.squares + x.square().sum((0, 2))
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """Mean and unbiased variance, each (C,)."""
+        """Mean and variance, each (C,): those that the norm would divide a batch of all by."""
         mean = self.total / self.count
         if self.instance:
             return mean, self.squares / self.count
-        variance = (self.squares / self.count - mean * mean).clamp_(min=0)
-        return mean, variance * (self.count / max(self.count - 1, 1))
+        return mean, (self.squares / self.count - mean * mean).clamp_(min=0)
 
 
 @dataclass
 class Observed:
     """What was gathered, by module name.
 
+    A layer's input is quantized meanwhile as that of a calibrated model will be: with the range
+    that follows from all the images which run together.
+
     Attributes:
+        extreme: Whether that is from the smallest to the largest value, not the mean of the ranges
+            of parts.
+        images: How many have come.
+        rows: How many of them run together.
         moments: Of norms.
-        ranges: (images, low, high) of each call, as the model would quantize it.
+        ranges: Of each part of a layer's input.
         extremes: (smallest, largest) value.
         histograms: Counts over the extremes, from a second pass.
     """
 
+    extreme: bool = False
+    images: int = 0
+    rows: int = 0
     moments: dict[str, Moments] = field(default_factory=dict)
-    ranges: dict[str, list[tuple[int, float, float]]] = field(default_factory=dict)
+    ranges: dict[str, list[PartRange]] = field(default_factory=dict)
     extremes: dict[str, tuple[float, float]] = field(default_factory=dict)
     histograms: dict[str, Tensor] = field(default_factory=dict)
 
-    def of_norm(self, name: str, norm: nn.Module) -> Callable[[Tensor], None]:
-        """Gathers moments."""
+    def of_norms(self, qmodel: nn.Module) -> Hooks:
+        """Gather moments."""
+        return {name: self._of_norm(name, norm) for name, norm in calibrated_norms(qmodel).items()}
+
+    def _of_norm(self, name: str, norm: nn.Module) -> Callable[[Tensor], None]:
         op = op_of(norm)
         instance = op is not None and op.statistics == "instance"
 
@@ -90,27 +112,48 @@ class Observed:
         def see(x: Tensor) -> None:
             if not x.numel():
                 return
-            smallest, largest = (float(end) for end in min_max_range(x))
-            if not (math.isfinite(smallest) and math.isfinite(largest)):
+            low, high = (float(end) for end in min_max_range(x))
+            if not (math.isfinite(low) and math.isfinite(high)):
                 raise ArgumentError(
                     f"The input of {name!r} was not finite while calibrating. Check the batches "
                     f"for NaN and infinity, and normalize them as in training."
                 )
-            low, high = quantizer.range_of(x)
-            self.ranges.setdefault(name, []).append((len(x), float(low), float(high)))
-            before = self.extremes.get(name, (smallest, largest))
-            self.extremes[name] = min(before[0], smallest), max(before[1], largest)
+            before = self.extremes.get(name, (low, high))
+            self.extremes[name] = min(before[0], low), max(before[1], high)
+            ranges = self._ranges(x, quantizer)
+            self.ranges.setdefault(name, []).extend(ranges)
+            quantizer.freeze(*((low, high) if self.extreme else mean_range(ranges)))
 
         return see
 
-    def histogram_of_input(self, name: str) -> Callable[[Tensor], None]:
+    def _ranges(self, x: Tensor, quantizer: Any) -> list[PartRange]:
+        """Of parts of `RANGE_ROWS` images or more; of the whole where rows are no images."""
+        quantizer.frozen_range = None
+        parts = self.rows // RANGE_ROWS if len(x) % max(1, self.rows) == 0 else 1
+        found = []
+        for part in x.tensor_split(max(1, parts)):
+            low, high = quantizer.range_of(part)
+            found.append((len(part), float(low), float(high)))
+        return found
+
+    def histogram_of_input(self, name: str, quantizer: Any) -> Callable[[Tensor], None]:
         """Gathers a histogram between the extremes."""
 
         def see(x: Tensor) -> None:
             counts = torch.histc(x.detach().float().cpu(), BINS, *self.extremes[name]).double()
             self.histograms[name] = self.histograms.get(name, 0) + counts
+            if x.numel():
+                quantizer.freeze(*mean_range(self._ranges(x, quantizer)))
 
         return see
+
+
+def mean_range(ranges: list[PartRange]) -> tuple[float, float]:
+    """The mean of the ranges of parts; a part weighs as much as it has rows."""
+    total = sum(rows for rows, _, _ in ranges)
+    low = sum(rows * low for rows, low, _ in ranges) / total
+    high = sum(rows * high for rows, _, high in ranges) / total
+    return low, high
 
 
 def layers_with_ranges(qmodel: nn.Module) -> dict[str, Any]:
@@ -124,9 +167,15 @@ def layers_with_ranges(qmodel: nn.Module) -> dict[str, Any]:
 
 
 @contextmanager
-def observing(qmodel: nn.Module, norms: Hooks, inputs: Hooks) -> Iterator[None]:
-    """Evaluation with batch statistics and dynamic ranges, seen by observers; then all as
-    before."""
+def observing(
+    qmodel: nn.Module,
+    norms: Hooks,
+    inputs: Hooks,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> Iterator[None]:
+    """Evaluation with batch statistics and with `ranges`, dynamic ones of other layers, seen by
+    observers; then all as before."""
+    ranges = ranges or {}
     states = states_of(qmodel)
     calibrated = [state.calibrated for state in states]
     quantizers = {n: x.input_quantizer for n, x in fake_quantized_layers(qmodel).items()}
@@ -136,7 +185,7 @@ def observing(qmodel: nn.Module, norms: Hooks, inputs: Hooks) -> Iterator[None]:
         for state in states:
             state.calibrated = False
         for name, quantizer in quantizers.items():
-            quantizer.frozen_range = None
+            quantizer.frozen_range = ranges.get(name)
             quantizer.observe = inputs.get(name)
         for name, norm in observed.items():
             norm.observe = norms.get(name)

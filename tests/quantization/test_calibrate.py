@@ -47,13 +47,40 @@ def test_calibration_does_not_depend_on_the_batch_size(images, size):
         assert torch.equal(x, y)
 
 
-def test_statistics_are_those_of_all_values_with_quantization_on(images):
+def test_statistics_are_those_of_all_values_as_they_are_quantized_afterwards(images):
     model = make()
     calibrate(model, [images])
-    model[0].train().input_quantizer.frozen_range = None
-    seen = torch.cat([model[0](part) for part in images.split(64)]).detach()
-    torch.testing.assert_close(model[1].running_mean, seen.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(model[1].running_var, seen.var((0, 2, 3)), rtol=1e-3, atol=1e-4)
+    seen = model.eval()[0](images)
+    variance, mean = torch.var_mean(seen, (0, 2, 3), correction=0)
+    torch.testing.assert_close(model[1].running_mean, mean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model[1].running_var, variance, rtol=1e-4, atol=1e-4)
+
+
+def squeezing(bits) -> nn.Module:
+    """A norm whose input is one value of each image: its batch statistics differ most."""
+    torch.manual_seed(0)
+    middle = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.ReLU()]
+    last = [nn.Conv2d(6, 8, 1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 5)]
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), *middle, *last)
+    to_fake_quantized(model, bits, MinMaxRanges(), warn=False)
+    return model
+
+
+@pytest.mark.parametrize("bits", [(32, 32), (8, 8), (4, 4)])
+def test_evaluation_of_the_images_is_that_with_batch_statistics(images, bits):
+    model = squeezing(bits).eval()
+    expected = model(images)
+    calibrate(model, images.split(50), method="min-max")
+    assert (model(images) - expected).norm() < 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("method", ["mean", "min-max", "percentile", "mse"])
+def test_evaluation_of_the_images_is_what_calibration_saw(images, method):
+    model, seen = squeezing((4, 4)), []
+    handle = model.register_forward_hook(lambda *called: seen.append(called[-1]))
+    calibrate(model, [images], method=method)
+    handle.remove()
+    assert (model.eval()(images) - seen[-1]).norm() < 1e-4 * seen[-1].norm()
 
 
 def test_ranges_are_frozen_and_reported_by_layer(images):

@@ -1,0 +1,87 @@
+"""The batches of a calibration, put together and cut again into chunks of images that share
+statistics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ghnqat_sdk.calls import Call, Signature
+from ghnqat_sdk.errors import ArgumentError
+
+RANGE_ROWS = 64
+"""Images whose ranges are averaged: the batch whose ranges a model is predicted for."""
+ROWS = 256
+POSITIONS = ROWS * 224 * 224
+"""Images and pixels that share statistics; of larger images fewer do, down to `RANGE_ROWS`."""
+
+
+def rows_together(call: Call) -> int:
+    """How many images like those of `call` share statistics.
+
+    Examples:
+        >>> import torch
+        >>> [rows_together(Call.of(torch.empty(1, 3, side, side))) for side in (32, 224, 320, 512)]
+        [256, 256, 125, 64]
+    """
+    positions = max(math.prod(tensor.shape[2:]) for tensor in call.tensors())
+    return min(ROWS, max(RANGE_ROWS, POSITIONS // max(1, positions)))
+
+
+def chunks_of(batches: Iterable[Any], signature: Signature) -> Iterator[Call]:
+    """The same rows in chunks of `rows_together`, whatever the batches: the last has `RANGE_ROWS`
+    or more where there are so many."""
+    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Mapping, Tensor)):
+        raise ArgumentError(
+            f"calibrate got batches of type {type(batches).__name__}; expected an iterable of "
+            f"batches. Write calibrate(qmodel, [images]) for a single batch."
+        )
+    waiting: list[Call] = []
+    rows = 0
+    for batch in batches:
+        arrived = _checked(Call.of_batch(batch, signature), batch)
+        if arrived.listed:  # images of several sizes, which cannot be cut
+            yield arrived
+            continue
+        if waiting and waiting[0].kind() != arrived.kind():
+            raise ArgumentError(
+                f"calibrate got batches of different kinds: {waiting[0].kind()}, then "
+                f"{arrived.kind()}. Pass the same arguments with images of one size in every batch."
+            )
+        waiting.append(arrived)
+        rows += arrived.rows
+        together = rows_together(arrived)
+        # Keep some back, so that the last chunk is never a few leftover images.
+        if rows >= together + RANGE_ROWS:
+            *chunks, rest = _cut(Call.joined(waiting), together)
+            yield from chunks
+            waiting, rows = [rest], rest.rows
+    if rows:
+        yield Call.joined(waiting)
+
+
+def _cut(call: Call, together: int) -> Iterator[Call]:
+    """Chunks of `together` rows, and one of `RANGE_ROWS` rows or more for the rest."""
+    while call.rows >= together + RANGE_ROWS:
+        yield call.cut(0, together)
+        call = call.cut(together, call.rows)
+    yield call
+
+
+def _checked(call: Call, batch: Any) -> Call:
+    if not call.tensors() or any(tensor.ndim == 0 for tensor in call.tensors()):
+        raise ArgumentError(
+            f"calibrate got a batch of type {type(batch).__name__}; expected tensors (N, C, H, W), "
+            f"tuples that start with the model's inputs, or dicts of keyword arguments. Write "
+            f"calibrate(qmodel, [images]) for a single batch."
+        )
+    several = len({len(x) for x in call.tensors()}) > 1 and not call.listed
+    if several or call.tensors()[0].ndim < 2:
+        raise ArgumentError(
+            f"calibrate got a batch with shapes {call.shapes()}; expected (N, ...) with one N. "
+            f"Write calibrate(qmodel, [images]) for a single batch."
+        )
+    return call
