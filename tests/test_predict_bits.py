@@ -50,6 +50,20 @@ def test_first_and_last_layers_at_eight_bits(small):
         gq.predict_quantized_params(cnn(), first_last_bits=9, hypernetwork=small)
 
 
+@pytest.mark.parametrize(
+    ("bits", "first_last_bits"),
+    [({"*": (2, 2)}, 8), ({"3": (2, 2), "*": (8, 8)}, None), ({"3": (2, 2), "*": (4, 4)}, 8)],
+)
+def test_the_same_bits_of_all_layers_are_predicted_alike_however_written(
+    small, bits, first_last_bits
+):
+    pair, other = (
+        gq.predict_quantized_params(cnn(), each, first_last_bits=ends, hypernetwork=small)
+        for each, ends in (((2, 2), 8), (bits, first_last_bits))
+    )
+    assert all(map(torch.equal, pair.parameters(), other.parameters()))
+
+
 def test_parametrized_layers_have_the_bits_of_their_name(small):
     layer = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
     qmodel = gq.predict_quantized_params(

@@ -165,7 +165,7 @@ def use_images(
         fit: Whether to call `fit_head`.
 
     Returns:
-        Names of the parameters that were fitted.
+        Names of the classifiers that were fitted.
     """
     if fit and isinstance(batches, Iterator):
         batches = list(batches)  # which is read twice
@@ -174,8 +174,7 @@ def use_images(
     heads = fit_head(qmodel, batches).heads if fit else ()
     if remarks:
         warnings.warn(" ".join(remarks), UnfamiliarDataWarning, stacklevel=3)
-    fitted = {f"{head.layer}.{what}" for head in heads for what in ("weight", "bias")}
-    return [name for name, _ in qmodel.named_parameters() if name in fitted]
+    return [head.layer for head in heads]
 
 
 def _noticed(batches: Any, look: Callable[[Any], None]) -> Any:
