@@ -25,7 +25,7 @@ from ghnqat_sdk.heads import use_images
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
 from ghnqat_sdk.quantization.convert import to_fake_quantized, to_float
-from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 from ghnqat_sdk.quantization.ranges import RangeRule, range_rule
 
 _FLOAT = Bits(FLOAT_BITS, FLOAT_BITS)

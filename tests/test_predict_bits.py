@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import ghnqat_sdk as gq
-from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 
 
 def cnn(classes: int = 10) -> nn.Module:

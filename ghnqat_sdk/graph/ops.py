@@ -66,7 +66,8 @@ class Op:
         modules: Classes that conversion must know: those that run it on parameters of their own
             and are fake-quantized, calibrated or refused for it; subclasses count. Others, such as
             `nn.ReLU` and `nn.GroupNorm`, are known by the functions that they call.
-        quantized: Whether its weight and its input are fake-quantized.
+        quantized: Whether its weight, the slot of that role, and its input, the first argument,
+            `input`, are fake-quantized.
         macs: Multiply-accumulates of one call, from the shapes of input, weight and output.
         statistics: Of a norm with running statistics: over the batch, or of each image, averaged.
         opaque: Whether its module's layers are read, not called, so that they stay float:
@@ -89,6 +90,11 @@ class Op:
     keeps_shape: bool = False
     joins: bool = False
     entering: Role = "table"
+
+    @property
+    def weight(self) -> Slot:
+        """The slot of the weight of a quantized type, which has one."""
+        return next(slot for slot in self.slots if slot.role == "weight")
 
 
 def _macs_by_output(_: Shape, weight: Shape, output: Shape) -> int:

@@ -32,7 +32,7 @@ from ghnqat_sdk.heads.unlike import unlike
 from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
 from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.quantization.calibrate import CHUNK, calibrate
-from ghnqat_sdk.quantization.layers import require_fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import require_fake_quantized_layers
 from ghnqat_sdk.quantization.state import evaluating
 
 

@@ -23,7 +23,7 @@ from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.convert import to_fake_quantized
-from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 from ghnqat_sdk.quantization.ranges import Ranges
 from ghnqat_sdk.training.spaces.protocol import Architecture
 
