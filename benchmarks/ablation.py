@@ -26,7 +26,7 @@ from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.training.config import RunConfig, load_recipe
 from ghnqat_sdk.training.distributed import Processes
-from ghnqat_sdk.training.objective import HintConfig
+from ghnqat_sdk.training.hints import HintConfig
 from ghnqat_sdk.training.process import settle_process, sparing_old_objects
 from ghnqat_sdk.training.run import LOG_FILE, Run, open_features
 

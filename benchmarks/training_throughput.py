@@ -34,7 +34,7 @@ from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.training import trainer as trainer_module
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.features import FeatureCache
-from ghnqat_sdk.training.objective import HintConfig
+from ghnqat_sdk.training.hints import HintConfig
 from ghnqat_sdk.training.process import settle_process
 from ghnqat_sdk.training.sampler import Draw
 from ghnqat_sdk.training.spaces.deepnets import DeepNets

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -10,6 +11,9 @@ from ghnqat_sdk.errors import ArgumentError, GhnqatError
 from ghnqat_sdk.graph.annotate import layer_of
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.quantization.state import QuantizationState
+
+_ATTRIBUTE = "ghnqat_report"
+"""Where a predicted model keeps its report."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,16 @@ class PredictionReport:
     kept: dict[str, str] = field(default_factory=dict)
     unquantized: dict[str, str] = field(default_factory=dict)
 
+    def with_fitted(self, layers: Collection[str]) -> PredictionReport:
+        """The same after `fit_head` wrote the classifiers `layers`, predicted or kept before."""
+        fitted = {f"{layer}.{what}" for layer in layers for what in ("weight", "bias")}
+        found = [name for name in (*self.predicted, *self.kept) if name in fitted]
+        return replace(
+            self,
+            predicted=tuple(name for name in self.predicted if name not in fitted),
+            kept=self.kept | dict.fromkeys(found, "fitted to the labels"),
+        )
+
     def __str__(self) -> str:
         lines = [f"{len(self.predicted)} parameters predicted, {len(self.kept)} kept"]
         lines += [f"  kept {name}: {reason}" for name, reason in self.kept.items()]
@@ -37,6 +51,11 @@ class PredictionReport:
             for name, reason in self.unquantized.items()
         ]
         return "\n".join(lines)
+
+
+def keep_report(qmodel: nn.Module, report: PredictionReport) -> None:
+    """Leave a report with the predicted model, and with all copies of it."""
+    vars(qmodel)[_ATTRIBUTE] = report
 
 
 def prediction_report(qmodel: nn.Module) -> PredictionReport:
@@ -73,7 +92,7 @@ def prediction_report(qmodel: nn.Module) -> PredictionReport:
 
 def _reports(qmodel: nn.Module) -> dict[str, PredictionReport]:
     """The reports of the predicted models inside, by the name of each."""
-    found = ((name, vars(module).get("ghnqat_report")) for name, module in qmodel.named_modules())
+    found = ((name, vars(module).get(_ATTRIBUTE)) for name, module in qmodel.named_modules())
     return {name: report for name, report in found if isinstance(report, PredictionReport)}
 
 

@@ -29,8 +29,8 @@ def copy_with(model: nn.Module, predicted: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _alike(value: Tensor, parameter: Tensor) -> bool:
-    """Whether `value` can stand for `parameter`: the same kind of tensor in memory that is its
-    own."""
+    """Whether the memory of `value` can be that of `parameter`: it is as large, laid out alike, and
+    holds nothing else."""
     same = all(
         getattr(value, what) == getattr(parameter, what) for what in ("shape", "dtype", "device")
     )
@@ -42,7 +42,10 @@ def _alike(value: Tensor, parameter: Tensor) -> bool:
 
 
 def copy_into(
-    model: nn.Module, predicted: Mapping[str, Tensor], kept: Mapping[str, str]
+    model: nn.Module,
+    predicted: Mapping[str, Tensor],
+    kept: Mapping[str, str],
+    replaced: dict[str, Tensor] | None = None,
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """Copy predicted tensors into the parameters of `model`, in place, and account for every
     parameter.
@@ -51,6 +54,8 @@ def copy_into(
         model: The model to change; dtype, device and requires_grad of its parameters stay.
         predicted: Tensors by parameter name.
         kept: Reasons for parameters that are not predicted.
+        replaced: Gets the values that were there before, by name, in the memory of the predicted
+            ones where they fit; `predicted` is used up then.
 
     Raises:
         GhnqatError: a tensor has another shape than its parameter, holds NaN or infinity, or a
@@ -60,8 +65,14 @@ def copy_into(
     _check(parameters, predicted, kept)
     with torch.no_grad():
         for name, value in predicted.items():
-            if parameters[name].data_ptr() != value.data_ptr():
-                parameters[name].copy_(value)
+            parameter = parameters[name]
+            if replaced is not None:
+                # Complete at every point: a failure may come between any two lines.
+                replaced[name] = parameter.clone()
+            if parameter.data_ptr() != value.data_ptr():
+                parameter.copy_(value)
+            if replaced is not None and _alike(value, parameter):
+                replaced[name] = value.copy_(replaced[name])
     return (
         tuple(name for name in parameters if name in predicted),
         {name: kept[name] for name in parameters if name not in predicted},

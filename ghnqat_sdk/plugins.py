@@ -15,7 +15,8 @@ from __future__ import annotations
 import importlib
 import sys
 from contextlib import suppress
-from typing import Annotated, Any, TypeVar
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -130,6 +131,22 @@ class Custom(BaseModel):
                 f"{self.factory} cannot be made of settings={self.settings}: {error}. Correct the "
                 f"settings, or the arguments that it takes."
             ) from error
+
+
+class CustomRule(Custom):
+    """A variant that does what its `rule` does, an object of the user's class."""
+
+    rule_type: ClassVar[type]
+    """What that class derives from."""
+
+    @cached_property
+    def rule(self) -> Any:
+        """The object, made once.
+
+        Raises:
+            ArgumentError: its class is not imported, or cannot be made.
+        """
+        return self.make(self.rule_type)
 
 
 def variant(given: Any, name: str, kind: type[T], union: Any, example: str) -> T:

@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ghnqat_sdk.accounting import PredictionReport, left_in_float
+from ghnqat_sdk.accounting import PredictionReport, keep_report, left_in_float
 from ghnqat_sdk.bits import FLOAT_BITS, Bits, Pair, parse_bits, resolve_bits
+from ghnqat_sdk.choices import Head
 from ghnqat_sdk.errors import ArgumentError, RandomHeadWarning, ReplacedWeightsWarning
 from ghnqat_sdk.filling import copy_into, copy_with
-from ghnqat_sdk.graph.annotate import annotate_bits, first_last_layers
+from ghnqat_sdk.graph.annotate import annotate_bits, first_last_layers, prevailing_bits
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.ops import quantizable_layers
 from ghnqat_sdk.graph.trace import trace_with_call
@@ -24,12 +25,10 @@ from ghnqat_sdk.heads import use_images
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
 from ghnqat_sdk.quantization.convert import to_fake_quantized, to_float
-from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 from ghnqat_sdk.quantization.ranges import RangeRule, range_rule
 
-Head = Literal["auto", "predict", "keep", "fit"]
 _FLOAT = Bits(FLOAT_BITS, FLOAT_BITS)
-_OTHER_CLASSES = "its classifier has"
 
 
 def predict_quantized_params(
@@ -69,9 +68,9 @@ def predict_quantized_params(
         calibration: Batches for `calibrate`, called on the result.
         head: What happens to a classifier whose class count differs from the hypernetwork's: "auto"
             keeps the user's values and warns, "predict" predicts it all the same. "keep" keeps
-            every classifier. "fit" calls `fit_head` on the result, for any number of classes;
-            `calibration` then holds (images, labels).
-        inplace: Change `model` itself and return it.
+            every classifier. "fit" calls `fit_head` on the result, for any number of classes, the
+            hypernetwork's included; `calibration` then holds (images, labels).
+        inplace: Change `model` itself and return it. If the call fails, it is as it was.
 
     Returns:
         The fake-quantized model; `prediction_report` tells what was predicted.
@@ -98,22 +97,24 @@ def predict_quantized_params(
     rule = range_rule(network.config.ranges if ranges is None else ranges)
     with _plain_tensors():
         graph, call = trace_with_call(model, example_inputs)
-        graph = _told(graph, by_layer, bits, first_last_bits)
+        by_layer |= _of_first_and_last(graph, by_layer, first_last_bits)
+        graph = _with_bits(graph, by_layer, bits)
         _warn_of_trained_weights(model)
-        predicted, kept = _predict(network, graph, head)
+        heads, unlike = _kept_heads(graph, network.config.num_classes, head)
+        kept = {**graph.unreached, **heads, **_not_floating(model)}
+        predicted = _predict(network, graph, kept)
         result = model if inplace else copy_with(model, predicted)
-        with _restored_after_failure(result if inplace else None):
-            names, kept = copy_into(result, predicted, kept | _not_floating(result))
+        with _restored_after_failure(model, predicted) if inplace else nullcontext() as before:
+            accounts = copy_into(result, predicted, kept, before)
             state = to_fake_quantized(result, by_layer, rule)
             state.signature = call.signature
-            state.unquantized = left_in_float(graph, state)
+            report = PredictionReport(*accounts, left_in_float(graph, state))
             if calibration is not None:
                 fitted = use_images(result, calibration, network.config, graph, fit=head == "fit")
-                names = tuple(name for name in names if name not in fitted)
-                kept |= dict.fromkeys(fitted, "fitted to the labels")
-        vars(result)["ghnqat_report"] = PredictionReport(names, kept, state.unquantized)
-    if head == "auto" and (reason := _random_head(kept)):
-        warnings.warn(reason, RandomHeadWarning, stacklevel=2)
+                report = report.with_fitted(fitted)
+        keep_report(result, report)
+    if head == "auto" and unlike:
+        warnings.warn(unlike[0].advice, RandomHeadWarning, stacklevel=2)
     return result
 
 
@@ -128,37 +129,43 @@ def _plain_tensors() -> Iterator[None]:
         yield
 
 
-def _told(
-    graph: ComputationGraph,
-    by_layer: dict[str, Bits],
-    bits: Pair | Mapping[str, Pair],
-    first_last_bits: int | None,
+def _of_first_and_last(
+    graph: ComputationGraph, by_layer: Mapping[str, Bits], first_last_bits: int | None
+) -> dict[str, Bits]:
+    """Bits of the first and last layers by name, where they are to have others."""
+    if first_last_bits is None:
+        return {}
+    pair = parse_bits((first_last_bits, first_last_bits))
+    return dict.fromkeys(first_last_layers(graph, by_layer), pair)
+
+
+def _with_bits(
+    graph: ComputationGraph, by_layer: Mapping[str, Bits], bits: Pair | Mapping[str, Pair]
 ) -> ComputationGraph:
-    """The graph with the bits of every node; `by_layer` takes on those of the first and last
-    layers."""
-    if first_last_bits is not None:
-        pair = parse_bits((first_last_bits, first_last_bits))
-        by_layer |= dict.fromkeys(first_last_layers(graph, by_layer), pair)
-    elsewhere = next(iter(by_layer.values()), _FLOAT) if isinstance(bits, Mapping) else bits
-    return annotate_bits(graph, by_layer, parse_bits(elsewhere))
+    """The graph with the bits of every node."""
+    without_layers = _FLOAT if isinstance(bits, Mapping) else parse_bits(bits)
+    return annotate_bits(graph, by_layer, prevailing_bits(graph, by_layer) or without_layers)
 
 
 @contextmanager
-def _restored_after_failure(model: nn.Module | None) -> Iterator[None]:
+def _restored_after_failure(
+    model: nn.Module, predicted: Mapping[str, Tensor]
+) -> Iterator[dict[str, Tensor]]:
     """Where `model` is changed in place: the float model that it was, with its values, if that
-    fails."""
-    if model is None:
-        yield
-        return
+    fails.
+
+    Yields the values by name, for `copy_into` to add those that predicted ones replace.
+    """
     tensors = (*model.named_parameters(), *model.named_buffers())
-    before = {name: tensor.detach().clone() for name, tensor in tensors}
+    before = {name: x.detach().clone() for name, x in tensors if name not in predicted}
     try:
-        yield
+        yield before
     except BaseException:
         to_float(model, inplace=True)
         with torch.no_grad():
             for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-                tensor.copy_(before[name])
+                if name in before:
+                    tensor.copy_(before[name])
         raise
 
 
@@ -180,26 +187,16 @@ def _warn_of_trained_weights(model: nn.Module) -> None:
         )
 
 
-def _random_head(kept: Mapping[str, str]) -> str | None:
-    """What to say of a classifier that is kept for its class count."""
-    found = next((name for name, why in kept.items() if why.startswith(_OTHER_CLASSES)), None)
-    if found is None:
-        return None
-    return (
-        f"{found!r} keeps its values: {kept[found]}. Fit it to labelled images: "
-        f"ghnqat_sdk.fit_head(qmodel, batches), or head='fit' with calibration=batches."
-    )
-
-
 def _check_arguments(model: Any, head: Any, calibration: Any) -> None:
     if not isinstance(model, nn.Module):
         raise ArgumentError(
             f"model is a {type(model).__name__}; expected an nn.Module. Write, for example, "
             f"predict_quantized_params(torchvision.models.resnet18())."
         )
-    if head not in ("auto", "predict", "keep", "fit"):
+    if head not in (known := get_args(Head)):
         raise ArgumentError(
-            f"head={head!r} is unknown. Write head='auto', 'predict', 'keep' or 'fit'."
+            f"head={head!r} is unknown. Write head={known[0]!r}, or one of "
+            f"{', '.join(map(repr, known[1:]))}."
         )
     if head == "fit" and calibration is None:
         raise ArgumentError(
@@ -215,34 +212,64 @@ def _check_arguments(model: Any, head: Any, calibration: Any) -> None:
 
 @torch.no_grad()
 def _predict(
-    network: GraphHypernetwork, graph: ComputationGraph, head: Head
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Predicted tensors, and the reasons for what is kept."""
-    kept = dict(graph.unreached)
-    kept |= _kept_heads(graph, network.config.num_classes, head)
+    network: GraphHypernetwork, graph: ComputationGraph, kept: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """Predicted tensors by name, but for those that are kept."""
     (predicted,) = network([graph], channels_last=False)
-    return {name: tensor for name, tensor in predicted.items() if name not in kept}, kept
+    return {name: tensor for name, tensor in predicted.items() if name not in kept}
 
 
-def _kept_heads(graph: ComputationGraph, num_classes: int, head: Head) -> dict[str, str]:
-    """Parameters of classifiers, with their biases, that keep the user's values, and why."""
-    kept: dict[str, str] = {}
-    for index, node in enumerate(graph.nodes):
-        if node.op != "classifier" or head == "predict":
-            continue
-        classes = node.parameters[0].shape[0]
-        if head != "keep" and classes == num_classes:
-            continue
-        why = (
-            f"{_OTHER_CLASSES} {classes} classes, the hypernetwork's {num_classes}; "
-            f"head='predict' predicts it"
+class _Classifier(NamedTuple):
+    """A classifier of a graph.
+
+    Attributes:
+        name: Of its module, or of its weight where it has none.
+        classes: How many it tells apart.
+        known: How many the hypernetwork does.
+        parameters: Names, its bias included.
+    """
+
+    name: str
+    classes: int
+    known: int
+    parameters: tuple[str, ...]
+
+    @property
+    def reason(self) -> str:
+        """Why it keeps its values where both numbers differ."""
+        counts = f"its classifier has {self.classes} classes, the hypernetwork's {self.known}"
+        return f"{counts}; head='predict' predicts it"
+
+    @property
+    def advice(self) -> str:
+        """What to do about that."""
+        return (
+            f"{self.name!r} keeps its values: it has {self.classes} classes, the hypernetwork "
+            f"{self.known}. Fit it to labelled images: ghnqat_sdk.fit_head(qmodel, batches), or "
+            f"head='fit' with calibration=batches. head='predict' predicts it all the same."
         )
-        biases = [
-            graph.nodes[t] for s, t in graph.edges if s == index and graph.nodes[t].op == "bias"
-        ]
-        kept |= {
-            p.name: "head='keep'" if head == "keep" else why
-            for n in (node, *biases)
-            for p in n.parameters
-        }
-    return kept
+
+
+def _kept_heads(
+    graph: ComputationGraph, num_classes: int, head: Head
+) -> tuple[dict[str, str], list[_Classifier]]:
+    """Parameters of classifiers that keep the user's values, with the reasons, and the classifiers
+    that have other classes than the hypernetwork."""
+    found = list(_classifiers(graph, num_classes))
+    unlike = [each for each in found if each.classes != num_classes]
+    if head == "predict":
+        return {}, unlike
+    if head == "keep":
+        return {name: "head='keep'" for each in found for name in each.parameters}, unlike
+    return {name: each.reason for each in unlike for name in each.parameters}, unlike
+
+
+def _classifiers(graph: ComputationGraph, num_classes: int) -> Iterator[_Classifier]:
+    for index, node in enumerate(graph.nodes):
+        if node.op != "classifier":
+            continue
+        after = [graph.nodes[target] for source, target in graph.edges if source == index]
+        biases = [each for each in after if each.op == "bias"]
+        names = tuple(p.name for each in (node, *biases) for p in each.parameters)
+        weight = node.parameters[0]
+        yield _Classifier(node.module or names[0], weight.shape[0], num_classes, names)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.quantization.convert import fix_learned_steps
-from ghnqat_sdk.quantization.layers import require_calibrated_layers, require_fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import require_calibrated_layers, require_fake_quantized_layers
 from ghnqat_sdk.quantization.quantizers import LearnedStepQuantizer
 from ghnqat_sdk.quantization.state import require_module, states_of
 

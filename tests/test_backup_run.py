@@ -20,7 +20,7 @@ from ghnqat_sdk.hypernetwork.encoders import TransformerConfig
 from ghnqat_sdk.training.compute import ComputeConfig
 from ghnqat_sdk.training.config import RunConfig, ValidationConfig, load_config
 from ghnqat_sdk.training.distributed import Processes
-from ghnqat_sdk.training.objective import HintConfig
+from ghnqat_sdk.training.hints import HintConfig
 from ghnqat_sdk.training.run import Run, open_features
 from ghnqat_sdk.training.sampler import FamiliesShare, SamplingConfig
 from ghnqat_sdk.training.teacher import Teacher, TeacherConfig, save_teacher

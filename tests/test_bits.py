@@ -4,7 +4,7 @@ from torch import nn
 
 from ghnqat_sdk.bits import parse_bits, parse_bits_text, resolve_bits
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.graph.annotate import annotate_bits, first_last_layers
+from ghnqat_sdk.graph.annotate import annotate_bits, first_last_layers, prevailing_bits
 from ghnqat_sdk.graph.trace import trace
 
 
@@ -63,6 +63,14 @@ def test_nodes_are_told_the_bits_of_the_layer_that_they_follow(diamond):
         (3, 3),
         (3, 3),
     ]
+
+
+def test_what_comes_before_any_layer_has_the_bits_of_most_layers_between_the_ends(diamond):
+    assert prevailing_bits(diamond, {"a": (8, 8), "b": (2, 2), "c": (8, 8)}) == (2, 2)
+    between = {"a": (8, 8), "b": (2, 2), "c": (8, 8), "d": (3, 3), "e": (3, 3)}
+    assert prevailing_bits(diamond, between) == (3, 3)
+    assert prevailing_bits(diamond, {"a": (4, 4), "c": (4, 4)}) == (4, 4)
+    assert prevailing_bits(diamond, {}) is None
 
 
 def test_first_and_last_layers_of_every_path(diamond):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import ghnqat_sdk as gq
 from ghnqat_sdk.calls import tensors_in
 from ghnqat_sdk.copying import copy_module
-from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 
 CASES = int(os.environ.get("GHNQAT_FUZZ", "200"))
 PAIRS = st.sampled_from([2, 4, 8, 32])

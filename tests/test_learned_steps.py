@@ -14,7 +14,7 @@ from ghnqat_sdk.quantization.functional import (
     learned_step_quantize,
     scale_and_zero_point,
 )
-from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer, LearnedStepQuantizer
 from ghnqat_sdk.quantization.ranges import ClippedRanges
 from ghnqat_sdk.quantization.report import quantization_report

@@ -10,7 +10,7 @@ from torch import nn
 
 import ghnqat_sdk as gq
 from ghnqat_sdk.data import load_images
-from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 
 
 def cnn(classes: int = 10) -> nn.Module:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import ghnqat_sdk as gq
-from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 
 
 def cnn(classes: int = 10) -> nn.Module:
@@ -48,6 +48,20 @@ def test_first_and_last_layers_at_eight_bits(small):
     }
     with pytest.raises(gq.ArgumentError, match=r"bits=\(9, 9\)"):
         gq.predict_quantized_params(cnn(), first_last_bits=9, hypernetwork=small)
+
+
+@pytest.mark.parametrize(
+    ("bits", "first_last_bits"),
+    [({"*": (2, 2)}, 8), ({"3": (2, 2), "*": (8, 8)}, None), ({"3": (2, 2), "*": (4, 4)}, 8)],
+)
+def test_the_same_bits_of_all_layers_are_predicted_alike_however_written(
+    small, bits, first_last_bits
+):
+    pair, other = (
+        gq.predict_quantized_params(cnn(), each, first_last_bits=ends, hypernetwork=small)
+        for each, ends in (((2, 2), 8), (bits, first_last_bits))
+    )
+    assert all(map(torch.equal, pair.parameters(), other.parameters()))
 
 
 def test_parametrized_layers_have_the_bits_of_their_name(small):

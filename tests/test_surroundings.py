@@ -94,6 +94,18 @@ def test_a_failed_calibration_in_place_gives_the_model_back(small, make, batches
     assert torch.equal(model(IMAGES), outputs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_failed_fit_in_place_gives_the_model_back(small, dtype):
+    model = cnn().to(dtype)
+    before = values(model)
+    batches = [(IMAGES.to(dtype), torch.full((64,), 10))]  # of ten classes, from 0 on
+    with pytest.raises(gq.ArgumentError, match="Labels run"):
+        gq.predict_quantized_params(
+            model, hypernetwork=small, calibration=batches, head="fit", inplace=True
+        )
+    torch.testing.assert_close(values(model), before, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("batches", BAD)
 def test_a_failed_calibration_for_float_leaves_the_model_quantized(batches):
     qmodel = gq.from_float(cnn(), (4, 4))

@@ -6,8 +6,9 @@ import json
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from ghnqat_sdk.choices import Protocol
 from ghnqat_sdk.cli.arguments import SPACES, Whole, device
 from ghnqat_sdk.cli.console import add_command
 from ghnqat_sdk.cli.models import (
@@ -55,7 +56,7 @@ def add_evaluate(commands: Any) -> None:
     )
     parser.add_argument(
         "--protocol",
-        choices=("paper", "calibrated"),
+        choices=get_args(Protocol),
         default="paper",
         help="batch statistics, or calibrated before (default: paper)",
     )

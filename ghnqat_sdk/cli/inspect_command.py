@@ -157,7 +157,7 @@ def _measure(
     from ghnqat_sdk.accounting import prediction_report
     from ghnqat_sdk.bits import FLOAT_BITS
     from ghnqat_sdk.graph.annotate import annotate_bits
-    from ghnqat_sdk.quantization.layers import fake_quantized_layers
+    from ghnqat_sdk.quantization.lookup import fake_quantized_layers
     from ghnqat_sdk.quantization.report import quantization_report
 
     qmodel = predicted(options, model)

@@ -3,11 +3,11 @@ asked."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from argparse import Namespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from ghnqat_sdk.choices import Head
 from ghnqat_sdk.cli.arguments import Whole
 from ghnqat_sdk.cli.console import add_command, add_json_flag
 from ghnqat_sdk.cli.models import (
@@ -50,7 +50,7 @@ def add_predict(commands: Any) -> None:
     add_bits(parser)
     parser.add_argument(
         "--head",
-        choices=("auto", "predict", "keep", "fit"),
+        choices=get_args(Head),
         default="auto",
         help="what happens to classifiers: predicted where the number of classes is the "
         "hypernetwork's, always, never, or fitted to the images in --data (default: auto)",
@@ -110,7 +110,7 @@ def _predict(options: Namespace) -> None:
     heads = None
     if fits:
         heads = _fitted(options, qmodel)
-        report = _with_fitted(report, heads)
+        report = report.with_fitted([head.layer for head in heads.heads])
     if options.output is not None:
         _save(qmodel, options.output)
     _print(options, report, heads)
@@ -133,15 +133,6 @@ def _fitted(options: Namespace, qmodel: nn.Module) -> HeadReport:
     from ghnqat_sdk.heads import fit_head_to_folder
 
     return fit_head_to_folder(qmodel, options.data, size=options.size, count=options.images)
-
-
-def _with_fitted(report: PredictionReport, heads: HeadReport) -> PredictionReport:
-    layers = {head.layer for head in heads.heads}
-    kept = {
-        name: "fitted to the labels" if name.rpartition(".")[0] in layers else reason
-        for name, reason in report.kept.items()
-    }
-    return dataclasses.replace(report, kept=kept)
 
 
 def _print(options: Namespace, report: PredictionReport, heads: HeadReport | None) -> None:

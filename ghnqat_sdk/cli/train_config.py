@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from ghnqat_sdk.cli.paths import check_hypernetwork
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.training.folder import RUN_FILE
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
     from ghnqat_sdk.training.config import RunConfig
 
-RUN_FILE = "run.json"
 _SEE = "See: ghnqat-train recipes all-bits"
 
 

@@ -19,9 +19,10 @@ from ghnqat_sdk.cli.paths import (
     check_input_file,
     check_output_folder,
 )
-from ghnqat_sdk.cli.train_config import RUN_FILE, run_config
+from ghnqat_sdk.cli.train_config import run_config
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.progress import working
+from ghnqat_sdk.training.folder import CHECKPOINT_FILE, RUN_FILE
 
 if TYPE_CHECKING:
     from ghnqat_sdk.training.config import RunConfig
@@ -142,7 +143,7 @@ def _check_training(options: Namespace) -> None:
 
 
 def _holds_state(folder: str) -> bool:
-    return Path(folder, "checkpoint.safetensors").is_file()
+    return Path(folder, CHECKPOINT_FILE).is_file()
 
 
 def _resumes(options: Namespace) -> bool:
@@ -195,7 +196,7 @@ def _train(config: RunConfig, options: Namespace, steps: int, advice: str) -> No
             run = Run(
                 config, options.output, train, validation, features=features, processes=processes
             )
-            run.resume()
+            run.resume()  # which finds nothing to resume in the folder of a new run
         _follow(run, steps, options.json)
     finally:
         processes.leave()

@@ -18,7 +18,7 @@ from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.predict import predict_quantized_params
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.convert import from_float, quantizable_layers
-from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 
 BATCH = 50
 _NORMAL_95 = 1.96

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
-from ghnqat_sdk.quantization.layers import fake_quantized_layers, fixed_input_range
+from ghnqat_sdk.quantization.lookup import fake_quantized_layers, fixed_input_range
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
 
 Inputs = dict[str, Tensor] | tuple[Tensor, ...]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
-from ghnqat_sdk.quantization.layers import fixed_input_range, require_calibrated_layers
+from ghnqat_sdk.quantization.lookup import fixed_input_range, require_calibrated_layers
 from ghnqat_sdk.quantization.norms import CalibratedNorm
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
 

@@ -49,7 +49,9 @@ def require_opset(opset: int) -> None:
     output = helper.make_tensor_value_info("levels", TensorProto.UINT8, [])
     graph = helper.make_graph([node], "probe", inputs, [output])
     opsets = [helper.make_opsetid("", opset)]
-    oldest = helper.find_min_ir_version_for(opsets)  # a runtime may know the opset and not onnx's IR
+    oldest = helper.find_min_ir_version_for(
+        opsets
+    )  # a runtime may know the opset and not onnx's IR
     model = helper.make_model(graph, opset_imports=opsets, ir_version=oldest)
     try:
         session_of(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 
 from ghnqat_sdk.bits import Pair
@@ -26,6 +27,19 @@ def annotate_bits(
         told.append(by_layer.get(layer_of(node, by_layer), follows) if node.quantized else follows)
     pairs = {id(node): pair for node, pair in zip(graph.nodes, told, strict=True)}
     return graph.with_bits(lambda node: pairs[id(node)])
+
+
+def prevailing_bits(graph: ComputationGraph, by_layer: Mapping[str, Pair]) -> Pair | None:
+    """The bits that nodes before any layer are told: those of most layers between the first and the
+    last, of all layers where there are none between, None without layers.
+
+    In training all nodes of a network have the same bits. These are so where all layers have, and
+    where the first and the last alone have others.
+    """
+    ends = first_last_layers(graph, by_layer)
+    between = [pair for name, pair in by_layer.items() if name not in ends]
+    counts = Counter(between or by_layer.values()).most_common(1)
+    return counts[0][0] if counts else None
 
 
 def first_last_layers(graph: ComputationGraph, by_layer: Mapping[str, Pair]) -> list[str]:

@@ -1,11 +1,22 @@
 """The vocabulary of node types, one row each; the only table of operations in the package.
 
 A row says what a traced call is compared with (`functions`), which of its arguments may hold
-parameters and the role each plays (`slots`), which modules run it (`modules`), whether and how its
-layers are fake-quantized, how a norm gathers its statistics, and what it costs. A function that no
-row names is transparent (a reshape, an index, a copy): data flows through it without a node, unless
-a parameter enters there, which makes it an `other` node. To add a node type, add a row: checkpoints
-store the names in order, so nothing shifts.
+parameters and the role each plays (`slots`), which classes conversion must know (`modules`),
+whether and how its layers are fake-quantized, how a norm gathers its statistics, and what it costs.
+A function that no row names is transparent (a reshape, an index, a copy): data flows through it
+without a node, unless a parameter enters there, which makes it an `other` node.
+
+To add a node type, add a row; checkpoints store the names, so its place does not matter. What else
+to touch:
+
+- its colour: a family of `draw.FAMILIES`, where it is drawn as "other" otherwise;
+- its test: a case of `test_every_kind_of_layer_has_its_node_type` in tests/graph/test_trace.py;
+- `torch_calls.refine` and `torch_calls.geometry`, where its type or its kernel follow from
+  arguments;
+- `macs`, where it is quantized;
+- `ACTIVATIONS` in training/spaces/blocks.py, or another block there, for networks to train on that
+  have it. A hypernetwork's vocabulary is saved with it: one trained before reads the new type as
+  "other".
 """
 
 from __future__ import annotations
@@ -20,6 +31,16 @@ import torch.nn.functional as F
 from torch import nn
 
 Role = Literal["weight", "bias", "scale", "shift", "table", "slope"]
+"""What a parameter does in its node, which decides what is predicted for it.
+
+weight: multiplies and sums what comes in, as of a convolution, a linear layer or a matmul.
+bias: is added to the output of such a weight, in a node of its own.
+scale: multiplies each channel, as of a norm or a layer scale; predicted around 1.
+shift: is added to each channel, as of a norm; predicted around 0.
+table: is looked up, added or concatenated as it is: positions, tokens, embeddings.
+slope: of the negative side of a PReLU; predicted around 0.25.
+"""
+
 Statistics = Literal["batch", "instance"]
 Shape = tuple[int, ...]
 
@@ -42,14 +63,20 @@ class Op:
         name: What checkpoints and graphs call it.
         functions: torch callables that become this node when a model calls them.
         slots: Arguments that may hold parameters.
-        modules: Module classes that run it on their own parameters; subclasses count.
-        quantized: Whether its weight and its input are fake-quantized.
+        modules: Classes that conversion must know: those that run it on parameters of their own
+            and are fake-quantized, calibrated or refused for it; subclasses count. Others, such as
+            `nn.ReLU` and `nn.GroupNorm`, are known by the functions that they call.
+        quantized: Whether its weight, the slot of that role, and its input, the first argument,
+            `input`, are fake-quantized.
         macs: Multiply-accumulates of one call, from the shapes of input, weight and output.
         statistics: Of a norm with running statistics: over the batch, or of each image, averaged.
-        opaque: Whether its module's layers are read, not called, so that they stay float.
+        opaque: Whether its module's layers are read, not called, so that they stay float:
+            `nn.MultiheadAttention` hands the weight of its `out_proj` to a function.
         keeps_shape: Whether the output is shaped as the first argument.
-        joins: Whether it means nothing with a single source of data and no parameter.
-        entering: Role of a parameter that enters outside the slots.
+        joins: Whether it means nothing with a single source of data and no parameter: x + y is a
+            node, x + 1 is none.
+        entering: Role of a parameter that enters outside the slots: in x * p, with p a parameter,
+            it is a "scale".
     """
 
     name: str
@@ -63,6 +90,11 @@ class Op:
     keeps_shape: bool = False
     joins: bool = False
     entering: Role = "table"
+
+    @property
+    def weight(self) -> Slot:
+        """The slot of the weight of a quantized type, which has one."""
+        return next(slot for slot in self.slots if slot.role == "weight")
 
 
 def _macs_by_output(_: Shape, weight: Shape, output: Shape) -> int:
@@ -84,8 +116,8 @@ def _norm(scale: int, shift: int) -> tuple[Slot, Slot]:
 
 
 OPS: tuple[Op, ...] = (
-    Op("input"),
-    Op("output"),
+    Op("input"),  # by Recorder.add_input, for each tensor that the model is given
+    Op("output"),  # by Recorder.finish
     Op(
         "conv",
         (F.conv1d, F.conv2d, F.conv3d),
@@ -94,6 +126,7 @@ OPS: tuple[Op, ...] = (
         quantized=True,
         macs=_macs_by_output,
     ),
+    # Of "conv", by torch_calls.refine.
     Op("depthwise_conv", (), _CONV_WEIGHT, quantized=True, macs=_macs_by_output),
     Op("grouped_conv", (), _CONV_WEIGHT, quantized=True, macs=_macs_by_output),
     Op(
@@ -105,8 +138,9 @@ OPS: tuple[Op, ...] = (
         macs=_macs_by_input,
     ),
     Op("linear", (F.linear,), _CONV_WEIGHT, (nn.Linear,), quantized=True, macs=_macs_by_output),
+    # Of "linear" and "conv", by Recorder._mark_classifiers: the last on each path to the output.
     Op("classifier", (), _CONV_WEIGHT, quantized=True, macs=_macs_by_output),
-    Op("bias"),
+    Op("bias"),  # by Recorder._with_bias, behind each weight that has one
     Op(
         "batch_norm",
         (F.batch_norm, torch.batch_norm),
@@ -152,29 +186,25 @@ OPS: tuple[Op, ...] = (
     ),
     Op("max_pool", (F.max_pool1d, F.max_pool2d, F.max_pool3d)),
     Op("avg_pool", (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)),
-    Op("global_pool", ()),
+    Op("global_pool"),  # of the two around it and of means, by torch_calls.refine
     Op(
         "adaptive_pool",
         (
             F.adaptive_avg_pool1d,
             F.adaptive_avg_pool2d,
-            F.adaptive_max_pool2d,
             F.adaptive_avg_pool3d,
+            F.adaptive_max_pool1d,
+            F.adaptive_max_pool2d,
+            F.adaptive_max_pool3d,
         ),
     ),
     Op("interpolate", (F.interpolate, F.pixel_shuffle, F.pixel_unshuffle)),
     Op(
         "sum",
         (
-            torch.add,
-            _T.add,
-            _T.add_,
-            _T.__add__,
-            _T.__radd__,
-            _T.__iadd__,
-            torch.sub,
-            _T.sub,
-            _T.__sub__,
+            *(torch.add, _T.add, _T.add_, _T.__add__, _T.__radd__, _T.__iadd__),
+            *(torch.sub, _T.sub, _T.sub_, _T.__sub__, _T.__rsub__, _T.__isub__, torch.rsub),
+            *(torch.subtract, _T.subtract, _T.subtract_),
         ),
         joins=True,
         entering="shift",
@@ -182,15 +212,10 @@ OPS: tuple[Op, ...] = (
     Op(
         "product",
         (
-            torch.mul,
-            _T.mul,
-            _T.mul_,
-            _T.__mul__,
-            _T.__rmul__,
-            _T.__imul__,
-            torch.div,
-            _T.div,
-            _T.__truediv__,
+            *(torch.mul, _T.mul, _T.mul_, _T.__mul__, _T.__rmul__, _T.__imul__),
+            *(torch.multiply, _T.multiply, _T.multiply_),
+            *(torch.div, _T.div, _T.div_, _T.__truediv__, _T.__rtruediv__, _T.__itruediv__),
+            *(torch.divide, _T.divide, _T.divide_, torch.true_divide, _T.true_divide),
         ),
         joins=True,
         entering="scale",
@@ -222,7 +247,7 @@ OPS: tuple[Op, ...] = (
         entering="weight",
     ),
     Op("embedding", (F.embedding,), (Slot(1, "weight", "table"),)),
-    Op("other"),
+    Op("other"),  # by torch_calls.by_mixing: any other call that a parameter enters
 )
 
 VOCABULARY: tuple[str, ...] = tuple(op.name for op in OPS)
@@ -234,8 +259,8 @@ BY_FUNCTION: dict[Callable[..., Any], Op] = {
 
 
 def op_of(module: nn.Module) -> Op | None:
-    """The row of what a module runs on its own parameters, by its class or one that it derives
-    from."""
+    """The row among whose `modules` is the class of a module, or one that it derives from; None for
+    one that conversion need not know."""
     return next((op for op in _WITH_MODULES if isinstance(module, op.modules)), None)
 
 

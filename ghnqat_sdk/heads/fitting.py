@@ -32,7 +32,7 @@ from ghnqat_sdk.heads.unlike import unlike
 from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
 from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.quantization.calibrate import calibrate
-from ghnqat_sdk.quantization.layers import require_fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import require_fake_quantized_layers
 from ghnqat_sdk.quantization.state import evaluating
 
 BATCH = 64
@@ -168,7 +168,7 @@ def use_images(
         fit: Whether to call `fit_head`.
 
     Returns:
-        Names of the parameters that were fitted.
+        Names of the classifiers that were fitted.
     """
     if fit and isinstance(batches, Iterator):
         batches = list(batches)  # which is read twice
@@ -177,8 +177,7 @@ def use_images(
     heads = fit_head(qmodel, batches).heads if fit else ()
     if remarks:
         warnings.warn(" ".join(remarks), UnfamiliarDataWarning, stacklevel=3)
-    fitted = {f"{head.layer}.{what}" for head in heads for what in ("weight", "bias")}
-    return [name for name, _ in qmodel.named_parameters() if name in fitted]
+    return [head.layer for head in heads]
 
 
 def _noticed(batches: Any, look: Callable[[Any], None]) -> Any:

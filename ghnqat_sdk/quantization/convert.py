@@ -13,7 +13,7 @@ from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.ops import BY_NAME, op_of, quantizable_layers
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.classes import CHANGED, fake_quantized_class, float_class
-from ghnqat_sdk.quantization.layers import all_in_float, fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import all_in_float, fake_quantized_layers
 from ghnqat_sdk.quantization.norms import is_norm
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer, LearnedStepQuantizer
 from ghnqat_sdk.quantization.ranges import ClippedRanges, RangeRule, range_rule
@@ -198,5 +198,5 @@ def fix_learned_steps(model: nn.Module) -> None:
             learned = getattr(layer, name)
             if isinstance(learned, LearnedStepQuantizer):
                 fixed = FakeQuantizer(learned.bits, learned.kind, learned.ranges)
-                fixed.freeze(*learned.range_of(layer.weight))
+                fixed.frozen_range = learned.fixed_range
                 _put(layer, name, fixed)

@@ -49,10 +49,12 @@ class FakeQuantizer(nn.Module):
 
     def freeze(self, low: Tensor | float, high: Tensor | float) -> None:
         """Use [low, high] for every tensor from now on; of (O, 1, ...), for each of its rows."""
-        if isinstance(low, Tensor) and isinstance(high, Tensor) and low.ndim:
-            self.frozen_range = (tuple(low.flatten().tolist()), tuple(high.flatten().tolist()))
-        else:
-            self.frozen_range = (float(low), float(high))
+        self.frozen_range = _constants(low, high)
+
+    @property
+    def fixed_range(self) -> FrozenRange | None:
+        """The range that every tensor is quantized with, None where it follows from each."""
+        return self.frozen_range
 
     def range_of(self, x: Tensor) -> Range:
         """(low, high) that x (...) would be quantized with: numbers, 0-d, or (O, 1, ...)."""
@@ -85,6 +87,13 @@ class FakeQuantizer(nn.Module):
         return f"{self.kind}, bits={self.bits}, ranges={rule}, range={frozen}"
 
 
+def _constants(low: Tensor | float, high: Tensor | float) -> FrozenRange:
+    """The ends of one range, or those (O, 1, ...) of many, as numbers."""
+    if isinstance(low, Tensor) and isinstance(high, Tensor) and low.ndim:
+        return tuple(low.flatten().tolist()), tuple(high.flatten().tolist())
+    return float(low), float(high)
+
+
 def _by_row(numbers: tuple[float, ...], x: Tensor) -> Tensor:
     """(O, 1, ...) beside x (O, ...)."""
     return torch.tensor(numbers, device=x.device).view(-1, *[1] * (x.ndim - 1))
@@ -108,8 +117,16 @@ class LearnedStepQuantizer(FakeQuantizer):
         self.zero_point: Tensor
         self.register_buffer("zero_point", zero_point)
 
+    @property
+    def fixed_range(self) -> FrozenRange:
+        """The range of the levels as they stand."""
+        return _constants(*self._ends())
+
     def range_of(self, x: Tensor) -> Range:
         """(low, high) of the levels as they stand, whatever x is."""
+        return self._ends()
+
+    def _ends(self) -> Range:
         scale, zero_point = self.log_scale.detach().exp(), self.zero_point
         if scale.ndim == 0:
             number, zero = scale.item(), zero_point.item()

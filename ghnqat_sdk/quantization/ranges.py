@@ -1,5 +1,8 @@
 """Range rules: how the range of a tensor follows from it, where it is clipped.
 
+Training has a fused twin of this arithmetic in training/eager.py and, where there is a compiler,
+training/kernels.cpp, fed by `share_of_extremes` and `sigmas_kept`: change both.
+
 Each rule is its own config; `Ranges` is their union. `CustomRanges` is the config of one that is
 written elsewhere.
 """
@@ -7,13 +10,12 @@ written elsewhere.
 from __future__ import annotations
 
 import math
-from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
-from ghnqat_sdk.plugins import Custom, by_name, variant
+from ghnqat_sdk.plugins import CustomRule, by_name, variant
 from ghnqat_sdk.quantization.functional import (
     Range,
     min_max_range,
@@ -114,19 +116,11 @@ class ClippedRanges(RangeRule, BaseModel):
         return self.model_copy(update={"per_channel": False})
 
 
-class CustomRanges(Custom, RangeRule):
+class CustomRanges(CustomRule, RangeRule):
     """A range rule of a user's own: `factory(**settings)`, a `RangeRule`."""
 
+    rule_type: ClassVar[type] = RangeRule
     type: Literal["custom"] = "custom"
-
-    @cached_property
-    def rule(self) -> RangeRule:
-        """The rule itself, made once.
-
-        Raises:
-            ArgumentError: its class is not imported, or cannot be made.
-        """
-        return self.make(RangeRule)
 
     def of(self, x: Tensor, kind: Kind, bits: int) -> Range:
         return self.rule.of(x, kind, bits)

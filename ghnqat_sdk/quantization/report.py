@@ -17,7 +17,7 @@ from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.calls import Call, tensors_in
 from ghnqat_sdk.errors import ArgumentError, GhnqatError
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
-from ghnqat_sdk.quantization.layers import all_in_float, layer_at, require_fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import all_in_float, layer_at, require_fake_quantized_layers
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
 from ghnqat_sdk.quantization.state import evaluating
 

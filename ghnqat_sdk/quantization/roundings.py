@@ -6,13 +6,12 @@ that is written elsewhere.
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
-from ghnqat_sdk.plugins import Custom, by_name, variant
+from ghnqat_sdk.plugins import CustomRule, by_name, variant
 from ghnqat_sdk.quantization.functional import fake_quantize, uniform_noise
 
 End = Tensor | float
@@ -49,19 +48,11 @@ class NoiseRounding(RoundingRule, BaseModel):
         return uniform_noise(x, low, high, bits)
 
 
-class CustomRounding(Custom, RoundingRule):
+class CustomRounding(CustomRule, RoundingRule):
     """A rounding of a user's own: `factory(**settings)`, a `RoundingRule`."""
 
+    rule_type: ClassVar[type] = RoundingRule
     type: Literal["custom"] = "custom"
-
-    @cached_property
-    def rule(self) -> RoundingRule:
-        """The rounding itself, made once.
-
-        Raises:
-            ArgumentError: its class is not imported, or cannot be made.
-        """
-        return self.make(RoundingRule)
 
     def quantize(self, x: Tensor, low: End, high: End, bits: int) -> Tensor:
         return self.rule.quantize(x, low, high, bits)

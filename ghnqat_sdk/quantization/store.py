@@ -19,7 +19,7 @@ from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.files import digest, write_atomically
 from ghnqat_sdk.graph.ops import quantizable_layers
 from ghnqat_sdk.quantization.convert import fix_learned_steps, to_fake_quantized
-from ghnqat_sdk.quantization.layers import fake_quantized_layers, require_fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import fake_quantized_layers, require_fake_quantized_layers
 from ghnqat_sdk.quantization.settings import LayerSettings, QuantizationSettings, Rules
 from ghnqat_sdk.quantization.state import signature_of, states_of
 

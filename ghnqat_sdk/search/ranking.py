@@ -23,7 +23,7 @@ from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
 from ghnqat_sdk.predict import predict_quantized_params
 from ghnqat_sdk.progress import progress_bar
-from ghnqat_sdk.quantization.layers import require_fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import require_fake_quantized_layers
 from ghnqat_sdk.quantization.state import evaluating
 from ghnqat_sdk.search.costs import counting_costs
 

@@ -15,8 +15,7 @@ from torch.optim import Optimizer
 
 from ghnqat_sdk.errors import CheckpointError
 from ghnqat_sdk.files import digest, write_atomically
-
-CHECKPOINT_FILE = "checkpoint.safetensors"
+from ghnqat_sdk.training.folder import CHECKPOINT_FILE
 
 
 def save_training_state(

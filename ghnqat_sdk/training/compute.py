@@ -12,7 +12,7 @@ from ghnqat_sdk.bits import FLOAT_BITS, Pair
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.quantization.ranges import Kind, RangeRule
 from ghnqat_sdk.quantization.roundings import NEAREST, NearestRounding, RoundingRule
-from ghnqat_sdk.training.eager import NO_LEVELS, Rounding
+from ghnqat_sdk.training.eager import NO_LEVELS, ActivationRounding
 from ghnqat_sdk.training.kernels import round_activations, round_weight
 
 Precision = Literal["float32", "bfloat16"]
@@ -80,13 +80,13 @@ class Setting(NamedTuple):
         return isinstance(self.rule, NearestRounding)
 
     @property
-    def rounding(self) -> Rounding | None:
+    def rounding(self) -> ActivationRounding | None:
         """What follows an activation, or None where its range needs more than the extremes."""
         bits = self.bits[1]
         if bits == FLOAT_BITS:
-            return Rounding()
+            return ActivationRounding()
         share = self.ranges.share_of_extremes(bits) if self._nearest else None
-        return None if share is None else Rounding(2**bits - 1, share)
+        return None if share is None else ActivationRounding(2**bits - 1, share)
 
     def rounded(self, x: Tensor) -> Tensor:
         """An input (...) of a layer, fake-quantized."""

@@ -22,7 +22,7 @@ from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
 from ghnqat_sdk.plugins import with_imports
 from ghnqat_sdk.quantization.roundings import NEAREST, Rounding, without_switch
 from ghnqat_sdk.training.compute import ComputeConfig
-from ghnqat_sdk.training.objective import HintConfig
+from ghnqat_sdk.training.hints import HintConfig
 from ghnqat_sdk.training.optimizers import (
     AdamWConfig,
     DecayConfig,

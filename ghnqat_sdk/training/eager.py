@@ -16,7 +16,7 @@ NO_LEVELS = 0
 """Stands for "do not round"."""
 
 
-class Rounding(NamedTuple):
+class ActivationRounding(NamedTuple):
     """How activations are rounded.
 
     Attributes:
@@ -49,7 +49,7 @@ def onto_levels(x: Tensor, low: Tensor, high: Tensor, levels: int) -> tuple[Tens
 
 
 def norm_forward(
-    x: Tensor, gain: Tensor, shift: Tensor, eps: float, clip: Clip, rounding: Rounding
+    x: Tensor, gain: Tensor, shift: Tensor, eps: float, clip: Clip, rounding: ActivationRounding
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Batch norm with batch statistics, clip and rounding of x (P, C).
 

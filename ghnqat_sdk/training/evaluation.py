@@ -9,12 +9,13 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS, Pair
+from ghnqat_sdk.choices import Protocol
 from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.graph import ComputationGraph
@@ -22,11 +23,10 @@ from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.convert import to_fake_quantized
-from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 from ghnqat_sdk.quantization.ranges import Ranges
 from ghnqat_sdk.training.spaces.protocol import Architecture
 
-Protocol = Literal["paper", "calibrated"]
 PAPER_BATCH = 64
 """Images in a batch, and so in its statistics, under the paper's protocol."""
 

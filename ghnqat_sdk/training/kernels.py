@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ghnqat_sdk.training import native
 from ghnqat_sdk.training.eager import (
+    ActivationRounding,
     Clip,
-    Rounding,
     inside,
     norm_backward,
     norm_forward,
@@ -32,7 +32,7 @@ def normalise_clip_round(
     shift: Tensor,
     eps: float,
     clip: Clip,
-    rounding: Rounding,
+    rounding: ActivationRounding,
     compiled: bool,
 ) -> Tensor:
     """Batch norm with batch statistics, a clipping activation and, if asked for, fake quantization.
@@ -51,7 +51,7 @@ def normalise_clip_round(
     return _NormaliseClipRound.apply(x, gain, shift, eps, clip, rounding, compiled)
 
 
-def round_activations(x: Tensor, rounding: Rounding, compiled: bool) -> Tensor:
+def round_activations(x: Tensor, rounding: ActivationRounding, compiled: bool) -> Tensor:
     """x (...) on the levels between `rounding.share` of its minimum and of its maximum.
 
     Its gradient passes straight through inside of them.
@@ -83,7 +83,7 @@ class _NormaliseClipRound(torch.autograd.Function):
         shift: Tensor,
         eps: float,
         clip: Clip,
-        rounding: Rounding,
+        rounding: ActivationRounding,
         compiled: bool,
     ) -> Tensor:
         matrix = _matrix(x).contiguous()
@@ -117,7 +117,7 @@ class _NormaliseClipRound(torch.autograd.Function):
 
 class _RoundActivations(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rounding: Rounding, compiled: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rounding: ActivationRounding, compiled: bool) -> Tensor:
         flat = _flat(x).contiguous()
         ctx.native = compiled and native.runs_on(flat)
         if ctx.native:

@@ -26,6 +26,12 @@ class Network:
     graph: ComputationGraph
     plan: Plan
 
+    @property
+    def takes_hints(self) -> bool:
+        """Whether it is compared with a teacher: hints ruin networks without norm, and there is
+        nothing to compare in one without blocks."""
+        return self.plan.taps > 0 and self.architecture.norm != "none"
+
 
 def prepare_network(architecture: Architecture, num_classes: int) -> Network:
     """Build, trace and plan `architecture` without allocating its parameters.

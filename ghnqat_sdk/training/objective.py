@@ -1,176 +1,20 @@
-"""The loss of one predicted network on one batch, hints included, and its gradient.
-
-Letters: N images, C channels of a block's output, W those that are looked at, T a teacher's.
-"""
+"""The loss of one predicted network on one batch, hints included, and its gradient."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from ghnqat_sdk.training.compute import Setting
+from ghnqat_sdk.training.hints import Hints
 from ghnqat_sdk.training.networks import Network
-from ghnqat_sdk.training.pooling import corner
-
-_POSITIONS = 4096
-"""Of the feature maps of a block that a hint looks at; fewer images where they have more."""
-
-
-class HintConfig(BaseModel):
-    """A teacher's features as hints after blocks (FitNets, Romero et al. 2015, across networks)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    teacher: str = "teacher.safetensors"
-    """File that `ghnqat-train teacher` made."""
-    features: str = "features"
-    """Folder for its features over the training images."""
-    weight: float = Field(default=6.0, gt=0)
-    """Of the hint loss beside the cross-entropy."""
-    channels: int = Field(default=64, ge=1)
-    """First channels of a block's output that are looked at."""
-    without: float = Field(default=3.0, gt=0)
-    """Of the cross-entropy of networks that get no hints, which the others would outweigh."""
-    blocks: int = Field(default=4, ge=1)
-    """Blocks of one network, drawn anew for each batch, that get a hint."""
-    soft_labels: float = Field(default=0.0, ge=0, le=1)
-    """Share of the cross-entropy that takes the teacher's probabilities for labels (Hinton et al.
-    2015): what they say of other classes makes gradients of few images less noisy."""
-
-    def weight_without(self, hint_weight: float) -> float:
-        """Of the cross-entropy of networks without hints, while those of others fade."""
-        fading = hint_weight / self.weight
-        return 1 + (self.without - 1) * fading
-
-
-class Hints(nn.Module):
-    """One learned projection for each teacher stage, shared by all networks.
-
-    It maps the first channels of a block's output to the teacher's; the loss is 1 less the
-    correlation, channel by channel over images and positions, of what it shows and the teacher's
-    features: half the mean squared difference of both after standardization. What it buys: channel
-    k means the same in every network, so that gradients of different networks add up.
-
-    Args:
-        config: See there.
-        channels: Of the teacher's stages.
-    """
-
-    def __init__(self, config: HintConfig, channels: Sequence[int]) -> None:
-        super().__init__()
-        self.config = config
-        width = config.channels
-        self.projections = nn.ParameterList(
-            nn.Parameter(torch.randn(count, width) / math.sqrt(width)) for count in channels
-        )
-
-    def loss(
-        self,
-        taps: Sequence[Tensor],
-        wanted: Sequence[Tensor],
-        projections: Sequence[Tensor],
-        draw: random.Random,
-    ) -> Tensor:
-        """Weighted mean over some of a network's blocks.
-
-        A network's blocks are dealt to teacher stages by where they stand; within a stage the
-        weight grows linearly to the stage's end.
-
-        Args:
-            taps: (N, C, h, w) outputs of blocks.
-            wanted: (N, side, side, channels) features of each stage.
-            projections: Of each stage.
-            draw: Chooses blocks.
-        """
-        chosen = draw.sample(range(len(taps)), min(self.config.blocks, len(taps)))
-        total = taps[0].new_zeros((), dtype=torch.float32)
-        weights = 0.0
-        for stage, weight, shown, target in self.dealt(taps, wanted, chosen):
-            total = total + weight * correlation_loss(shown, target, projections[stage])
-            weights += weight
-        return total / weights
-
-    def dealt(
-        self, taps: Sequence[Tensor], wanted: Sequence[Tensor], chosen: Iterable[int]
-    ) -> Iterator[tuple[int, float, Tensor, Tensor]]:
-        """Stage, weight, first channels (n, W, h, w) and target (n, s, s, T) of blocks `chosen`."""
-        places = [len(wanted) * (index + 1) / len(taps) for index in range(len(taps))]
-        targets = _Targets(wanted)
-        for index in chosen:
-            stage = min(len(wanted) - 1, math.ceil(places[index] - 1e-9) - 1)
-            target = targets.of(stage, taps[index].shape[2])
-            shown = corner(taps[index], len(target), self.config.channels)
-            yield stage, places[index] - stage, shown, target
-
-    def add_gradients(self, gradients: Sequence[Tensor | None], share: float) -> None:
-        """Add a share of what one network gave; `gradients` are empty where it had no hints."""
-        for projection, gradient in zip(self.projections, gradients, strict=False):
-            if gradient is not None:
-                projection.grad += gradient * share
-
-
-class _Targets:
-    """A teacher's features, pooled and standardized for each size once."""
-
-    def __init__(self, wanted: Sequence[Tensor]) -> None:
-        self.wanted = wanted
-        self.made: dict[tuple[int, int], Tensor] = {}
-
-    def of(self, stage: int, side: int) -> Tensor:
-        """(n, s, s, T) of some images: mean 0 and variance 1 by channel, s at most `side`."""
-        whole = self.wanted[stage]
-        side = min(side, whole.shape[1])
-        key = stage, side
-        if key not in self.made:
-            count = max(16, _POSITIONS // side**2)
-            features = whole[:count]
-            if side != whole.shape[1]:
-                pooled = F.adaptive_avg_pool2d(features.permute(0, 3, 1, 2), side)
-                features = pooled.permute(0, 2, 3, 1)
-            self.made[key] = _standardized(features.flatten(0, 2)).view(features.shape)
-        return self.made[key]
-
-
-def _standardized(features: Tensor) -> Tensor:
-    """(M, T) with mean 0 and variance 1 by channel; `torch.std_mean` takes twenty times as long."""
-    centred = features - features.mean(0)
-    return centred / ((centred * centred).mean(0).sqrt() + 1e-3)
-
-
-def correlation_loss(shown: Tensor, target: Tensor, projection: Tensor) -> Tensor:
-    """1 less the mean correlation of projected channels and a teacher's.
-
-    The projected maps are never made: their variances and covariances follow from the channels'.
-
-    Args:
-        shown: (n, C, h, w) first images and channels of a block's output.
-        target: (n, s, s, T) standardized features of these images.
-        projection: (T, W), of which the first C columns are used.
-    """
-    channels, features = compared(shown, target)
-    projection = projection[:, : channels.shape[1]]
-    positions = len(channels)
-    cross = (features.mT @ channels) / positions  # (T, C)
-    variance = (channels.mT @ channels) / positions  # (C, C)
-    covariances = (projection * cross).sum(1)
-    variances = ((projection @ variance) * projection).sum(1)
-    return 1 - (covariances * torch.rsqrt(variances.clamp(min=0) + 1e-5)).mean()
-
-
-def compared(shown: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Channels (M, C), of mean 0, and features (M, T) at the same images and positions."""
-    side = target.shape[1]
-    if shown.shape[2] != side or shown.shape[3] != side:
-        shown = F.adaptive_avg_pool2d(shown, side)
-    channels = shown.permute(0, 2, 3, 1).flatten(0, 2).float()
-    return channels - channels.mean(0), target.flatten(0, 2)
 
 
 @dataclass(frozen=True)
@@ -215,7 +59,7 @@ def network_loss(
     hint_weight: float = 0.0,
     wanted: Sequence[Tensor] = (),
     teacher_scores: Tensor | None = None,
-    draw: random.Random | None = None,
+    chance: random.Random | None = None,
 ) -> NetworkLoss:
     """Cross-entropy of the network with `predicted` parameters, and gradients with respect to them.
 
@@ -229,8 +73,8 @@ def network_loss(
         labels: (N,) int64.
         setting: Bit-widths and how to run.
         label_smoothing: As in `torch.nn.functional.cross_entropy`.
-        hints: With `hint_weight`, `wanted` (the teacher's features of these images) and `draw`;
-            networks without norm, which hints ruin, get none.
+        hints: With `hint_weight`, `wanted` (the teacher's features of these images) and `chance`,
+            which chooses blocks; see `Network.takes_hints`.
         teacher_scores: (N, classes) of these images, for soft labels; they never fade.
     """
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in predicted.items()}
@@ -241,9 +85,9 @@ def network_loss(
     hint = None
     projections: list[Tensor] = []
     if hints is not None and hint_weight > 0:
-        if taps and network.architecture.norm != "none":
+        if network.takes_hints:
             projections = [p.detach().requires_grad_() for p in hints.projections]
-            hint = hints.loss(taps, wanted, projections, draw or random.Random(0))
+            hint = hints.loss(taps, wanted, projections, chance or random.Random(0))
             loss = fitted + hint_weight * hint
         else:
             loss = fitted * hints.config.weight_without(hint_weight)

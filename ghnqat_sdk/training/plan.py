@@ -62,6 +62,11 @@ class Plan:
             elif node.op == "output":
                 self._output = node.args[0]
 
+    @property
+    def taps(self) -> int:
+        """How many blocks' outputs a run gives."""
+        return len(self._tapped)
+
     def run(
         self, parameters: Mapping[str, Tensor], images: Tensor, setting: Setting
     ) -> tuple[Tensor, list[Tensor]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ghnqat_sdk.training.compute import Setting
-from ghnqat_sdk.training.objective import Hints, compared
+from ghnqat_sdk.training.hints import Hints, compared
 from ghnqat_sdk.training.sampler import draw_batch
 from ghnqat_sdk.training.trainer import Trainer
 
@@ -56,14 +56,14 @@ def _looks(
     config = trainer.config
     setting = Setting((32, 32), config.hypernetwork.ranges, compute=config.compute)
     for step in range(steps):
-        draw = random.Random(f"{config.seed}/projections/{step}")
+        chance = random.Random(f"{config.seed}/projections/{step}")
         for drawn in trainer.sampler.step(step):
             network = trainer.networks.prepared(drawn.architecture)
-            if drawn.architecture.norm == "none":
+            if not network.takes_hints:
                 continue
             graph = network.graph.with_bits(setting.bits)
             (predicted,) = trainer.model([graph], dtype=config.compute.dtype("decoder"))
-            generator = torch.Generator().manual_seed(draw.getrandbits(62))
+            generator = torch.Generator().manual_seed(chance.getrandbits(62))
             batch = draw_batch(trainer.train_images, drawn.images, 0, generator)
             _, taps = network.plan.run(predicted, batch.images, setting)
             assert trainer.features is not None

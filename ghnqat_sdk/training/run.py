@@ -17,17 +17,13 @@ from ghnqat_sdk.training.checkpoint import load_training_state, save_training_st
 from ghnqat_sdk.training.config import RunConfig, load_config
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.features import FeatureCache
+from ghnqat_sdk.training.folder import BEST_FOLDER, LAST_FOLDER, LOG_FILE, RUN_FILE
 from ghnqat_sdk.training.optimizers import DecayConfig
 from ghnqat_sdk.training.reports import Progress, StepReport, averages
 from ghnqat_sdk.training.state import restore, state_of
 from ghnqat_sdk.training.teacher import load_teacher
 from ghnqat_sdk.training.trainer import Trainer
 from ghnqat_sdk.training.validation import Validation
-
-RUN_FILE = "run.json"
-BEST_FOLDER = "best"
-LAST_FOLDER = "last"
-LOG_FILE = "log.jsonl"
 
 
 class Run:

@@ -14,7 +14,7 @@ from ghnqat_sdk.hypernetwork.ghn import (
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.features import FeatureCache
-from ghnqat_sdk.training.objective import Hints
+from ghnqat_sdk.training.hints import Hints
 
 
 def check_fit(config: RunConfig, train: ImageSet, features: FeatureCache | None) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.training.compute import Setting
 from ghnqat_sdk.training.depthwise import Geometry, depthwise
-from ghnqat_sdk.training.eager import Clip, Rounding
+from ghnqat_sdk.training.eager import ActivationRounding, Clip
 from ghnqat_sdk.training.kernels import normalise_clip_round
 
 
@@ -115,7 +115,7 @@ def normalise(
     """Batch norm with the statistics of the batch, and what follows it."""
     x = now.values[source]
     setting = now.setting
-    rounding = setting.rounding if fused and setting.rounding is not None else Rounding()
+    rounding = setting.rounding if fused and setting.rounding is not None else ActivationRounding()
     gain = now.parameter(name, "weight")
     shift = now.parameter(name, "bias")
     channels = x.shape[1]

@@ -1,8 +1,8 @@
 """The training loop: sample, predict, loss, one step, average.
 
-Networks and bit-widths of step t follow from (seed, t, number of processes), everything else random
-in process r from (seed, t, r): a resumed run sees the same as an uninterrupted one, and goes on
-with any number of processes.
+Networks and bit-widths of step t, those of all processes together, follow from (seed, t, number of
+processes), everything else random in process r from (seed, t, r): a resumed run sees the same as an
+uninterrupted one, and goes on with any number of processes.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ Predicted = dict[str, Tensor]
 
 
 class Trainer:
-    """One hypernetwork, its average, its optimizer and its hints, and how one step changes them.
+    """One hypernetwork, its average, its optimizer and its hints (see `Hints`), and how one step
+    changes them.
 
     Args:
         config: The run.
         train: Training images.
-        features: The teacher's over the same images; needed where the config has hints.
+        features: The teacher's over the same images; needed where the config has hints, see
+            `Hints`.
         processes: This process's place among all; a single process by default.
 
     Raises:
@@ -88,6 +90,12 @@ class Trainer:
         return module.eval()
 
     def _step(self, step: int) -> StepReport:
+        """One step, counted from zero; its report counts those that are done.
+
+        Gradients come in two stages: first those of each loss by the predicted tensors, network by
+        network, so that one network's activations are alive at a time. Then one backward pass takes
+        all of them through the hypernetwork, whose prediction was one pass as well.
+        """
         rate = self._set_learning_rate(step)
         drawn = self.sampler.step(step, self.processes.rank, self.processes.size)
         networks = [self.networks.prepared(draw.architecture) for draw in drawn]
@@ -126,11 +134,11 @@ class Trainer:
     ) -> list[NetworkLoss]:
         """Of each network, on images of its own."""
         source = f"{self.config.seed}/{step}/{self.processes.rank}"
-        draw = random.Random(f"{source}/images")
+        chance = random.Random(f"{source}/images")
         hint_weight = self.config.hint_weight_at(step)
         with own_random_numbers(f"{source}/noise"):
             return [
-                self._loss(*one, hint_weight, draw)
+                self._loss(*one, hint_weight, chance)
                 for one in zip(networks, drawn, predicted, strict=True)
             ]
 
@@ -140,17 +148,17 @@ class Trainer:
         drawn: Draw,
         predicted: Predicted,
         hint_weight: float,
-        draw: random.Random,
+        chance: random.Random,
     ) -> NetworkLoss:
         config = self.config
         device = config.compute.device
-        generator = torch.Generator().manual_seed(draw.getrandbits(62))
+        generator = torch.Generator().manual_seed(chance.getrandbits(62))
         batch = draw_batch(self.train_images, drawn.images, config.data.padding, generator)
         wanted: list[Tensor] = []
         teacher_scores = None
         if self.features is not None:
             teacher_scores = self.features.scores[batch.indices].to(device)
-        if self.features is not None and hint_weight > 0 and drawn.architecture.norm != "none":
+        if self.features is not None and hint_weight > 0 and network.takes_hints:
             wanted = self.features.gather(batch.indices, batch.moves)
         return network_loss(
             network,
@@ -163,15 +171,20 @@ class Trainer:
             hint_weight=hint_weight,
             wanted=[features.to(device) for features in wanted],
             teacher_scores=teacher_scores,
-            draw=draw,
+            chance=chance,
         )
 
     def _backward(
         self, step: int, predicted: Sequence[Predicted], results: Sequence[NetworkLoss]
     ) -> None:
-        """One backward pass of the hypernetwork for all networks with finite gradients."""
+        """One backward pass of the hypernetwork for all networks with finite gradients.
+
+        It ends at the hypernetwork's weights; the projections of hints, which the networks' losses
+        alone depend on, get their gradients beside it.
+        """
         tensors: list[Tensor] = []
         gradients: list[Tensor] = []
+        # The loss is cross-entropy plus so many times the hint's, and its gradient grows with it.
         limit = self.config.network_clip_norm * (1 + self.config.hint_weight_at(step))
         for parameters, result in zip(predicted, results, strict=True):
             if not result.finite:
@@ -189,8 +202,11 @@ class Trainer:
     def _update(self, step: int) -> float:
         """Average over processes, clip, step; returns the gradient's norm before clipping."""
         self.gradients.average(self.processes)
+        # As large beside its gradients as in `_backward`.
         limit = self.config.clip_norm * (1 + self.config.hint_weight_at(step))
         norm = self.gradients.clip(limit)
+        # Of zero, where no network was finite, an optimizer with momentum would still take a step;
+        # an infinite or undefined one cannot be clipped.
         if 0 < norm < float("inf"):
             self.optimizer.step()
             if not self.config.optimizer.same_everywhere:

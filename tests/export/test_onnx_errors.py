@@ -8,7 +8,7 @@ from small_networks import Net, Pointwise
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, ExportError
 from ghnqat_sdk.export import export_onnx
 from ghnqat_sdk.export import onnx as export
-from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

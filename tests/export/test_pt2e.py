@@ -11,7 +11,7 @@ from ghnqat_sdk.export.pt2e import pt2e_quantizer
 from ghnqat_sdk.qat import learn_steps
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.convert import to_fake_quantized, to_float
-from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 from ghnqat_sdk.quantization.ranges import ClippedRanges
 
 with warnings.catch_warnings():

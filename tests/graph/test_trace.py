@@ -1,3 +1,5 @@
+import operator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -81,6 +83,9 @@ def test_a_residual_net_gives_the_graph_written_by_hand():
         (nn.AvgPool2d(2), "avg_pool"),
         (nn.AdaptiveAvgPool2d(1), "global_pool"),
         (nn.AdaptiveAvgPool2d(4), "adaptive_pool"),
+        (nn.AdaptiveMaxPool2d(4), "adaptive_pool"),
+        (nn.Sequential(nn.Flatten(2), nn.AdaptiveMaxPool1d(4)), "adaptive_pool"),
+        (nn.Sequential(nn.Unflatten(1, (1, 3)), nn.AdaptiveMaxPool3d(2)), "adaptive_pool"),
         (nn.Upsample(scale_factor=2), "interpolate"),
     ],
 )
@@ -112,8 +117,30 @@ def test_data_flow_through_lists_concatenation_and_products():
     assert "product" in ops(graph)
 
 
+@pytest.mark.parametrize(
+    ("join", "op"),
+    [
+        (operator.sub, "sum"),
+        (operator.isub, "sum"),
+        (torch.Tensor.sub_, "sum"),
+        (torch.subtract, "sum"),
+        (torch.rsub, "sum"),
+        (operator.truediv, "product"),
+        (operator.itruediv, "product"),
+        (torch.Tensor.div_, "product"),
+        (torch.multiply, "product"),
+    ],
+)
+def test_two_branches_join_however_they_are_subtracted_or_divided(join, op):
+    branches = {name: nn.Conv2d(3, 4, 1, bias=False) for name in ("a", "b")}
+    graph = trace(Model(lambda m, x: F.relu(join(m.a(x), m.b(x))), **branches), IMAGE)
+    assert ops(graph)[3:] == [op, "relu", "output"]
+    assert {(1, 3), (2, 3)} <= set(graph.edges)
+
+
 def test_arithmetic_with_numbers_is_no_node():
-    assert ops(trace(Model(lambda m, x: 2 * (x + 1).flatten(1) / 3), IMAGE)) == ["input", "output"]
+    model = Model(lambda m, x: 1 / (2 - (x + 1).flatten(1) / 3))
+    assert ops(trace(model, IMAGE)) == ["input", "output"]
 
 
 def test_parameters_outside_layers_are_claimed_by_the_call_that_uses_them():

@@ -9,7 +9,7 @@ from ghnqat_sdk.errors import ArgumentError, UncalibratedWarning
 from ghnqat_sdk.quantization.classes import LAYERS
 from ghnqat_sdk.quantization.convert import from_float, to_fake_quantized, to_float
 from ghnqat_sdk.quantization.functional import fake_quantize
-from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 from ghnqat_sdk.quantization.ranges import ClippedRanges, MinMaxRanges
 
 RANGES = MinMaxRanges()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import ghnqat_sdk as gq
-from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 
 IMAGES = 1 + torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -58,6 +58,7 @@ class Busy(nn.Conv2d):
     def __init__(self, *args: int, **kwargs: int) -> None:
         super().__init__(*args, **kwargs)
         self.quantized, self.macs, self.op = False, 3, "conv"
+        self.fake_quantize_operands = None
 
     def forward(self, x: Tensor) -> Tensor:
         return x if self.quantized else super().forward(x)

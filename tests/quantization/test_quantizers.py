@@ -50,6 +50,17 @@ def test_a_quantizer_follows_each_tensor_until_it_is_frozen():
     assert "[0, 1]" in repr(quantizer)
 
 
+def test_a_range_is_fixed_once_it_is_frozen_or_learned():
+    quantizer = FakeQuantizer(2, "weight", MinMaxRanges(per_channel=True))
+    assert quantizer.fixed_range is None
+    low, high = torch.tensor([[-1.0], [0.0]]), torch.tensor([[2.0], [6.0]])
+    learned = LearnedStepQuantizer(quantizer, low, high)
+    quantizer.freeze(low, high)
+    for fixed in (quantizer.fixed_range, learned.fixed_range):
+        assert fixed[0] == pytest.approx((-1, 0))
+        assert fixed[1] == pytest.approx((2, 6))
+
+
 def test_a_quantizer_adds_nothing_to_a_state_dict():
     quantizer = FakeQuantizer(4, "weight", ClippedRanges())
     quantizer.freeze(-1.0, 1.0)

@@ -13,7 +13,7 @@ from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.convert import from_float
-from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 from ghnqat_sdk.quantization.ranges import ClippedRanges, CustomRanges, MinMaxRanges
 from ghnqat_sdk.quantization.report import quantization_report
 from ghnqat_sdk.quantization.roundings import CustomRounding, NearestRounding, NoiseRounding

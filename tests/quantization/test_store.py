@@ -7,7 +7,7 @@ from torch import nn
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.convert import to_fake_quantized
-from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 from ghnqat_sdk.quantization.ranges import ClippedRanges
 from ghnqat_sdk.quantization.store import load_quantized, save_quantized
 

@@ -12,7 +12,7 @@ from ghnqat_sdk.hypernetwork.encoders import TransformerConfig
 from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
 from ghnqat_sdk.training.config import BitsConfig, BitsShare, RunConfig, ValidationConfig
 from ghnqat_sdk.training.features import FeatureCache
-from ghnqat_sdk.training.objective import HintConfig
+from ghnqat_sdk.training.hints import HintConfig
 from ghnqat_sdk.training.optimizers import StableSchedule
 from ghnqat_sdk.training.run import Run
 from ghnqat_sdk.training.sampler import CustomShare, SamplingConfig

@@ -5,7 +5,7 @@ from toys import Toy, Toys
 
 from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.quantization.layers import fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
 from ghnqat_sdk.training.compute import ComputeConfig, Setting
 from ghnqat_sdk.training.evaluation import (

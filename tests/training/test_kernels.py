@@ -14,7 +14,7 @@ from ghnqat_sdk.quantization.functional import (
     sigma_clipped_range,
 )
 from ghnqat_sdk.training.depthwise import Geometry, depthwise
-from ghnqat_sdk.training.eager import Clip, Rounding
+from ghnqat_sdk.training.eager import ActivationRounding, Clip
 from ghnqat_sdk.training.kernels import normalise_clip_round, round_activations, round_weight
 
 CHANNELS = (1, 3, 8, 24, 40, 56, 72)
@@ -66,7 +66,7 @@ def gain_and_shift(channels: int) -> list[Tensor]:
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_norm_and_activation_are_those_of_torch_gradients_included(channels, clip, dtype, compiled):
     x, (gain, shift) = image(5, channels, 9, dtype), gain_and_shift(channels)
-    ours = normalise_clip_round(x, gain, shift, EPS, clip, Rounding(), compiled)
+    ours = normalise_clip_round(x, gain, shift, EPS, clip, ActivationRounding(), compiled)
     theirs = batch_norm(x, gain, shift, clip)
     assert ours.dtype == dtype
     assert ours.is_contiguous(memory_format=torch.channels_last)
@@ -81,7 +81,9 @@ def test_norm_and_activation_are_those_of_torch_gradients_included(channels, cli
 @in_both_dtypes
 @pytest.mark.parametrize("clip", CLIPS.values(), ids=CLIPS)
 @pytest.mark.parametrize(
-    "rounding", [Rounding(3, 0.39), Rounding(15, 0.58), Rounding(255)], ids=str
+    "rounding",
+    [ActivationRounding(3, 0.39), ActivationRounding(15, 0.58), ActivationRounding(255)],
+    ids=str,
 )
 @pytest.mark.parametrize("channels", [3, 24, 56])
 def test_rounding_after_a_norm_is_fake_quantization(channels, rounding, clip, dtype, compiled):
@@ -102,7 +104,7 @@ def test_rounding_after_a_norm_is_fake_quantization(channels, rounding, clip, dt
 @pytest.mark.parametrize("channels", [1, 10, 40])
 def test_a_norm_takes_features_without_positions(channels, compiled):
     x, (gain, shift) = numbers(7, channels).requires_grad_(), gain_and_shift(channels)
-    ours = normalise_clip_round(x, gain, shift, EPS, Clip(0.0), Rounding(), compiled)
+    ours = normalise_clip_round(x, gain, shift, EPS, Clip(0.0), ActivationRounding(), compiled)
     theirs = batch_norm(x, gain, shift, Clip(0.0))
     close(ours, theirs, torch.float32)
     close(gradients(ours, [x])[0], gradients(theirs, [x])[0], torch.float32)
@@ -112,7 +114,7 @@ def test_a_norm_takes_features_without_positions(channels, compiled):
 def test_a_norm_takes_any_layout_and_gives_channels_last(compiled):
     x, (gain, shift) = image(3, 8, 5, torch.float32).detach(), gain_and_shift(8)
     last, first = (
-        normalise_clip_round(one, gain, shift, EPS, Clip(), Rounding(), compiled)
+        normalise_clip_round(one, gain, shift, EPS, Clip(), ActivationRounding(), compiled)
         for one in (x, x.contiguous())
     )
     assert first.is_contiguous(memory_format=torch.channels_last)
@@ -122,7 +124,7 @@ def test_a_norm_takes_any_layout_and_gives_channels_last(compiled):
 @both_ways
 def test_a_norm_of_double_precision_is_computed_without_the_compiled_kernels(compiled):
     x, (gain, shift) = numbers(4, 3, 5, 5).double().requires_grad_(), gain_and_shift(3)
-    ours = normalise_clip_round(x, gain, shift, EPS, Clip(0.0), Rounding(), compiled)
+    ours = normalise_clip_round(x, gain, shift, EPS, Clip(0.0), ActivationRounding(), compiled)
     assert ours.dtype == torch.float64
     close(ours, batch_norm(x, gain, shift, Clip(0.0)), torch.float32)
 
@@ -135,7 +137,7 @@ def test_a_norm_of_double_precision_is_computed_without_the_compiled_kernels(com
 @pytest.mark.parametrize("shape", [(7,), (5, 33), (3, 9, 4), (2, 5, 7, 3)], ids=str)
 def test_rounded_activations_are_fake_quantized(shape, dtype, compiled):
     x = numbers(*shape).to(dtype).requires_grad_()
-    ours = round_activations(x, Rounding(15, 0.58), compiled)
+    ours = round_activations(x, ActivationRounding(15, 0.58), compiled)
     theirs = fake_quantize(x, *ratio_clipped_range(x.float(), 0.58), 4)
     assert (ours.dtype, ours.shape) == (dtype, shape)
     close(ours, theirs, dtype)
@@ -168,7 +170,7 @@ def test_rounded_weights_are_fake_quantized_and_gradients_stay_float32(
 @pytest.mark.parametrize("value", [0.0, 3.0, -2.0])
 def test_a_constant_tensor_keeps_its_value(value, compiled):
     x = torch.full((2, 3, 4, 4), value)
-    torch.testing.assert_close(round_activations(x, Rounding(15), compiled), x)
+    torch.testing.assert_close(round_activations(x, ActivationRounding(15), compiled), x)
     torch.testing.assert_close(round_weight(x, math.inf, 15, torch.float32, compiled), x)
     torch.testing.assert_close(round_weight(x, 2.6, 15, torch.float32, compiled), x)
 
@@ -182,10 +184,10 @@ def test_what_is_not_finite_never_becomes_a_number(channels, bad, dtype, compile
     x = image(2, channels, 5, dtype).detach()
     x[1, channels // 2, 2, 2] = bad
     gain, shift = gain_and_shift(channels)
-    for rounding in (Rounding(), Rounding(15, 0.58)):
+    for rounding in (ActivationRounding(), ActivationRounding(15, 0.58)):
         y = normalise_clip_round(x, gain, shift, EPS, Clip(0.0, 6.0), rounding, compiled)
         assert not y.isfinite().all()
-    assert not round_activations(x, Rounding(15, 0.58), compiled).isfinite().all()
+    assert not round_activations(x, ActivationRounding(15, 0.58), compiled).isfinite().all()
     assert not round_weight(x.float(), 2.6, 15, dtype, compiled).isfinite().all()
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ghnqat_sdk.training import native
-from ghnqat_sdk.training.eager import Clip, Rounding
+from ghnqat_sdk.training.eager import ActivationRounding, Clip
 from ghnqat_sdk.training.kernels import normalise_clip_round, round_weight
 
 COMPILES = pytest.mark.skipif(native.library() is None, reason="there is no C++ compiler here")
@@ -32,7 +32,7 @@ def numbers() -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 24, 5, 5, generator=generator).requires_grad_()
     gain = torch.rand(24, generator=generator).requires_grad_()
-    y = normalise_clip_round(x, gain, gain, 1e-5, Clip(0.0), Rounding(), compiled=True)
+    y = normalise_clip_round(x, gain, gain, 1e-5, Clip(0.0), ActivationRounding(), compiled=True)
     w = round_weight(x, 2.6, 15, torch.float32, compiled=True)
     return [y, w, *torch.autograd.grad(y.square().sum() + w.square().sum(), [x, gain])]
 

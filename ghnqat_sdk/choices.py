@@ -1,0 +1,12 @@
+"""Words that an argument of a function and an option of a command take alike; nothing slow is
+imported here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Head = Literal["auto", "predict", "keep", "fit"]
+"""What happens to a classifier; see `predict_quantized_params`."""
+
+Protocol = Literal["paper", "calibrated"]
+"""How accuracy is measured; see `training/evaluation.py`."""
