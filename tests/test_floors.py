@@ -44,6 +44,16 @@ def test_contributing_page_shows_every_room():
     assert {name for rooms in FLOORS for name in rooms} <= shown
 
 
+ROOMS = [module for module, path in MODULES.items() if path.name == "__init__.py"][1:]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_docstring_of_a_room_names_its_files(room):
+    text = ast.get_docstring(ast.parse(MODULES[room].read_text(encoding="utf-8")))
+    files = {path.name for path in MODULES[room].parent.glob("*.py")} - {"__init__.py"}
+    assert files <= set(re.findall(r"\w+\.py", text))
+
+
 def imports(module: str, path: Path) -> Iterator[tuple[str, int]]:
     """(module of the package, line) of all imports: in functions and for types as well."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

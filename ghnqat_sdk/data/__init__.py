@@ -1,4 +1,9 @@
-"""Labelled images: where they come from, their statistics, draws of them, and moves."""
+"""Labelled images: where they come from, their statistics, draws of them, and moves.
+
+images.py   sets of images in memory
+reading.py  images from folders, files and data sets
+moves.py    flips and shifts
+"""
 
 from ghnqat_sdk.data.images import DataConfig, ImageSet, load_images
 from ghnqat_sdk.data.moves import Moves, draw_moves, move_images, take_cells

@@ -1,4 +1,17 @@
-"""Calibrated models for other runtimes: ONNX and torchao PT2E."""
+"""Calibrated models for other runtimes: ONNX and torchao PT2E.
+
+onnx.py        `export_onnx`, from the model to the checked file
+program.py     the model as torch exports it, with ONNX's quantizers
+onnx_graph.py  an ONNX graph, and changes that keep what it computes
+edges.py       which values are integers at run time
+observe.py     the ranges of these, seen on images
+integer.py     the form that runs in integers
+storage.py     weights of few bits, packed
+runtime.py     what ONNX Runtime makes of a file
+report.py      what was exported, and how outputs compare
+classifier.py  an exported file on image files
+pt2e.py        weights and settings for torchao's PT2E flow
+"""
 
 from ghnqat_sdk.export.onnx import export_onnx
 from ghnqat_sdk.export.pt2e import pt2e_quantizer

@@ -1,6 +1,11 @@
 """Computation graphs of CNNs.
 
-`ops.py` is the table of node types: a new one is a row there. `trace.py` makes a `graph.py` of a
-model, `recorder.py` sees the calls meanwhile, `annotate.py` writes bits into it, and `batch.py`
-makes tensors of it.
+ops.py          the table of node types: a new one is a row there
+graph.py        nodes and edges
+trace.py        a model becomes a graph
+recorder.py     sees the calls meanwhile
+torch_calls.py  what one call says of itself
+annotate.py     bits written into a graph
+batch.py        graphs as tensors, for encoders
+draw.py         a picture, laid out by `layout.py`
 """

@@ -1,4 +1,10 @@
-"""A classifier for any number of classes, in closed form, from images and labels."""
+"""A classifier for any number of classes, in closed form, from images and labels.
+
+fitting.py      `fit_head`, in one pass over the images
+classifiers.py  where classifiers are, and what is gathered for them
+ridge.py        ridge regression from sums
+unlike.py       how images differ from those that are known
+"""
 
 from ghnqat_sdk.heads.fitting import HeadReport, fit_head, fit_head_to_folder, use_images
 

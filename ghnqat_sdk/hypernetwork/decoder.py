@@ -5,8 +5,9 @@ tiles of 64 × 64 channels, and a mixture of banks is added: K tables of weights
 share, mixed by how deep a node stands, so that channels mean the same in layers of one depth. Every
 tile has a place embedding that enters before the nonlinearity and scales the mixture, so that a
 tensor larger than one tile is not a repetition of it: repeating a tile leaves 64 distinct filters
-and rank 64. A weight of more than 16 tiles is made of its first 4 × 4 decoded ones and of the
-banks, which costs a few multiply-adds for each number and keeps every filter distinct.
+and rank 64. A dense weight of more than 16 tiles is made of its first 4 × 4 decoded ones and of the
+banks, which costs a few multiply-adds for each number and keeps every filter distinct: see `_large`
+in tasks.py. Of the other tables all tiles are decoded.
 
 Letters: V nodes, d embedding, h hidden, t tile, M tensors of one kind, R tiles of them, k kernel
 positions.

@@ -1,7 +1,19 @@
 """Fake quantization.
 
-`ranges.py` says where values are clipped and `roundings.py` how they come to levels, with the
-arithmetic of `functional.py`. `quantizers.py` does it to one tensor, `layers.py` to a layer, and
-`convert.py` makes such layers of torch's. `norms.py` says why batch norm is special before
-`calibrate.py` has run.
+functional.py  the arithmetic: scale, zero point, rounding with a gradient
+ranges.py      where values are clipped
+roundings.py   how they come to levels
+quantizers.py  does both to one tensor
+layers.py      to a layer: its input and its weight
+norms.py       why batch norm is special before `calibrate`
+unfused.py     transformer encoders that call their layers
+classes.py     which class stands for which of torch's or a user's
+convert.py     a model becomes fake-quantized, and float again
+state.py       what the layers of one model know in common
+lookup.py      the layers of a model, and running them at other bits
+
+calibrate.py   norm statistics and input ranges, from what `observers.py` sees
+histograms.py  ranges by percentile and by least error
+report.py      what quantization does to each layer
+store.py       a model on disk, with the `settings.py` of its layers
 """

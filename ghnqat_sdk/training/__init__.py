@@ -1,1 +1,40 @@
-"""Training of hypernetworks: spaces of networks, loop, evaluation. Only commands import it."""
+"""Training of hypernetworks, and what they are judged by. Only commands import it.
+
+A run:
+    config.py       all of a run as one value; `recipes/` holds those that have a name
+    run.py          a run in its folder: resumes, checkpoints, validates, branches off
+    folder.py       the names of what the folder holds
+    trainer.py      the loop: sample, predict, loss, one step, average
+    start.py        the hypernetwork and the hints before the first step
+    sampler.py      which networks, bit-widths and images a step sees
+    optimizers.py   optimizers and schedules
+    average.py      the running average of the weights, which users get
+    state.py        what a trainer holds, as tensors and facts
+    checkpoint.py   these as one file
+    distributed.py  several processes
+    process.py      settings of the whole process
+    reports.py      progress, and what a step measured
+    validation.py   accuracy of unseen networks while training
+    adapt.py        from the weights that ship to other classes, within some minutes
+
+The loss of one network:
+    objective.py    cross-entropy, hints, and gradients by the predicted parameters
+    networks.py     an architecture, traced and planned
+    plan.py         its forward pass as steps
+    steps.py        what each of them computes
+    compute.py      at which bits and in which types it runs
+    kernels.py      norm, activation, clip and round as one pass each way
+    eager.py        these in torch's operations
+    native.py       these compiled, from kernels.cpp
+    depthwise.py    depthwise convolutions with fast gradients
+
+The teacher:
+    teacher.py      trains it
+    features.py     its features over the images, kept on disk
+    hints.py        compares them with what blocks of a predicted network show
+    projections.py  starts the hints of a trained hypernetwork
+
+Networks:
+    spaces/         to train on and to evaluate
+    evaluation.py   their accuracy with predicted parameters
+"""
