@@ -13,6 +13,7 @@ state.py       what the layers of one model know in common
 lookup.py      the layers of a model, and running them at other bits
 
 calibrate.py   norm statistics and input ranges, from what `observers.py` sees
+chunks.py      images that share statistics
 histograms.py  ranges by percentile and by least error
 report.py      what quantization does to each layer
 store.py       a model on disk, with the `settings.py` of its layers

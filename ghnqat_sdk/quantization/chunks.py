@@ -15,7 +15,7 @@ from ghnqat_sdk.errors import ArgumentError
 RANGE_ROWS = 64
 """Images whose ranges are averaged: the batch whose ranges a model is predicted for."""
 ROWS = 256
-POSITIONS = ROWS * 224 * 224
+POSITIONS = ROWS * 112 * 112
 """Images and pixels that share statistics; of larger images fewer do, down to `RANGE_ROWS`."""
 
 
@@ -24,7 +24,7 @@ def rows_together(call: Call) -> int:
 
     Examples:
         >>> import torch
-        >>> [rows_together(Call.of(torch.empty(1, 3, side, side))) for side in (32, 224, 320, 512)]
+        >>> [rows_together(Call.of(torch.empty(1, 3, side, side))) for side in (32, 112, 160, 224)]
         [256, 256, 125, 64]
     """
     positions = max(math.prod(tensor.shape[2:]) for tensor in call.tensors())

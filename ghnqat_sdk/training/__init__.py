@@ -27,6 +27,7 @@ The loss of one network:
     eager.py        these in torch's operations
     native.py       these compiled, from kernels.cpp
     depthwise.py    depthwise convolutions with fast gradients
+    pooling.py      average pools, and corners of maps, with fast gradients
 
 The teacher:
     teacher.py      trains it
