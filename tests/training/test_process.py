@@ -124,7 +124,7 @@ def test_small_numbers_are_taken_for_zero_where_that_is_asked_for():
 
 def test_old_objects_are_spared_inside_the_block_only():
     with sparing_old_objects() as spare:
-        assert gc.get_freeze_count() == 0
+        before = gc.get_freeze_count()  # Python 3.12 freezes some objects itself
         spare()
-        assert gc.get_freeze_count() > 10_000
+        assert gc.get_freeze_count() > before + 10_000
     assert gc.get_freeze_count() == 0
