@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "any training:\n"
     )
     print(
-        f"{'network':18}{'values':>10}{'prediction':>13}{'predicted start':>18}{'random start':>15}"
+        f"{'network':18}{'parameters':>12}{'prediction':>13}{'predicted start':>18}"
+        f"{'random start':>15}"
     )
     for network in (ResNet20, SmallMobileNetV2):
         torch.manual_seed(0)
@@ -63,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for qmodel in (predicted, random):
             calibrate(qmodel, training)
             figures.append(f"{accuracy(qmodel, test):.1f} %")
-        values = sum(p.numel() for p in model.parameters())
-        print(f"{network.__name__:18}{values:10,}{seconds:11.2f} s{figures[0]:>18}{figures[1]:>15}")
+        count = sum(p.numel() for p in model.parameters())
+        print(f"{network.__name__:18}{count:12,}{seconds:11.2f} s{figures[0]:>18}{figures[1]:>15}")
         assert not prediction_report(predicted).kept, "every parameter was predicted"
 
 
