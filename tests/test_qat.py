@@ -40,7 +40,7 @@ def test_frozen_batch_norm_trains_as_it_evaluates():
         torch.equal(tensor, statistics[name]) for name, tensor in qmodel[1].state_dict().items()
     )
     freeze_batch_norm(qmodel, False)
-    assert not torch.equal(qmodel(IMAGES), expected)
+    assert not torch.equal(qmodel(IMAGES[:4]), expected[:4])
     assert qmodel[1].num_batches_tracked == statistics["num_batches_tracked"] + 1
 
 

@@ -103,8 +103,10 @@ def learned_step_quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, bi
     zero = torch.as_tensor(zero_point, dtype=torch.float32, device=scale.device)
     ends = -zero * scale.detach(), (levels - zero) * scale.detach()
     step, _ = scale_and_zero_point(*ends, bits)
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+    if torch.jit.is_tracing():
         return _torchs_own(x, step, zero, bits)
+    if torch.compiler.is_exporting():  # older ones trace backward passes, and cannot this one
+        return _rounded(x, 1.0 / step, step, -zero, levels - zero)
     return _LearnedStep.apply(x, scale, *_numbers(x, 1.0 / step, step, zero), levels)
 
 
