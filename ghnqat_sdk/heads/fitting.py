@@ -110,7 +110,7 @@ def fit_head(
     first = next(stream, None)
     if first is None:
         raise ArgumentError(f"fit_head got no images. Write {LABELLED}.")
-    columns, rectified = _chosen(qmodel, layers, first[0])
+    columns, rectified = _chosen(qmodel, layers, *first)
     heads = [Classifier(name, layers_of[name], column) for name, column in columns.items()]
     whole: Iterable[_Labelled] = chain([first], stream)
     with torch.no_grad(), ExitStack() as stack:
@@ -250,8 +250,16 @@ def _columns(labels: Any) -> list[Tensor]:
     return list(labels.cpu().long().view(len(labels), -1).unbind(1))
 
 
-def _chosen(qmodel: nn.Module, layers: Any, call: Call) -> tuple[dict[str, int], set[str]]:
+def _chosen(
+    qmodel: nn.Module, layers: Any, call: Call, labels: list[Tensor]
+) -> tuple[dict[str, int], set[str]]:
     """The classifiers with their columns of the labels, and those with a ReLU behind them."""
+    if len(labels) > 1 and not isinstance(layers, Mapping):
+        raise ArgumentError(
+            f"Labels have {len(labels)} columns; expected one class for each image. Write "
+            f"labels.argmax(1) for one-hot labels, or name the column of each head: "
+            f"layers={{'fc': 0}}."
+        )
     available = require_fake_quantized_layers(qmodel, "fit_head")
     found = traced_classifiers(qmodel, call) or last_layer(qmodel, available, call)
     wanted = {layers: 0} if isinstance(layers, str) else layers

@@ -196,6 +196,7 @@ def test_batches_are_read_once_whatever_their_size():
         ([(torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 2, -1]))], "from -1 to 2"),
         ([(torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 2]))], "one for each"),
         ([(torch.zeros(4, 5, 8, 8), torch.zeros(4).long())], "could not be run"),
+        ([(torch.zeros(3, 3, 8, 8), torch.eye(3).long())], r"labels\.argmax\(1\)"),
         ([(torch.full((8, 3, 8, 8), torch.nan), torch.zeros(8).long())], "not finite"),
         (colours([40]), "5 of each of two or more"),
         (colours([4, 4, 4]), "5 of each of two or more"),
