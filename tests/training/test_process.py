@@ -89,15 +89,20 @@ def test_large_tensors_lie_on_large_pages(monkeypatch):
     before = new_pages(A_LARGE_TENSOR, "")
     ours = "from ghnqat_sdk.training.process import take_huge_pages as take; take()"
     after = new_pages(A_LARGE_TENSOR, ours)
-    if before < 40_000 or after == before:
-        pytest.skip("this system always has large pages, or never")
+    if before < 40_000 or after > before / 2:
+        pytest.skip("this system always has large pages, or none to spare")
     assert after < before / 10
 
 
-def test_small_pages_can_be_asked_for(monkeypatch):
-    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+@pytest.mark.parametrize(("given", "kept"), [(None, "1"), ("0", "0")])
+def test_torch_is_asked_for_large_pages_unless_the_environment_says_otherwise(
+    given, kept, monkeypatch
+):
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", given or "")
+    if given is None:
+        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
     take_huge_pages()
-    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == kept
 
 
 def test_freed_memory_is_used_again():
