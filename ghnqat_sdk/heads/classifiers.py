@@ -258,11 +258,5 @@ def run(qmodel: nn.Module, call: Call) -> Any:
     Raises:
         ArgumentError: it cannot be run.
     """
-    try:
-        with torch.random.fork_rng(devices=[]):
-            return call.run(qmodel)
-    except Exception as error:  # whatever the user's forward raises
-        raise ArgumentError(
-            f"The model could not be run on a batch of shape {call.shapes()}: "
-            f"{type(error).__name__}: {error}. Pass batches that the model takes."
-        ) from error
+    with torch.random.fork_rng(devices=[]):
+        return call.run_or_explain(qmodel, "a batch", "Pass batches that the model takes.")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ghnqat_sdk.calls import Call
-from ghnqat_sdk.errors import ArgumentError, GhnqatError
+from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.quantization.chunks import chunks_of
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
@@ -68,7 +68,7 @@ def calibrate(
     is deployable.
 
     Batch norm uses batch statistics meanwhile, and quantization is on. Batches are put together and
-    cut again into chunks of 256 images (fewer of more than 224 x 224 pixels, but 64 or more), so
+    cut again into chunks of 256 images (fewer of more than 112 x 112 pixels, but 64 or more), so
     that the result does not depend on the batch size. A batch norm's statistics are those of all
     values it saw: evaluation of no more than a chunk is that with batch statistics, whatever the
     bits. The range of a layer's input follows from `method`:
@@ -240,15 +240,7 @@ def _run(
     for chunk in progress_bar(chunks, what) if progress else chunks:
         observed.rows = chunk.rows
         observed.images += chunk.rows
-        try:
-            chunk.run(qmodel)
-        except GhnqatError:
-            raise
-        except Exception as error:  # whatever the user's forward raises
-            raise ArgumentError(
-                f"The model could not be run on a batch of shapes {chunk.shapes()}: "
-                f"{type(error).__name__}: {error}. Pass batches that the model takes."
-            ) from error
+        chunk.run_or_explain(qmodel, "a batch", "Pass batches that the model takes.")
 
 
 def require_fake_quantized(qmodel: Any) -> None:

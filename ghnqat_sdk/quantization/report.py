@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.calls import Call, tensors_in
-from ghnqat_sdk.errors import ArgumentError, GhnqatError
+from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
 from ghnqat_sdk.quantization.lookup import all_in_float, layer_at, require_fake_quantized_layers
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
@@ -250,18 +250,8 @@ def finite_run_on(qmodel: nn.Module, batch: Any) -> Tensor:
 
 def outputs_on(qmodel: nn.Module, batch: Any) -> list[Tensor]:
     """All output tensors of one run on what `Call.of` takes."""
-    call = Call.of(batch)
-    try:
-        output = call.run(qmodel)
-    except GhnqatError:
-        raise
-    except Exception as error:  # whatever the user's forward raises
-        raise ArgumentError(
-            f"The model could not be run on this batch of shapes {call.shapes()}: "
-            f"{type(error).__name__}: {error}. Pass a tensor, a tuple of arguments, or a dict of "
-            f"keyword arguments."
-        ) from error
-    return list(tensors_in(output))
+    advice = "Pass a tensor, a tuple of arguments, or a dict of keyword arguments."
+    return list(tensors_in(Call.of(batch).run_or_explain(qmodel, "this batch", advice)))
 
 
 def output_difference(one: Tensor, other: Tensor) -> float:

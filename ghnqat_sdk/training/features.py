@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -28,15 +29,15 @@ class FeatureCache:
 
     Attributes:
         stages: (N, side, side, channels) float16 of each stage.
-        scores: (N, classes) of the teacher.
         image_side: In pixels.
         teacher: Its digest.
+        classify: Its logits (n, classes) from features of the last stage.
     """
 
     stages: tuple[Tensor, ...]
-    scores: Tensor
     image_side: int
     teacher: str
+    classify: Callable[[Tensor], Tensor]
 
     @classmethod
     def open(
@@ -60,8 +61,13 @@ class FeatureCache:
         for path, shape in _stage_files(folder, teacher, images).items():
             flat = torch.from_file(str(path), size=math.prod(shape), dtype=torch.float16)
             stages.append(flat.view(shape))
-        scores = torch.cat([teacher.scores(maps) for maps in stages[-1].split(BATCH)])
-        return cls(tuple(stages), scores, images.images.shape[-1], teacher_digest(teacher))
+        side = images.images.shape[-1]
+        return cls(tuple(stages), side, teacher_digest(teacher), teacher.scores)
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """(N, classes) of the teacher, worked out when first asked for."""
+        return torch.cat([self.classify(maps) for maps in self.stages[-1].split(BATCH)])
 
     @staticmethod
     def is_current(folder: str | Path, teacher: Teacher, images: ImageSet) -> bool:

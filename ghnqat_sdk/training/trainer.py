@@ -156,7 +156,7 @@ class Trainer:
         batch = draw_batch(self.train_images, drawn.images, config.data.padding, generator)
         wanted: list[Tensor] = []
         teacher_scores = None
-        if self.features is not None:
+        if self.features is not None and self.hints is not None and self.hints.config.soft_labels:
             teacher_scores = self.features.scores[batch.indices].to(device)
         if self.features is not None and hint_weight > 0 and network.takes_hints:
             wanted = self.features.gather(batch.indices, batch.moves)

@@ -1,31 +1,12 @@
 import pytest
 import torch
+from to_calibrate import make
 from torch import nn
 
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.convert import to_fake_quantized
 from ghnqat_sdk.quantization.ranges import MinMaxRanges
-
-
-@pytest.fixture
-def images():
-    return 2 + 3 * torch.randn(256, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
-def make(bits=(4, 4), ranges=None) -> nn.Module:
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 6, 3),
-        nn.BatchNorm2d(6),
-        nn.ReLU(),
-        nn.Conv2d(6, 6, 3),
-        nn.BatchNorm2d(6),
-        nn.Flatten(),
-        nn.Linear(96, 5),
-    )
-    to_fake_quantized(model, bits, ranges or MinMaxRanges(), warn=False)
-    return model
 
 
 class Difference(nn.Module):
