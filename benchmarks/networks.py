@@ -104,10 +104,13 @@ def runs_as_cnn(name: str) -> bool:
 
 
 @cache
-def cheap(place: str, count: int, most: float) -> tuple[str, ...]:
-    """The first networks of a split, such as deepnets/id, of at most so many MACs."""
+def cheap(place: str, count: int, most: float, norm: str | None = None) -> tuple[str, ...]:
+    """The first networks of a split, such as deepnets/id, of at most so many MACs, with any norm or
+    with this one."""
     space = SPACES[place.partition("/")[0]](place.partition("/")[2])
-    affordable = (i for i in range(len(space)) if space[i].macs <= most)
+    affordable = (
+        i for i in range(len(space)) if space[i].macs <= most and norm in (None, space[i].norm)
+    )
     return tuple(f"{place}/{i}" for i in islice(affordable, count))
 
 
