@@ -9,13 +9,12 @@ product of two activations, as attention has it. It is predicted at W8/A8 with t
 ship and calibrated on 256 training images of 32 pixels, or more where it takes no less. A row says
 how far the calibrated outputs on these images are from those with batch statistics of all of them
 (norm of the difference, in percent), and for how many of them the largest logit is of the same
-class. Both have the ranges that calibration fixed, so that statistics are all that differs; the
-bounds on the two figures are for these. "Dynamic" are the same figures against the model before
-calibration, whose ranges are those of all 256 images together: they are wider than the mean of
-those of 64 images each, for which the weights are predicted, and another step rounds every value
-another way. That is noise of quantization, which grows as bits get fewer, whatever statistics are.
-Lines go to benchmarks/results/timm_families.jsonl as they come; nothing is measured twice,
-and the table of all of them is benchmarks/results/timm_families.json.
+class. At 8 bits calibration clips nothing, so that both have the same ranges, and what differs is
+the statistics and what follows from them: a value on the edge between two levels is rounded up in
+one and down in the other. At fewer bits ranges that are fixed for all images clip, as they are
+meant to, and the two would differ by that. Lines go to benchmarks/results/timm_families.jsonl as
+they come; nothing is measured twice, and the table of all of them is
+benchmarks/results/timm_families.json.
 """
 
 from __future__ import annotations
@@ -41,14 +40,10 @@ from ghnqat_sdk import (
     trace,
 )
 from ghnqat_sdk.data import load_images
-from ghnqat_sdk.quantization.state import states_of
 
 LINES = common.RESULTS / "timm_families.jsonl"
 TABLE = common.RESULTS / "timm_families.json"
-COLUMNS = (
-    "side", "parameters", "predicted", "kept", "float layers",
-    "difference %", "same %", "dynamic: difference %", "dynamic: same %",
-)  # fmt: skip
+COLUMNS = ("side", "parameters", "predicted", "kept", "float layers", "difference %", "same %")
 IMAGES = 256
 SIDES = (32, 64, 128, 224, 256)
 CLOSE, SAME = 5.0, 95.0
@@ -127,39 +122,21 @@ def measure(family: str, name: str, side: int, data: str) -> dict[str, Any]:
     model = build(name)
     try:
         qmodel = predict_quantized_params(model, (8, 8), example_inputs=images[:2]).eval()
-        dynamic = qmodel(images)
+        expected = qmodel(images)
         calibrate(qmodel, [images], progress=False)
-        expected = with_batch_statistics(qmodel, images)
     except GhnqatError as error:
         return line | {"error": str(error)}
     outputs = qmodel(images)
     report = prediction_report(qmodel)
+    same = (outputs.argmax(1) == expected.argmax(1)).double().mean().item()
     return line | {
         "parameters": len(report.predicted) + len(report.kept),
         "predicted": len(report.predicted),
         "kept": len(report.kept),
         "float layers": len(report.unquantized),
-        **compared(outputs, expected),
-        **{f"dynamic: {name}": figure for name, figure in compared(outputs, dynamic).items()},
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-
-
-def with_batch_statistics(qmodel: nn.Module, images: Tensor) -> Tensor:
-    """Outputs of a calibrated model, with its ranges, if norms take the statistics of `images`."""
-    (state,) = states_of(qmodel)
-    state.calibrated, state.warn = False, False
-    outputs = qmodel(images)
-    state.calibrated = True
-    return outputs
-
-
-def compared(outputs: Tensor, expected: Tensor) -> dict[str, float]:
-    """Two figures of logits (N, classes)."""
-    same = (outputs.argmax(1) == expected.argmax(1)).double().mean().item()
-    return {
         "difference %": round(100 * ((outputs - expected).norm() / expected.norm()).item(), 2),
         "same %": round(100 * same, 1),
+        "seconds": round(time.perf_counter() - started, 1),
     }
 
 

@@ -31,7 +31,7 @@ PAIRS = st.sampled_from([2, 4, 8, 32])
 BITS = st.one_of(
     st.tuples(PAIRS, PAIRS), st.just({"stem": (8, 8), "*": (2, 4)}), st.just({"head": (8, 4)})
 )
-METHODS = st.sampled_from(["mean", "min-max", "percentile", "mse"])
+METHODS = st.sampled_from(["auto", "mean", "min-max", "percentile", "mse"])
 
 
 def cases(share: float) -> settings:

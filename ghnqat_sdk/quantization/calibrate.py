@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
@@ -16,11 +16,10 @@ from ghnqat_sdk.quantization.chunks import chunks_of
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
 from ghnqat_sdk.quantization.histograms import mean_squared_error_range, percentile_range
 from ghnqat_sdk.quantization.norms import calibrated_norms
-from ghnqat_sdk.quantization.observers import Observed, layers_with_ranges, mean_range, observing
+from ghnqat_sdk.quantization.observers import Method, Observed, layers_with_ranges, observing
 from ghnqat_sdk.quantization.state import signature_of, states_of
 
-Method = Literal["mean", "min-max", "percentile", "mse"]
-_METHODS: tuple[Method, ...] = ("mean", "min-max", "percentile", "mse")
+_METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def calibrate(
     qmodel: nn.Module,
     batches: Iterable[Any],
     *,
-    method: Method = "mean",
+    method: Method = "auto",
     percentile: float = 99.9,
     progress: bool = True,
 ) -> CalibrationReport:
@@ -73,8 +72,9 @@ def calibrate(
     values it saw: evaluation of no more than a chunk is that with batch statistics, whatever the
     bits. The range of a layer's input follows from `method`:
 
-    - "mean": the mean of the ranges with which the model quantizes 64 images each, which it was
-      predicted for;
+    - "auto": of the ranges with which the model quantizes 64 images each, which it was predicted
+      for, the widest at 8 bits and the mean at fewer;
+    - "mean": their mean at 8 bits, too;
     - "min-max": the smallest and the largest value;
     - "percentile": all values but `100 - percentile` percent on either side;
     - "mse": the range with the smallest mean squared error of quantization.
@@ -102,8 +102,8 @@ def calibrate(
     _check_method(method, percentile)
     require_fake_quantized(qmodel)
     chunks: Iterable[Call] = chunks_of(batches, signature_of(qmodel))
-    observed = Observed(method == "min-max")
-    if method in ("mean", "min-max"):
+    observed = Observed(method)
+    if method not in ("percentile", "mse"):
         _observe(qmodel, chunks, observed, progress)
         ranges = _ranges(qmodel, observed, method, percentile)
     else:
@@ -223,9 +223,9 @@ def _chosen(
 ) -> tuple[float, float]:
     """The range of one layer's input."""
     low, high = observed.extremes[name]
-    if method == "mean":
-        return mean_range(observed.ranges[name])
-    if method == "min-max" or not low < high:
+    if method not in ("percentile", "mse"):
+        return observed.range_of_input(name, bits)
+    if not low < high:
         return low, high
     counts = observed.histograms[name]
     if method == "percentile":

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,10 @@ BINS = 2048
 BLOCK = 2**18
 """Values that are summed at once: few enough for a processor's cache."""
 Hooks = dict[str, Callable[[Tensor], None]]
+Method = Literal["auto", "mean", "min-max", "percentile", "mse"]
+"""How `calibrate` chooses the range of a layer's input."""
+UNCLIPPED_BITS = 8
+"""Of which "auto" takes the widest range: a step is small, and what few images have is not."""
 PartRange = tuple[int, float, float]
 """Rows of a part of a layer's input, and the (low, high) that the model would quantize it with."""
 
@@ -75,8 +79,7 @@ class Observed:
     that follows from all the images which run together.
 
     Attributes:
-        extreme: Whether that is from the smallest to the largest value, not the mean of the ranges
-            of parts.
+        method: How it follows; the two that need the distribution start from "auto".
         images: How many have come.
         rows: How many of them run together.
         moments: Of norms.
@@ -85,7 +88,7 @@ class Observed:
         histograms: Counts over the extremes, from a second pass.
     """
 
-    extreme: bool = False
+    method: Method = "auto"
     images: int = 0
     rows: int = 0
     moments: dict[str, Moments] = field(default_factory=dict)
@@ -122,9 +125,22 @@ class Observed:
             self.extremes[name] = min(before[0], low), max(before[1], high)
             ranges = self._ranges(x, quantizer)
             self.ranges.setdefault(name, []).extend(ranges)
-            quantizer.freeze(*((low, high) if self.extreme else mean_range(ranges)))
+            quantizer.freeze(*self._settled(ranges, (low, high), quantizer.bits))
 
         return see
+
+    def range_of_input(self, name: str, bits: int) -> tuple[float, float]:
+        """What follows from all ranges and extremes of a layer's input."""
+        return self._settled(self.ranges[name], self.extremes[name], bits)
+
+    def _settled(
+        self, ranges: list[PartRange], extremes: tuple[float, float], bits: int
+    ) -> tuple[float, float]:
+        if self.method == "min-max":
+            return extremes
+        if self.method != "mean" and bits >= UNCLIPPED_BITS:
+            return min(low for _, low, _ in ranges), max(high for _, _, high in ranges)
+        return mean_range(ranges)
 
     def _ranges(self, x: Tensor, quantizer: Any) -> list[PartRange]:
         """Of parts of `RANGE_ROWS` images or more; of the whole where rows are no images."""
@@ -143,7 +159,8 @@ class Observed:
             counts = torch.histc(x.detach().float().cpu(), BINS, *self.extremes[name]).double()
             self.histograms[name] = self.histograms.get(name, 0) + counts
             if x.numel():
-                quantizer.freeze(*mean_range(self._ranges(x, quantizer)))
+                ranges = self._ranges(x, quantizer)
+                quantizer.freeze(*self._settled(ranges, self.extremes[name], quantizer.bits))
 
         return see
 

@@ -55,7 +55,7 @@ def test_evaluation_of_the_images_is_that_with_batch_statistics(images, bits):
     assert (model(images) - expected).norm() < 1e-4 * expected.norm()
 
 
-@pytest.mark.parametrize("method", ["mean", "min-max", "percentile", "mse"])
+@pytest.mark.parametrize("method", ["auto", "mean", "min-max", "percentile", "mse"])
 def test_evaluation_of_the_images_is_what_calibration_saw(images, method):
     model, seen = squeezing((4, 4)), []
     handle = model.register_forward_hook(lambda *called: seen.append(called[-1]))
@@ -74,6 +74,17 @@ def test_ranges_are_frozen_and_reported_by_layer(images):
     assert model[3].input_quantizer.frozen_range == report.ranges["3"]
     low, high = report.ranges["0"]
     assert images.min() <= low < high <= images.max()
+
+
+def test_ranges_clip_at_few_bits_and_not_at_eight_what_few_images_have(images):
+    images[0, 0, 0, 0] = 1000.0
+    highs = {
+        (method, bits): calibrate(make((4, bits)), [images], method=method).ranges["0"][1]
+        for method in ("auto", "mean")
+        for bits in (4, 8)
+    }
+    assert highs["auto", 8] == 1000.0
+    assert 250 < highs["auto", 4] == highs["mean", 4] == highs["mean", 8] < 270
 
 
 def test_min_max_ranges_are_the_extremes_of_all_images(images):
@@ -116,7 +127,7 @@ def test_every_method_gives_the_same_for_every_batch_size(images, method, size):
 
 
 def test_constant_inputs_have_a_range(images):
-    for method in ("mean", "min-max", "percentile", "mse"):
+    for method in ("auto", "mean", "min-max", "percentile", "mse"):
         model = make()
         calibrate(model, [torch.full_like(images, 2.0)], method=method)
         assert model.eval()(images).isfinite().all()
