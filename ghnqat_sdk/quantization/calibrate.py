@@ -3,17 +3,19 @@ batch."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.calls import Call
-from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.errors import ArgumentError, UnfamiliarDataWarning
 from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.quantization.chunks import chunks_of
-from ghnqat_sdk.quantization.functional import scale_and_zero_point
+from ghnqat_sdk.quantization.functional import fake_quantize, scale_and_zero_point
 from ghnqat_sdk.quantization.histograms import mean_squared_error_range, percentile_range
 from ghnqat_sdk.quantization.norms import calibrated_norms
 from ghnqat_sdk.quantization.observers import Method, Observed, layers_with_ranges, observing
@@ -34,6 +36,7 @@ class CalibrationReport:
             out.
         norms: Names of the batch norms whose statistics were re-estimated.
         unreached: Fake-quantized layers and batch norms that no image reached, left as they were.
+        collapsed: Layers whose inputs differ and are all quantized to one level.
     """
 
     method: Method
@@ -42,6 +45,7 @@ class CalibrationReport:
     ranges: dict[str, tuple[float, float]]
     norms: tuple[str, ...]
     unreached: tuple[str, ...]
+    collapsed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.images} images, {len(self.norms)} batch norms, ranges by {self.method!r}"]
@@ -52,7 +56,9 @@ class CalibrationReport:
             lines.append(
                 f"  {name:{width}}  {self.bits[name]} bits  [{low:9.4g}, {high:9.4g}]  {levels}"
             )
-        return "\n".join([*lines, *(f"  {name}: no image reached it" for name in self.unreached)])
+        lines += [f"  {name}: no image reached it" for name in self.unreached]
+        lines += [f"  {name}: all that reached it has one level" for name in self.collapsed]
+        return "\n".join(lines)
 
 
 def calibrate(
@@ -187,8 +193,39 @@ def _fix(
     bits = {name: layers[name].input_quantizer.bits for name in ranges}
     unreached = [name for name in norms if name not in statistics]
     unreached += [name for name in layers if name not in ranges]
-    names = tuple(statistics)
-    return CalibrationReport(method, observed.images, bits, ranges, names, tuple(unreached))
+    collapsed = _collapsed(observed, ranges, bits)
+    if collapsed:
+        _warn_of_collapsed(collapsed[0], observed, bits)
+    return CalibrationReport(
+        method, observed.images, bits, ranges, tuple(statistics), tuple(unreached), collapsed
+    )
+
+
+def _collapsed(
+    observed: Observed, ranges: dict[str, tuple[float, float]], bits: dict[str, int]
+) -> tuple[str, ...]:
+    """Layers whose smallest and largest input differ, and are quantized to the same level."""
+
+    def level(name: str, value: float) -> float:
+        return fake_quantize(torch.tensor(value), *ranges[name], bits[name]).item()
+
+    return tuple(
+        name
+        for name, (low, high) in observed.extremes.items()
+        if low < high and level(name, low) == level(name, high)
+    )
+
+
+def _warn_of_collapsed(name: str, observed: Observed, bits: dict[str, int]) -> None:
+    low, high = observed.extremes[name]
+    warnings.warn(
+        f"The inputs of {name!r} lie between {low:.4g} and {high:.4g}. 0 is always one of the "
+        f"{2 ** bits[name]} levels that they are quantized to, and all of them come to one level. "
+        f"Normalize them, so that they lie on both sides of 0, or give the layer more bits: "
+        f'predict_quantized_params(..., bits={{"{name}": (8, 8), ...}}).',
+        UnfamiliarDataWarning,
+        stacklevel=4,
+    )
 
 
 def _check_method(method: Any, percentile: Any) -> None:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ghnqat_sdk.quantization.functional import ratio_clipped_range
+
 NO_LEVELS = 0
 """Stands for "do not round"."""
 
@@ -69,8 +71,7 @@ def norm_forward(
     limits = torch.tensor(clip, dtype=torch.float32, device=x.device)
     if rounding.levels == NO_LEVELS:
         return y.to(x.dtype), saved, limits
-    low = y.amin() * rounding.share
-    high = y.amax() * rounding.share
+    low, high = ratio_clipped_range(y, rounding.share)
     rounded, within = onto_levels(y, low, high, rounding.levels)
     lowest = torch.maximum(limits[0], within[0])
     highest = torch.minimum(limits[1], within[1])

@@ -66,6 +66,11 @@ inline Range range_of(float low, float high, float levels) {
   if (scale < 1.17549435e-38f) scale = 1.f;
   return {scale, lesser(greater(std::rint(-low / scale), 0.f), levels)};
 }
+// `share` of the distances of both ends from 0, or from the value nearest to it.
+inline Range clipped_range_of(float low, float high, float share, float levels) {
+  const float nearest = greater(low, 0.f) + lesser(high, 0.f);
+  return range_of(nearest + (low - nearest) * share, nearest + (high - nearest) * share, levels);
+}
 
 template <typename T>
 void norm_forward(const T* x, const float* gain, const float* shift, T* y, float* saved, float* limits, int64_t rows,
@@ -116,7 +121,7 @@ void norm_forward(const T* x, const float* gain, const float* shift, T* y, float
     });
     return;
   }
-  const Range range = range_of(lesser(greater(low, lowest), highest) * share, lesser(greater(high, lowest), highest) * share, levels);
+  const Range range = clipped_range_of(lesser(greater(low, lowest), highest), lesser(greater(high, lowest), highest), share, levels);
   const float first = -range.zero, last = levels - range.zero, scale = range.scale, per = 1.f / range.scale;
   limits[0] = greater(lowest, (first - 0.5f) * scale);
   limits[1] = lesser(highest, (last + 0.5f) * scale);
@@ -202,7 +207,7 @@ template <typename T>
 void round_forward(const T* x, T* y, float* limits, int64_t count, float levels, float share) {
   float low, high;
   extremes(x, count, &low, &high);
-  onto_levels(x, y, limits, count, range_of(low * share, high * share, levels), levels);
+  onto_levels(x, y, limits, count, clipped_range_of(low, high, share, levels), levels);
 }
 
 template <typename Y>

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ghnqat_sdk.quantization.functional import ratio_clipped_range
 from ghnqat_sdk.training import native
 from ghnqat_sdk.training.eager import (
     ActivationRounding,
@@ -126,8 +127,7 @@ class _RoundActivations(torch.autograd.Function):
             numbers = (flat.numel(), float(rounding.levels), rounding.share)
             native.call("round_forward", x.dtype, flat, rounded, limits, *numbers)
         else:
-            low = flat.amin().float() * rounding.share
-            high = flat.amax().float() * rounding.share
+            low, high = ratio_clipped_range(flat.float(), rounding.share)
             rounded, limits = onto_levels(flat, low, high, rounding.levels)
             rounded = rounded.to(x.dtype)
         ctx.save_for_backward(flat, limits)

@@ -3,10 +3,10 @@ import torch
 from to_calibrate import make
 from torch import nn
 
-from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.errors import ArgumentError, UnfamiliarDataWarning
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.convert import to_fake_quantized
-from ghnqat_sdk.quantization.ranges import MinMaxRanges
+from ghnqat_sdk.quantization.ranges import ClippedRanges, MinMaxRanges
 
 
 class Difference(nn.Module):
@@ -80,3 +80,28 @@ def test_a_clip_is_calibrated_by_its_frames(images):
     assert report.ranges["conv"] == (images.min().item(), images.max().item())
     alone = torch.cat([model.eval()(clip[None]) for clip in images[:8].unflatten(0, (2, 4))])
     torch.testing.assert_close(model(images[:8].unflatten(0, (2, 4))), alone)
+
+
+def one_layer(bits):
+    model = nn.Sequential(nn.Linear(8, 3))
+    to_fake_quantized(model, (4, bits), ClippedRanges())
+    return model
+
+
+FAR = 1.7 + torch.rand(256, 8, generator=torch.Generator().manual_seed(0)) / 2
+
+
+@pytest.mark.parametrize("far", [FAR, -FAR], ids=["above", "below"])
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_inputs_on_one_side_of_zero_are_told_apart_after_calibration(far, bits):
+    model = one_layer(bits)
+    assert calibrate(model, [far]).collapsed == ()
+    assert model.eval()(far).std(0).min() > 0
+
+
+def test_inputs_that_all_come_to_one_level_are_pointed_out():
+    model = one_layer(2)
+    with pytest.warns(UnfamiliarDataWarning, match=r"'0' lie between 1\.7 and 2\.2.*bits="):
+        report = calibrate(model, [FAR])
+    assert report.collapsed == ("0",)
+    assert "0: all that reached it has one level" in str(report)

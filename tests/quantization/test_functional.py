@@ -105,6 +105,14 @@ def test_ratio_clipped_range_scales_minimum_and_maximum():
 
 
 @pytest.mark.parametrize(
+    ("values", "expected"), [([2.0, 3.0], (2.0, 2.5)), ([-3.0, -2.0], (-2.5, -2.0))]
+)
+def test_ratio_clipped_range_keeps_the_end_nearest_to_zero_where_zero_is_outside(values, expected):
+    low, high = ratio_clipped_range(torch.tensor(values), 0.5)
+    assert (low.item(), high.item()) == expected
+
+
+@pytest.mark.parametrize(
     ("bits", "sigmas", "decibels"), [(4, None, 15.0), (4, 2.6, 19.1), (2, None, 1.7), (2, 1.5, 8.2)]
 )
 def test_signal_to_noise_of_gaussian_weights_is_the_known_one(bits, sigmas, decibels):

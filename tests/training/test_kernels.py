@@ -134,9 +134,10 @@ def test_a_norm_of_double_precision_is_computed_without_the_compiled_kernels(com
 
 @both_ways
 @in_both_dtypes
+@pytest.mark.parametrize("offset", [0.0, 7.0, -7.0])
 @pytest.mark.parametrize("shape", [(7,), (5, 33), (3, 9, 4), (2, 5, 7, 3)], ids=str)
-def test_rounded_activations_are_fake_quantized(shape, dtype, compiled):
-    x = numbers(*shape).to(dtype).requires_grad_()
+def test_rounded_activations_are_fake_quantized(shape, offset, dtype, compiled):
+    x = (numbers(*shape) + offset).to(dtype).requires_grad_()
     ours = round_activations(x, ActivationRounding(15, 0.58), compiled)
     theirs = fake_quantize(x, *ratio_clipped_range(x.float(), 0.58), 4)
     assert (ours.dtype, ours.shape) == (dtype, shape)
