@@ -26,7 +26,7 @@ class Processes:
         """
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size > 1 and not dist.is_initialized():
-            dist.init_process_group("gloo")
+            _join_group()
         return cls(int(os.environ.get("RANK", "0")), size)
 
     def take_from_first(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -84,3 +84,15 @@ class FlatGradients:
         if norm > limit:
             self.flat.mul_(limit / norm)
         return norm
+
+
+def _join_group() -> None:
+    """By a store with a name space for each of torchrun's restarts.
+
+    Its static rendezvous keeps one store for all of them, where processes would find the addresses
+    of those that died, and wait for them.
+    """
+    store, rank, size = next(dist.rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    own = dist.PrefixStore(f"attempt/{attempt}", store)
+    dist.init_process_group("gloo", store=own, rank=rank, world_size=size)

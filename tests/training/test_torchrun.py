@@ -1,5 +1,6 @@
-"""Two nodes, as torchrun starts them, simulated on one machine."""
+"""Two nodes, as torchrun starts them, simulated on one machine; and a worker that is killed."""
 
+import json
 import os
 import socket
 import subprocess
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from ghnqat_sdk.training.checkpoint import load_training_state
 from ghnqat_sdk.training.config import RunConfig
+from ghnqat_sdk.training.folder import LOG_FILE
+from ghnqat_sdk.training.sampler import CustomShare
 
 HERE = Path(__file__).parent
 DATA = HERE.parent / "data" / "cifar10"
@@ -72,3 +75,17 @@ def test_two_nodes_train_one_run(tiny, tmp_path, same, undisturbed):
     options = training(tiny, run)
     finished(*(torchrun(*place, "--node-rank", str(rank), *options) for rank in range(2)))
     assert same(load_training_state(run)[0], undisturbed)
+
+
+def test_all_go_on_from_the_last_checkpoint_after_a_worker_was_killed(
+    tiny, tmp_path, same, undisturbed
+):
+    run, grave = tmp_path / "run", tmp_path / "grave"
+    mortal = CustomShare(factory="mortal.MortalToys", settings={"life": 10, "grave": str(grave)})
+    place = ["--nproc-per-node", "2", "--max-restarts", "3", "--master-port", str(free_port())]
+    options = training(tiny.model_copy(update={"networks": (mortal,)}), run)
+    finished(torchrun(*place, *options))
+    assert grave.exists()
+    assert same(load_training_state(run)[0], undisturbed)
+    lines = (run / LOG_FILE).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [4, 8]
