@@ -14,7 +14,7 @@ ROOT = Path(ghnqat_sdk.__file__).parent
 FLOORS = (
     (
         *("bits", "calls", "choices", "copying", "errors", "files", "filling"),
-        *("generators", "plugins", "progress", "version"),
+        *("generators", "plotting", "plugins", "progress", "version"),
     ),
     ("graph", "quantization"),
     ("hypernetwork",),

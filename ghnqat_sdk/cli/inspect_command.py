@@ -20,6 +20,7 @@ from ghnqat_sdk.cli.models import (
 )
 from ghnqat_sdk.cli.paths import IMAGES, PICTURE, check_image_folder, check_output_file, replacing
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.plotting import require_matplotlib
 from ghnqat_sdk.progress import working
 
 if TYPE_CHECKING:
@@ -81,17 +82,7 @@ def _check(options: Namespace) -> None:
     for option, path in (("--picture", options.picture), ("--plot", options.plot)):
         if path is not None:
             check_output_file(option, path)
-            _check_matplotlib(option)
-
-
-def _check_matplotlib(option: str) -> None:
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise ArgumentError(
-            f"{option} needs matplotlib, which is not installed. Write "
-            f'pip install "ghnqat-sdk[plot]"'
-        )
+            require_matplotlib(option)
 
 
 def _image_size(sizes: tuple[int, ...] | None) -> int:

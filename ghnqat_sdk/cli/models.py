@@ -62,7 +62,7 @@ def add_hypernetwork(parser: ArgumentParser) -> None:
         "--hypernetwork",
         type=hypernetwork_name,
         default="default",
-        help="'default', a folder or a Hub repo (default: default)",
+        help="'default', 'hub', a folder or a Hub repo (default: default)",
     )
     parser.add_argument(
         "--revision", type=revision, help="branch, tag or commit of a Hub repo (default: main)"

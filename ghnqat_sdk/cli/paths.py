@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.hypernetwork.names import CONFIG_FILE, DEFAULT, REPO_ID, WEIGHTS_FILE
+from ghnqat_sdk.hypernetwork.names import CONFIG_FILE, DEFAULT, HUB, REPO_ID, WEIGHTS_FILE
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def check_input_file(option: str, path: str) -> None:
 
 
 def check_hypernetwork(option: str, name: str, revision: str | None = None) -> None:
-    """Refuse what is neither the default, nor a folder with a hypernetwork, nor named as a Hub
-    repo.
+    """Refuse what is neither the default, nor the published one, nor a folder with a hypernetwork,
+    nor named as a Hub repo.
 
     Raises:
         ArgumentError: so it is.
@@ -88,13 +88,13 @@ def check_hypernetwork(option: str, name: str, revision: str | None = None) -> N
             f"--revision {revision!r} is for Hub repos, and {option} {name!r} is local. Leave it "
             "out"
         )
-    if name == DEFAULT:
+    if name in (DEFAULT, HUB):
         return
     if not local:
         if os.path.exists(name) or not REPO_ID.fullmatch(name) or ".." in name:
             raise ArgumentError(
-                f"{option} {name!r} is not a folder. Write default, a folder that save_pretrained "
-                "or a training run wrote (runs/mine/last), or a Hub repo as owner/name"
+                f"{option} {name!r} is not a folder. Write default, hub, a folder that "
+                "save_pretrained or a training run wrote (runs/mine/last), or a Hub repo as owner/name"
             )
         return
     if missing := [f for f in (CONFIG_FILE, WEIGHTS_FILE) if not Path(name, f).is_file()]:

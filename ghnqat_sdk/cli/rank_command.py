@@ -26,6 +26,7 @@ from ghnqat_sdk.cli.paths import (
     replacing,
 )
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.plotting import require_matplotlib
 from ghnqat_sdk.progress import working
 
 if TYPE_CHECKING:
@@ -110,6 +111,8 @@ def _check(options: Namespace) -> None:
     for option in ("results", "plot"):
         if getattr(options, option) is not None:
             check_output_file(f"--{option}", getattr(options, option))
+    if options.plot is not None:
+        require_matplotlib("--plot")
 
 
 def _rank(options: Namespace) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ghnqat_sdk.demo.comparison import Comparison, Score
+from ghnqat_sdk.plotting import figure_class
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,12 +19,10 @@ def plot_starts(comparison: Comparison, title: str, path: str | Path) -> None:
     they name rightly.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ArgumentError: matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = figure_class()(figsize=(9, 3.6), layout="constrained")
     figure.suptitle(title)
     left, right = figure.subplots(1, 2, width_ratios=(2, 5))
     starts = {"predicted": comparison.predicted, "random": comparison.random}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ghnqat_sdk.data.reading import MODES, decode_image
 from ghnqat_sdk.errors import ArgumentError, ExportError
+from ghnqat_sdk.export.runtime import new_session, runtime_package
 
 _RUNS = 30
 
@@ -104,20 +105,11 @@ class OnnxClassifier:
 
 
 def _session(path: Path, threads: int) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ArgumentError(
-            'ONNX Runtime is not installed. Write pip install "ghnqat-sdk[onnx]", or pip install '
-            "onnxruntime."
-        ) from error
+    runtime_package()
     if not path.is_file():
         raise ArgumentError(f"{str(path)!r} is no file. Write the path of an exported model.")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
     try:
-        return onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+        return new_session(str(path), threads=threads)
     except Exception as error:
         raise ExportError(
             f"ONNX Runtime cannot load {str(path)!r}: {error}. Name a file that export_onnx wrote."

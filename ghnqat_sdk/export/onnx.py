@@ -43,7 +43,7 @@ from ghnqat_sdk.export.storage import pack
 from ghnqat_sdk.files import write_atomically
 from ghnqat_sdk.qat import fix_steps
 from ghnqat_sdk.quantization.lookup import require_calibrated_layers
-from ghnqat_sdk.quantization.report import outputs_on
+from ghnqat_sdk.quantization.outputs import outputs_on
 from ghnqat_sdk.quantization.state import evaluating
 
 Storage = Literal["int8", "int4", "int2"]

@@ -16,6 +16,10 @@ from torch import Tensor
 from ghnqat_sdk.errors import ArgumentError, ExportError
 
 _INTEGER = {"QLinearConv", "ConvInteger"}
+NO_RUNTIME = (
+    'ONNX Runtime is not installed. Write pip install "ghnqat-sdk[onnx]", or pip install '
+    "onnxruntime."
+)
 
 
 def packages() -> tuple[Any, Any]:
@@ -26,13 +30,42 @@ def packages() -> tuple[Any, Any]:
     """
     try:
         import onnx
-        import onnxruntime
         import onnxscript  # noqa: F401  torch.onnx needs it
     except ImportError as error:
         raise ArgumentError(
             'ONNX is not installed. Write pip install "ghnqat-sdk[onnx]".'
         ) from error
-    return onnx, onnxruntime
+    return onnx, runtime_package()
+
+
+def runtime_package() -> Any:
+    """The module onnxruntime, which is enough to run a file.
+
+    Raises:
+        ArgumentError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ArgumentError(NO_RUNTIME) from error
+    return onnxruntime
+
+
+def new_session(model: bytes | str, *, optimized: Path | None = None, threads: int = 0) -> Any:
+    """A session of ONNX Runtime on the CPU, of a model's bytes or the path of its file.
+
+    Args:
+        model: Its bytes or path.
+        optimized: Where ONNX Runtime writes the graph that it runs.
+        threads: That compute one input; 0 for one on each core.
+    """
+    runtime = runtime_package()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def require_opset(opset: int) -> None:
@@ -64,20 +97,14 @@ def require_opset(opset: int) -> None:
 
 
 def session_of(model: Any, *, optimized: Path | None = None, threads: int = 0) -> Any:
-    """A session of ONNX Runtime on the CPU; `optimized` is where it writes the graph that it runs.
+    """`new_session` of a ModelProto or its bytes.
 
     Raises:
         ExportError: ONNX Runtime does not take the model.
     """
-    _, runtime = packages()
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    if optimized is not None:
-        options.optimized_model_filepath = str(optimized)
     content = model if isinstance(model, bytes) else model.SerializeToString()
     try:
-        return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return new_session(content, optimized=optimized, threads=threads)
     except Exception as error:
         raise ExportError(f"ONNX Runtime refused the exported model: {error}") from error
 

@@ -11,6 +11,7 @@ from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.graph import ComputationGraph, Node
 from ghnqat_sdk.graph.layout import BOX, Layout, lay_out
+from ghnqat_sdk.plotting import figure_class
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,13 +77,9 @@ def draw_graph(graph: ComputationGraph, path: str | Path) -> None:
             written; no matplotlib.
     """
     file, kind = _checked(graph, path)
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ArgumentError(
-            'matplotlib is not installed. Write pip install "ghnqat-sdk[plot]".'
-        ) from error
+    new_figure = figure_class()
+    import matplotlib
+
     widths = [_CHARACTER * len(node_label(node)) + 0.16 for node in graph.nodes]
     layout = lay_out(
         widths, graph.edges, [i for i, node in enumerate(graph.nodes) if node.op == "input"]
@@ -97,7 +94,7 @@ def draw_graph(graph: ComputationGraph, path: str | Path) -> None:
     with matplotlib.rc_context(
         {"svg.hashsalt": "ghnqat", "font.family": "DejaVu Sans", "font.size": _FONT}
     ):
-        figure = Figure(figsize=(width, height), facecolor="white")
+        figure = new_figure(figsize=(width, height), facecolor="white")
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(
             xlim=(-_MARGIN, width - _MARGIN), ylim=(height - header - _MARGIN, -header - _MARGIN)

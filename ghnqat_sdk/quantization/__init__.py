@@ -15,6 +15,6 @@ lookup.py      the layers of a model, and running them at other bits
 calibrate.py   norm statistics and input ranges, from what `observers.py` sees
 chunks.py      images that share statistics
 histograms.py  ranges by percentile and by least error
-report.py      what quantization does to each layer
+report.py      what quantization does to each layer, by `outputs.py`
 store.py       a model on disk, with the `settings.py` of its layers
 """

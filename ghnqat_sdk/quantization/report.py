@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS
-from ghnqat_sdk.calls import Call, tensors_in
+from ghnqat_sdk.calls import Call
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.plotting import figure_class
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
 from ghnqat_sdk.quantization.lookup import all_in_float, layer_at, require_fake_quantized_layers
+from ghnqat_sdk.quantization.outputs import finite_run_on, output_difference, run_on
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
 from ghnqat_sdk.quantization.state import evaluating
 
@@ -85,13 +87,7 @@ class QuantizationReport:
         Raises:
             ArgumentError: matplotlib is not installed, or the file cannot be written.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ArgumentError(
-                'matplotlib is not installed. Write pip install "ghnqat-sdk[plot]".'
-            ) from error
-        figure = Figure(figsize=(8, 1.5 + 0.25 * len(self.layers)), layout="constrained")
+        figure = figure_class()(figsize=(8, 1.5 + 0.25 * len(self.layers)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         names, places = [layer.name for layer in self.layers], range(len(self.layers))
         for kind, offset in (("weight", -0.2), ("activation", 0.2)):
@@ -224,46 +220,3 @@ def _listed(end: Tensor | float) -> list[float]:
     """An end of a range, or of the ranges of all channels."""
     numbers: list[float] = torch.as_tensor(end).double().flatten().tolist()
     return numbers
-
-
-def run_on(qmodel: nn.Module, batch: Any) -> Tensor:
-    """All outputs of one run as one vector."""
-    outputs = [tensor.flatten().double() for tensor in outputs_on(qmodel, batch)]
-    return torch.cat(outputs) if outputs else torch.empty(0, dtype=torch.float64)
-
-
-def finite_run_on(qmodel: nn.Module, batch: Any) -> Tensor:
-    """As `run_on`, of a batch that makes sense.
-
-    Raises:
-        ArgumentError: the model gives nothing, or NaN or infinity.
-    """
-    output = run_on(qmodel, batch)
-    if not output.numel() or not output.isfinite().all():
-        what = "is not finite" if output.numel() else "holds no value"
-        raise ArgumentError(
-            f"The model's output on this batch {what}. Check the batch for NaN and infinity, "
-            f"normalize it as in training, and pass at least one image."
-        )
-    return output
-
-
-def outputs_on(qmodel: nn.Module, batch: Any) -> list[Tensor]:
-    """All output tensors of one run on what `Call.of` takes."""
-    advice = "Pass a tensor, a tuple of arguments, or a dict of keyword arguments."
-    return list(tensors_in(Call.of(batch).run_or_explain(qmodel, "this batch", advice)))
-
-
-def output_difference(one: Tensor, other: Tensor) -> float:
-    """Mean squared difference relative to the mean square of `other`.
-
-    Raises:
-        ArgumentError: they differ in size.
-    """
-    if one.shape != other.shape:
-        raise ArgumentError(
-            f"Quantization changes how many values the model gives, from {other.numel()} to "
-            f"{one.numel()}, so that outputs cannot be compared. Pass a model that gives all of "
-            f"its scores, not those alone that are high enough."
-        )
-    return ((one - other).square().sum() / other.square().sum().clamp(min=1e-30)).item()

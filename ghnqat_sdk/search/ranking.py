@@ -21,6 +21,7 @@ from ghnqat_sdk.errors import ArgumentError, GhnqatError
 from ghnqat_sdk.files import digest
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
+from ghnqat_sdk.plotting import figure_class
 from ghnqat_sdk.predict import predict_quantized_params
 from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.quantization.lookup import require_fake_quantized_layers
@@ -28,6 +29,8 @@ from ghnqat_sdk.quantization.state import evaluating
 from ghnqat_sdk.search.costs import counting_costs
 
 BATCH = 64
+_COSTS = {"macs": "multiply-accumulates", "weight_bits": "bits of weights"}
+"""What networks cost, and how a picture calls it."""
 _PAIRS = "rank_architectures([('small', model), ...], (4, 4), images)"
 
 
@@ -87,11 +90,16 @@ class Ranking:
         return json.dumps({"networks": [*map(asdict, self.networks)], "failed": self.failed})
 
     def plot(self, path: str | Path, cost: str = "macs") -> None:
-        """Draw accuracy against "macs" or "weight_bits", with the Pareto front (needs
-        matplotlib)."""
-        from matplotlib.figure import Figure
+        """Draw accuracy against "macs" or "weight_bits", with the Pareto front (needs matplotlib).
 
-        figure = Figure(layout="constrained")
+        Raises:
+            ArgumentError: matplotlib is not installed, or another cost.
+        """
+        if cost not in _COSTS:
+            raise ArgumentError(
+                f"cost={cost!r} is unknown. Write one of {', '.join(map(repr, _COSTS))}."
+            )
+        figure = figure_class()(layout="constrained")
         axes = figure.add_subplot()
         best = sorted(self.front(**{cost: float("inf")}), key=lambda x: getattr(x, cost))
         for networks, style in ((self.networks, "o"), (best, "-")):
@@ -100,7 +108,7 @@ class Ranking:
         for network in best:
             axes.annotate(network.name, (getattr(network, cost), network.accuracy))
         axes.set_xscale("log")
-        axes.set_xlabel({"macs": "multiply-accumulates", "weight_bits": "bits of weights"}[cost])
+        axes.set_xlabel(_COSTS[cost])
         axes.set_ylabel("accuracy, %")
         figure.savefig(path)
 

@@ -19,7 +19,7 @@ from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT
 from ghnqat_sdk.predict import predict_quantized_params
 from ghnqat_sdk.quantization.lookup import all_in_float, fake_quantized_layers, layer_at
-from ghnqat_sdk.quantization.report import finite_run_on, output_difference, run_on
+from ghnqat_sdk.quantization.outputs import finite_run_on, output_difference, run_on
 from ghnqat_sdk.quantization.state import evaluating
 from ghnqat_sdk.search.costs import LayerCost, counting_costs
 

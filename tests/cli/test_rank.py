@@ -63,3 +63,13 @@ def test_what_cannot_be_meant_is_told_in_one_line(words, advice, data, capsys):
     captured = capsys.readouterr()
     assert advice in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_a_picture_is_refused_before_networks_are_measured_where_nothing_draws_it(
+    data, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("ghnqat_sdk.plotting.find_spec", lambda name: None)
+    words = ["rank", *NETWORKS, "--data", str(data), "--plot", str(tmp_path / "ranking.png")]
+    assert main(words) == 2
+    assert "--plot needs matplotlib" in capsys.readouterr().err
+    assert not (tmp_path / "ranking.png").exists()

@@ -127,6 +127,11 @@ def test_a_ranking_is_printed_drawn_and_written_for_machines(tmp_path):
     assert (tmp_path / "ranking.png").stat().st_size > 1000
 
 
+def test_an_unknown_cost_is_not_drawn(tmp_path):
+    with pytest.raises(gq.ArgumentError, match=r"cost='seconds' is unknown\. Write one of 'macs'"):
+        ranking().plot(tmp_path / "ranking.png", "seconds")
+
+
 @pytest.mark.parametrize(
     ("models", "message"),
     [

@@ -1,0 +1,33 @@
+"""matplotlib, which the extra "plot" installs."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+from ghnqat_sdk.errors import ArgumentError
+
+_INSTALL = 'pip install "ghnqat-sdk[plot]"'
+
+
+def figure_class() -> Any:
+    """`matplotlib.figure.Figure`.
+
+    Raises:
+        ArgumentError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ArgumentError(f"matplotlib is not installed. Write {_INSTALL}.") from error
+    return Figure
+
+
+def require_matplotlib(what: str) -> None:
+    """Look for it without importing it.
+
+    Raises:
+        ArgumentError: `what` needs it, and it is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise ArgumentError(f"{what} needs matplotlib, which is not installed. Write {_INSTALL}")

@@ -1,0 +1,22 @@
+"""What options name, before anything is read."""
+
+import pytest
+
+from ghnqat_sdk.cli.paths import check_hypernetwork
+from ghnqat_sdk.errors import ArgumentError
+
+
+@pytest.mark.parametrize("name", ["default", "hub", "someone/ghn"])
+def test_names_of_weights_are_taken(name):
+    check_hypernetwork("--hypernetwork", name)
+
+
+def test_a_revision_is_of_the_hub_alone():
+    check_hypernetwork("--hypernetwork", "hub", "v1")
+    with pytest.raises(ArgumentError, match="'default' is local"):
+        check_hypernetwork("--hypernetwork", "default", "v1")
+
+
+def test_what_no_weights_have_for_a_name_is_refused():
+    with pytest.raises(ArgumentError, match="Write default, hub, a folder"):
+        check_hypernetwork("--hypernetwork", "nowhere")
