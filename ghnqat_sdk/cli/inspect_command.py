@@ -18,8 +18,9 @@ from ghnqat_sdk.cli.models import (
     predicted,
     traced,
 )
-from ghnqat_sdk.cli.paths import IMAGES, PICTURE, check_image_folder, check_output_file, replacing
+from ghnqat_sdk.cli.paths import IMAGES, PICTURE, check_image_folder, check_output_file
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.files import replacing
 from ghnqat_sdk.progress import working
 
 if TYPE_CHECKING:

@@ -1,13 +1,10 @@
-"""Files and folders that a command line names: checked before the work, written whole or not at
-all."""
+"""Files and folders that a command line names: checked before the work."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from argparse import ArgumentTypeError
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,19 +125,6 @@ def check_output_folder(option: str, path: str) -> None:
     folder = Path(path)
     existing = next((each for each in (folder, *folder.parents) if each.exists()), folder)
     _check_writable(option, path, existing)
-
-
-@contextmanager
-def replacing(path: str) -> Iterator[str]:
-    """A path to write to, which replaces `path` when the block ends well and is gone when it does
-    not."""
-    target = Path(path)
-    temporary = target.with_name(f".{os.getpid()}.{target.name}")
-    try:
-        yield str(temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_writable(option: str, path: str, folder: Path) -> None:

@@ -24,9 +24,9 @@ from ghnqat_sdk.cli.paths import (
     TENSORS,
     check_image_folder,
     check_output_file,
-    replacing,
 )
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.files import replacing
 from ghnqat_sdk.progress import working
 
 if TYPE_CHECKING:
@@ -152,4 +152,4 @@ def _save(qmodel: nn.Module, path: str) -> None:
     from safetensors.torch import save_model
 
     with replacing(path) as temporary:
-        save_model(qmodel, temporary)
+        save_model(qmodel, str(temporary))
