@@ -111,7 +111,7 @@ def _image_size(sizes: tuple[int, ...] | None) -> int:
 def _inspect(options: Namespace) -> None:
     from ghnqat_sdk.graph.draw import draw_graph
 
-    model = build_model(options.model, options.classes)
+    model = build_model(options.model, options.classes, asked=options.classes is not None)
     graph, call = traced(model, options.input)
     measured = None
     if options.bits is not None:
