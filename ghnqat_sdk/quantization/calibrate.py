@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from torch import Tensor, nn
 
+from ghnqat_sdk.advice import run_or_explain
 from ghnqat_sdk.calls import Call
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.progress import progress_bar
@@ -240,7 +241,7 @@ def _run(
     for chunk in progress_bar(chunks, what) if progress else chunks:
         observed.rows = chunk.rows
         observed.images += chunk.rows
-        chunk.run_or_explain(qmodel, "a batch", "Pass batches that the model takes.")
+        run_or_explain(qmodel, chunk, "a batch", "Pass batches that the model takes.")
 
 
 def require_fake_quantized(qmodel: Any) -> None:
