@@ -108,6 +108,7 @@ def predict_quantized_params(
             accounts = copy_into(result, predicted, kept, before)
             state = to_fake_quantized(result, by_layer, rule)
             state.signature = call.signature
+            state.normalized = True
             report = PredictionReport(*accounts, left_in_float(graph, state))
             if calibration is not None:
                 fitted = use_images(result, calibration, network.config, graph, fit=head == "fit")

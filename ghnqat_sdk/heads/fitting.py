@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -31,7 +31,7 @@ from ghnqat_sdk.heads.ridge import STRENGTHS
 from ghnqat_sdk.heads.unlike import unlike
 from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
 from ghnqat_sdk.progress import progress_bar
-from ghnqat_sdk.quantization.calibrate import calibrate
+from ghnqat_sdk.quantization.calibrate import calibrate, calibrate_and_look
 from ghnqat_sdk.quantization.lookup import require_fake_quantized_layers
 from ghnqat_sdk.quantization.state import evaluating, signature_of
 
@@ -173,25 +173,11 @@ def use_images(
     if fit and isinstance(batches, Iterator):
         batches = list(batches)  # which is read twice
     remarks: list[str] = []
-    calibrate(qmodel, _noticed(batches, lambda batch: remarks.extend(unlike(config, batch, graph))))
+    calibrate_and_look(qmodel, batches, lambda call: remarks.extend(unlike(config, call, graph)))
     heads = fit_head(qmodel, batches).heads if fit else ()
     if remarks:
         warnings.warn(" ".join(remarks), UnfamiliarDataWarning, stacklevel=3)
     return [head.layer for head in heads]
-
-
-def _noticed(batches: Any, look: Callable[[Any], None]) -> Any:
-    """The same batches; `look` is called with the first when it is read."""
-    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Mapping, Tensor)):
-        return batches  # which calibrate refuses
-
-    def watched() -> Iterator[Any]:
-        for index, batch in enumerate(batches):
-            if index == 0:
-                look(batch)
-            yield batch
-
-    return watched()
 
 
 def _reached(heads: list[Classifier], named: bool) -> list[Classifier]:

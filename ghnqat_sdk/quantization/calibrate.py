@@ -3,7 +3,8 @@ batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -11,16 +12,18 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.advice import run_or_explain
 from ghnqat_sdk.calls import Call
-from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.errors import ArgumentError, UnfamiliarDataWarning
 from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.quantization.chunks import chunks_of
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
 from ghnqat_sdk.quantization.histograms import mean_squared_error_range, percentile_range
+from ghnqat_sdk.quantization.normalized import images_of, not_normalized
 from ghnqat_sdk.quantization.norms import calibrated_norms
 from ghnqat_sdk.quantization.observers import Method, Observed, layers_with_ranges, observing
 from ghnqat_sdk.quantization.state import signature_of, states_of
 
 _METHODS: tuple[Method, ...] = get_args(Method)
+_PERCENTILE = 99.9
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def calibrate(
     batches: Iterable[Any],
     *,
     method: Method = "auto",
-    percentile: float = 99.9,
+    percentile: float | None = None,
     progress: bool = True,
 ) -> CalibrationReport:
     """Re-estimate batch-norm statistics and freeze activation ranges, in place, so that `.eval()`
@@ -90,7 +93,7 @@ def calibrate(
             and otherwise one, what follows are labels. Or dicts of keyword arguments. All tensors
             have N rows.
         method: How activation ranges are chosen.
-        percentile: For the method of that name, in (50, 100].
+        percentile: For the method of that name alone, in (50, 100]; 99.9 by default.
         progress: Show a bar, on terminals only.
 
     Returns:
@@ -98,22 +101,59 @@ def calibrate(
 
     Raises:
         ArgumentError: no batches, a batch that is no tensor, a model that is not fake-quantized or
-            cannot be run on the batches, values that are not finite, or an unknown method.
+            cannot be run on the batches, values that are not finite, an unknown method, or a
+            percentile for another one.
+
+    Warns:
+        UnfamiliarDataWarning: a predicted model gets images that are not normalized.
     """
-    _check_method(method, percentile)
+    remarks: list[str] = []
+
+    def look(first: Call) -> None:
+        images = images_of(first)
+        if images is not None and all(state.normalized for state in states_of(qmodel)):
+            remarks.append(not_normalized(images))
+
+    report = calibrate_and_look(
+        qmodel, batches, look, method=method, percentile=percentile, progress=progress
+    )
+    if any(remarks):
+        warnings.warn(remarks[0], UnfamiliarDataWarning, stacklevel=2)
+    return report
+
+
+def calibrate_and_look(
+    qmodel: nn.Module,
+    batches: Iterable[Any],
+    look: Callable[[Call], None],
+    *,
+    method: Method = "auto",
+    percentile: float | None = None,
+    progress: bool = True,
+) -> CalibrationReport:
+    """As `calibrate`, without its warning; `look` is called with the first images."""
+    share = _checked_percentile(method, percentile)
     require_fake_quantized(qmodel)
-    chunks: Iterable[Call] = chunks_of(batches, signature_of(qmodel))
+    chunks: Iterable[Call] = _looked_at(chunks_of(batches, signature_of(qmodel)), look)
     observed = Observed(method)
     if method not in ("percentile", "mse"):
         _observe(qmodel, chunks, observed, progress)
-        ranges = _ranges(qmodel, observed, method, percentile)
+        ranges = _ranges(qmodel, observed, method, share)
     else:
         chunks = list(chunks)
         _observe(qmodel, chunks, observed, progress, norms=False)
         _observe_histograms(qmodel, chunks, observed, progress)
-        ranges = _ranges(qmodel, observed, method, percentile)
+        ranges = _ranges(qmodel, observed, method, share)
         _observe_norms(qmodel, chunks, observed, ranges, progress)
     return _fix(qmodel, method, observed, ranges)
+
+
+def _looked_at(chunks: Iterable[Call], look: Callable[[Call], None]) -> Iterable[Call]:
+    """The same chunks; `look` is called with the first."""
+    for index, chunk in enumerate(chunks):
+        if index == 0:
+            look(chunk)
+        yield chunk
 
 
 def _observe(
@@ -192,19 +232,26 @@ def _fix(
     return CalibrationReport(method, observed.images, bits, ranges, names, tuple(unreached))
 
 
-def _check_method(method: Any, percentile: Any) -> None:
+def _checked_percentile(method: Any, percentile: Any) -> float:
+    """The percentile of the method of that name, by default 99.9."""
     if method not in _METHODS:
         raise ArgumentError(
             f"method={method!r} is unknown. Write one of {', '.join(map(repr, _METHODS))}."
         )
-    if (
-        isinstance(percentile, bool)
-        or not isinstance(percentile, (int, float))
-        or not 50 < percentile <= 100
-    ):
+    if percentile is None:
+        return _PERCENTILE
+    number = isinstance(percentile, (int, float)) and not isinstance(percentile, bool)
+    if not number or not 50 < percentile <= 100:
         raise ArgumentError(
-            f"percentile={percentile!r} is not above 50 and at most 100. Write percentile=99.9."
+            f"percentile={percentile!r} is not above 50 and at most 100. Write "
+            f"method='percentile', percentile={_PERCENTILE}."
         )
+    if method != "percentile":
+        raise ArgumentError(
+            f"percentile={percentile!r} is for method='percentile', and the method is {method!r}. "
+            f"Write method='percentile', percentile={percentile!r}, or leave it out."
+        )
+    return float(percentile)
 
 
 def _statistics(observed: Observed) -> dict[str, tuple[Tensor, Tensor]]:

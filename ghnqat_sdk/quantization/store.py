@@ -58,6 +58,7 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
                 ranges=rules.ranges,
                 rounding=rules.rounding,
                 calibrated=all(state.calibrated for state in states_of(qmodel)),
+                normalized=all(state.normalized for state in states_of(qmodel)),
                 inputs=signature.positional,
                 keywords=signature.keywords,
                 layers={name: LayerSettings.of(layer, rules) for name, layer in layers.items()},
@@ -115,6 +116,7 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
             f"save_quantized wrote, and a model of that architecture."
         ) from error
     state.calibrated = settings.calibrated
+    state.normalized = settings.normalized
     state.signature = Signature(settings.inputs, settings.keywords)
     for name, layer in fake_quantized_layers(qmodel).items():
         stored = settings.layers[name]
