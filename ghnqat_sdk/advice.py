@@ -169,8 +169,11 @@ def _shape(model: nn.Module, call: Call, error: Exception) -> str | None:
 
 
 def _parameters(model: nn.Module) -> list[str] | None:
-    """Names of forward's arguments; None where it takes any."""
-    parameters = list(inspect.signature(model.forward).parameters.values())
+    """Names of forward's arguments; None where it takes any, or nobody can say."""
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):  # written in C
+        return None
     if any(each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in parameters):
         return None
     return [each.name for each in parameters]

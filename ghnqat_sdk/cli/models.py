@@ -119,7 +119,13 @@ def build_model(name: str, classes: int | None, *, asked: bool = False) -> nn.Mo
         count = DEFAULT_CLASSES if classes is None else classes
         if "/" in name:
             space, split, index = name.split("/")
-            return open_space(space, split)[int(index)].build(count)
+            networks = open_space(space, split)
+            if int(index) >= len(networks):
+                raise ArgumentError(
+                    f"{name!r} is not there: networks of {space}/{split} are from 0 to "
+                    f"{len(networks) - 1}. Write, for example, {space}/{split}/0"
+                )
+            return networks[int(index)].build(count)
         return _of_torchvision(name, count)
 
 

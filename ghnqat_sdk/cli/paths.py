@@ -58,6 +58,11 @@ def check_image_folder(root: str, *splits: str) -> None:
                 f"--data {root!r} has no images: expected {part}/<class>/*.jpg or torchvision's "
                 f"cifar-10-batches-py in it. Name the folder above {part}/"
             )
+        if sum(path.is_dir() for path in (folder / part).iterdir()) < 2:
+            raise ArgumentError(
+                f"--data {root!r} holds fewer than two classes: expected {part}/<class>/*.jpg. "
+                "Make a folder for the images of each class"
+            )
 
 
 def check_input_file(option: str, path: str) -> None:
