@@ -14,6 +14,7 @@ lookup.py      the layers of a model, and running them at other bits
 
 calibrate.py   norm statistics and input ranges, from what `observers.py` sees
 chunks.py      images that share statistics
+normalized.py  whether images are normalized
 histograms.py  ranges by percentile and by least error
 report.py      what quantization does to each layer
 store.py       a model on disk, with the `settings.py` of its layers
