@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from ghnqat_sdk.demo.images import IMAGES_FILE, SPLITS
+from ghnqat_sdk.files import replacing
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data" / "cifar10"
 OF_EACH_CLASS = 20
@@ -33,7 +34,8 @@ def main() -> None:
         "lengths": torch.tensor([len(content) for content in contents], dtype=torch.int32),
     }
     classes = sorted(folder.name for folder in (DATA / "train").iterdir())
-    save_file(tensors, IMAGES_FILE, {"classes": json.dumps(classes)})
+    with replacing(IMAGES_FILE) as temporary:
+        save_file(tensors, temporary, {"classes": json.dumps(classes)})
     print(f"{IMAGES_FILE}: {len(contents)} images, {IMAGES_FILE.stat().st_size:,} bytes")
 
 

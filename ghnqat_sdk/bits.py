@@ -45,6 +45,20 @@ def parse_bits(bits: Any) -> Bits:
     return Bits(int(bits[0]), int(bits[1]))
 
 
+def parse_width(width: Any, name: str) -> int:
+    """Check one bit-width, the argument `name`.
+
+    Raises:
+        ArgumentError: it is not from 2 to 8, or 32 for float.
+    """
+    if not _is_width(width):
+        raise ArgumentError(
+            f"{name}={width!r} is not a bit-width for weights and activations alike: a whole "
+            f"number from 2 to 8, or 32 for float. Write {name}=8."
+        )
+    return int(width)
+
+
 def _is_width(width: Any) -> bool:
     whole = isinstance(width, Integral) and not isinstance(width, bool)
     return whole and width in SUPPORTED_BITS

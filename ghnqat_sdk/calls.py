@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ghnqat_sdk.errors import ArgumentError, GhnqatError
+from ghnqat_sdk.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -75,23 +75,6 @@ class Call:
     def run(self, model: Callable[..., Any]) -> Any:
         """What the model returns."""
         return model(*self.args, **self.kwargs)
-
-    def run_or_explain(self, model: Callable[..., Any], what: str, advice: str) -> Any:
-        """As `run`, where the model is a user's; errors end in `advice`.
-
-        Raises:
-            ArgumentError: the model cannot be run on `what`, "a batch" for example; errors of the
-                package's own family pass.
-        """
-        try:
-            return self.run(model)
-        except GhnqatError:
-            raise
-        except Exception as error:  # whatever the user's forward raises
-            raise ArgumentError(
-                f"The model could not be run on {what} of shapes {self.shapes()}: "
-                f"{type(error).__name__}: {error}. {advice}"
-            ) from error
 
     def tensors(self) -> list[Tensor]:
         """Every tensor in it, positional arguments first."""

@@ -4,29 +4,48 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`: a reader, or a crash at any moment, meets the old file or the
-    new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A path to write to, which replaces `path` when the block ends well and is gone when it does
+    not: a reader, or a crash at any moment, meets the old file or the new one.
+
+    The file has the mode that `open` would give it: that of the one before, else what the umask
+    leaves, however the block writes it.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{os.getpid()}.{target.name}")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
+        temporary.touch()
+        mode = (target if target.exists() else temporary).stat().st_mode
+        yield temporary
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.chmod(stat.S_IMODE(mode))
+        os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, as `replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the bytes of the tensors by name, so that it can stand in the same file."""
+    import torch
+
     total = hashlib.sha256()
     for name in sorted(tensors):
         total.update(tensors[name].flatten().view(torch.uint8).numpy().data)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.accounting import PredictionReport, keep_report, left_in_float
-from ghnqat_sdk.bits import FLOAT_BITS, Bits, Pair, parse_bits, resolve_bits
+from ghnqat_sdk.bits import FLOAT_BITS, Bits, Pair, parse_bits, parse_width, resolve_bits
 from ghnqat_sdk.choices import Head
 from ghnqat_sdk.errors import ArgumentError, RandomHeadWarning, ReplacedWeightsWarning
 from ghnqat_sdk.filling import copy_into, copy_with
@@ -89,7 +89,7 @@ def predict_quantized_params(
         >>> qmodel.eval()(torch.randn(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
-    _check_arguments(model, head, calibration)
+    _check_arguments(model, head, calibration, first_last_bits)
     by_layer = resolve_bits(bits, quantizable_layers(model))
     network = hypernetwork
     if not isinstance(network, GraphHypernetwork):
@@ -108,6 +108,7 @@ def predict_quantized_params(
             accounts = copy_into(result, predicted, kept, before)
             state = to_fake_quantized(result, by_layer, rule)
             state.signature = call.signature
+            state.normalized = True
             report = PredictionReport(*accounts, left_in_float(graph, state))
             if calibration is not None:
                 fitted = use_images(result, calibration, network.config, graph, fit=head == "fit")
@@ -135,7 +136,7 @@ def _of_first_and_last(
     """Bits of the first and last layers by name, where they are to have others."""
     if first_last_bits is None:
         return {}
-    pair = parse_bits((first_last_bits, first_last_bits))
+    pair = Bits(int(first_last_bits), int(first_last_bits))
     return dict.fromkeys(first_last_layers(graph, by_layer), pair)
 
 
@@ -187,12 +188,14 @@ def _warn_of_trained_weights(model: nn.Module) -> None:
         )
 
 
-def _check_arguments(model: Any, head: Any, calibration: Any) -> None:
+def _check_arguments(model: Any, head: Any, calibration: Any, first_last_bits: Any) -> None:
     if not isinstance(model, nn.Module):
         raise ArgumentError(
             f"model is a {type(model).__name__}; expected an nn.Module. Write, for example, "
             f"predict_quantized_params(torchvision.models.resnet18())."
         )
+    if first_last_bits is not None:
+        parse_width(first_last_bits, "first_last_bits")
     if head not in (known := get_args(Head)):
         raise ArgumentError(
             f"head={head!r} is unknown. Write head={known[0]!r}, or one of "
@@ -227,12 +230,14 @@ class _Classifier(NamedTuple):
         classes: How many it tells apart.
         known: How many the hypernetwork does.
         parameters: Names, its bias included.
+        dense: Whether it tells them apart at each place of an image.
     """
 
     name: str
     classes: int
     known: int
     parameters: tuple[str, ...]
+    dense: bool
 
     @property
     def reason(self) -> str:
@@ -243,10 +248,15 @@ class _Classifier(NamedTuple):
     @property
     def advice(self) -> str:
         """What to do about that."""
+        fitting = (
+            "Train it: fit_head cannot, since the model scores each place of an image."
+            if self.dense
+            else "Fit it to labelled images: ghnqat_sdk.fit_head(qmodel, batches), or head='fit' "
+            "with calibration=batches."
+        )
         return (
             f"{self.name!r} keeps its values: it has {self.classes} classes, the hypernetwork "
-            f"{self.known}. Fit it to labelled images: ghnqat_sdk.fit_head(qmodel, batches), or "
-            f"head='fit' with calibration=batches. head='predict' predicts it all the same."
+            f"{self.known}. {fitting} head='predict' predicts it all the same."
         )
 
 
@@ -272,4 +282,5 @@ def _classifiers(graph: ComputationGraph, num_classes: int) -> Iterator[_Classif
         biases = [each for each in after if each.op == "bias"]
         names = tuple(p.name for each in (node, *biases) for p in each.parameters)
         weight = node.parameters[0]
-        yield _Classifier(node.module or names[0], weight.shape[0], num_classes, names)
+        dense = weight.name in graph.dense
+        yield _Classifier(node.module or names[0], weight.shape[0], num_classes, names, dense)

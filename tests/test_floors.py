@@ -13,7 +13,7 @@ import ghnqat_sdk
 ROOT = Path(ghnqat_sdk.__file__).parent
 FLOORS = (
     (
-        *("bits", "calls", "choices", "copying", "errors", "files", "filling"),
+        *("advice", "bits", "calls", "choices", "copying", "errors", "files", "filling"),
         *("generators", "plotting", "plugins", "progress", "version"),
     ),
     ("graph", "quantization"),

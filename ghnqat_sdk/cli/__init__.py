@@ -8,6 +8,7 @@ train.py             `ghnqat-train`, likewise: `train_teacher.py`, `train_run.py
 train_config.py      the config of a run, from options
 console.py           one line for every mistake, exit statuses
 arguments.py         text to values, without disk or torch
-paths.py             files and folders, checked and written whole
+paths.py             files and folders, checked before anything slow
+callables.py         models that a callable of the user makes
 models.py            the model, the hypernetwork and the bits that options name
 """

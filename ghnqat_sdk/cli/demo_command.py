@@ -18,7 +18,8 @@ from ghnqat_sdk.cli.models import (
     hub_names,
     traced,
 )
-from ghnqat_sdk.cli.paths import FOLDER, check_output_folder, replacing
+from ghnqat_sdk.cli.paths import FOLDER, check_output_folder
+from ghnqat_sdk.files import replacing
 from ghnqat_sdk.progress import working
 
 if TYPE_CHECKING:

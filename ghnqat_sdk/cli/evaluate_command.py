@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from ghnqat_sdk.choices import Protocol
@@ -21,7 +20,8 @@ from ghnqat_sdk.cli.models import (
     hub_names,
     open_space,
 )
-from ghnqat_sdk.cli.paths import FILE, IMAGES, check_image_folder, check_output_file, replacing
+from ghnqat_sdk.cli.paths import FILE, IMAGES, check_image_folder, check_output_file
+from ghnqat_sdk.files import replacing
 from ghnqat_sdk.progress import progress_bar, working
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _evaluate(options: Namespace) -> None:
         return
     if options.json is not None:
         with replacing(options.json) as temporary:
-            Path(temporary).write_text(text + "\n")
+            temporary.write_text(text + "\n")
     weight, activation = options.bits
     measured = f"{options.space} {options.split}, W{weight}/A{activation}, {options.graphs} graphs"
     print(f"{measured}, {count} images, {options.protocol} protocol")

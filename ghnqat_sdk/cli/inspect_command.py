@@ -18,8 +18,9 @@ from ghnqat_sdk.cli.models import (
     predicted,
     traced,
 )
-from ghnqat_sdk.cli.paths import IMAGES, PICTURE, check_image_folder, check_output_file, replacing
+from ghnqat_sdk.cli.paths import IMAGES, PICTURE, check_image_folder, check_output_file
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.files import replacing
 from ghnqat_sdk.plotting import require_matplotlib
 from ghnqat_sdk.progress import working
 
@@ -101,7 +102,7 @@ def _image_size(sizes: tuple[int, ...] | None) -> int:
 def _inspect(options: Namespace) -> None:
     from ghnqat_sdk.graph.draw import draw_graph
 
-    model = build_model(options.model, options.classes)
+    model = build_model(options.model, options.classes, asked=options.classes is not None)
     graph, call = traced(model, options.input)
     measured = None
     if options.bits is not None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from ghnqat_sdk.cli.arguments import (
@@ -21,6 +18,7 @@ from ghnqat_sdk.cli.arguments import (
     revision,
     shape,
 )
+from ghnqat_sdk.cli.callables import DEFAULT_CLASSES, of_callable
 from ghnqat_sdk.cli.paths import check_hypernetwork
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, TraceError
 from ghnqat_sdk.progress import working
@@ -45,8 +43,8 @@ def add_model(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--classes",
         type=Whole(1, MOST_CLASSES),
-        default=10,
-        help="of a torchvision model or an architecture (default: 10)",
+        help="that the model tells apart; a callable of your own gets them as num_classes "
+        f"(default: its own, else {DEFAULT_CLASSES})",
     )
     parser.add_argument(
         "--input",
@@ -103,19 +101,32 @@ def check_prediction(options: Namespace) -> None:
     check_hypernetwork("--hypernetwork", options.hypernetwork, options.revision)
 
 
-def build_model(name: str, classes: int) -> nn.Module:
+def build_model(name: str, classes: int | None, *, asked: bool = False) -> nn.Module:
     """The module that the argument `model` names.
 
+    Args:
+        name: As on the command line.
+        classes: That it should tell apart; None for a callable's own, else ten.
+        asked: Whether that is the user's wish, which a callable must not leave unheard.
+
     Raises:
-        ArgumentError: there is none of that name, or the user's callable does not give one.
+        ArgumentError: there is none of that name, or the user's callable does not give one, or does
+            not take the classes that were asked for.
     """
     with working(f"building {name}"):
         if ":" in name:
-            return _of_the_user(name)
+            return of_callable(name, classes, asked)
+        count = DEFAULT_CLASSES if classes is None else classes
         if "/" in name:
             space, split, index = name.split("/")
-            return open_space(space, split)[int(index)].build(classes)
-        return _of_torchvision(name, classes)
+            networks = open_space(space, split)
+            if int(index) >= len(networks):
+                raise ArgumentError(
+                    f"{name!r} is not there: networks of {space}/{split} are from 0 to "
+                    f"{len(networks) - 1}. Write, for example, {space}/{split}/0"
+                )
+            return networks[int(index)].build(count)
+        return _of_torchvision(name, count)
 
 
 def open_space(name: str, split: str) -> Space:
@@ -242,28 +253,4 @@ def _of_torchvision(name: str, classes: int) -> nn.Module:
             "your own, write MODULE:CALLABLE, for example my_models:make_resnet20"
         )
     model: nn.Module = models.get_model(name, weights=None, num_classes=classes)
-    return model
-
-
-def _of_the_user(name: str) -> nn.Module:
-    from torch import nn
-
-    module, _, attribute = name.partition(":")
-    sys.path.insert(0, "")
-    try:
-        factory: Any = reduce(getattr, attribute.split("."), importlib.import_module(module))
-        model: Any = factory()
-    except (Exception, SystemExit) as error:  # whatever the user's module does
-        raise ArgumentError(
-            f"{name!r} cannot be made: {type(error).__name__}: {error}. Write MODULE:CALLABLE, a "
-            "module that can be "
-            f"imported from here and what it calls without arguments to make a model"
-        ) from error
-    finally:
-        sys.path.remove("")
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(
-            f"{name!r} gives a {type(model).__name__}, not an nn.Module. Write MODULE:CALLABLE "
-            "that returns a model"
-        )
     return model

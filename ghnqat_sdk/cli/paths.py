@@ -1,13 +1,10 @@
-"""Files and folders that a command line names: checked before the work, written whole or not at
-all."""
+"""Files and folders that a command line names: checked before the work."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from argparse import ArgumentTypeError
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +58,11 @@ def check_image_folder(root: str, *splits: str) -> None:
                 f"--data {root!r} has no images: expected {part}/<class>/*.jpg or torchvision's "
                 f"cifar-10-batches-py in it. Name the folder above {part}/"
             )
+        if sum(path.is_dir() for path in (folder / part).iterdir()) < 2:
+            raise ArgumentError(
+                f"--data {root!r} holds fewer than two classes: expected {part}/<class>/*.jpg. "
+                "Make a folder for the images of each class"
+            )
 
 
 def check_input_file(option: str, path: str) -> None:
@@ -93,8 +95,8 @@ def check_hypernetwork(option: str, name: str, revision: str | None = None) -> N
     if not local:
         if os.path.exists(name) or not REPO_ID.fullmatch(name) or ".." in name:
             raise ArgumentError(
-                f"{option} {name!r} is not a folder. Write default, hub, a folder that "
-                "save_pretrained or a training run wrote (runs/mine/last), or a Hub repo as owner/name"
+                f"{option} {name!r} is not a folder. Write default, hub, a Hub repo as owner/name, "
+                "or a folder that save_pretrained or a training run wrote (runs/mine/last)"
             )
         return
     if missing := [f for f in (CONFIG_FILE, WEIGHTS_FILE) if not Path(name, f).is_file()]:
@@ -128,19 +130,6 @@ def check_output_folder(option: str, path: str) -> None:
     folder = Path(path)
     existing = next((each for each in (folder, *folder.parents) if each.exists()), folder)
     _check_writable(option, path, existing)
-
-
-@contextmanager
-def replacing(path: str) -> Iterator[str]:
-    """A path to write to, which replaces `path` when the block ends well and is gone when it does
-    not."""
-    target = Path(path)
-    temporary = target.with_name(f".{os.getpid()}.{target.name}")
-    try:
-        yield str(temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_writable(option: str, path: str, folder: Path) -> None:

@@ -24,9 +24,9 @@ from ghnqat_sdk.cli.paths import (
     TENSORS,
     check_image_folder,
     check_output_file,
-    replacing,
 )
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.files import replacing
 from ghnqat_sdk.progress import working
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 SMALLEST, LARGEST = 8, 1024
 MOST_IMAGES = 1_000_000
-_CLASSES = 10
 
 
 def add_predict(commands: Any) -> None:
@@ -45,7 +44,6 @@ def add_predict(commands: Any) -> None:
     what = "predict a model's parameters and save them"
     parser = add_command(commands, "predict", what, check=_check, run=_predict)
     add_model(parser)
-    parser.set_defaults(classes=None)
     add_hypernetwork(parser)
     add_bits(parser)
     parser.add_argument(
@@ -101,7 +99,7 @@ def _check(options: Namespace) -> None:
 def _predict(options: Namespace) -> None:
     from ghnqat_sdk.accounting import prediction_report
 
-    model = build_model(options.model, _classes(options))
+    model = build_model(options.model, _classes(options), asked=options.classes is not None)
     if options.input is not None:
         traced(model, options.input)  # a shape that does not fit is found before weights are read
     fits = options.head == "fit"
@@ -116,12 +114,11 @@ def _predict(options: Namespace) -> None:
     _print(options, report, heads)
 
 
-def _classes(options: Namespace) -> int:
+def _classes(options: Namespace) -> int | None:
     """As asked for, else those of the folder."""
-    if options.classes is not None:
-        return int(options.classes)
-    if options.data is None:
-        return _CLASSES
+    if options.classes is not None or options.data is None:
+        asked: int | None = options.classes
+        return asked
     from ghnqat_sdk.data import load_images
 
     with working("loading images"):
@@ -152,4 +149,4 @@ def _save(qmodel: nn.Module, path: str) -> None:
     from safetensors.torch import save_model
 
     with replacing(path) as temporary:
-        save_model(qmodel, temporary)
+        save_model(qmodel, str(temporary))

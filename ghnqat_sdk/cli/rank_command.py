@@ -23,9 +23,9 @@ from ghnqat_sdk.cli.paths import (
     PICTURE,
     check_image_folder,
     check_output_file,
-    replacing,
 )
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.files import replacing
 from ghnqat_sdk.plotting import require_matplotlib
 from ghnqat_sdk.progress import working
 

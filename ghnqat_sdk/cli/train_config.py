@@ -48,7 +48,8 @@ def run_config(options: Namespace, resume: bool) -> RunConfig:
 
 def problems(error: ValidationError) -> str:
     """Field by field, in one line."""
-    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    found = [(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors()]
+    return "; ".join(f"{place or 'the file'}: {message}" for place, message in found)
 
 
 def assign(fields: dict[str, Any], text: str) -> None:

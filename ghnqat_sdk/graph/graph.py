@@ -68,12 +68,14 @@ class ComputationGraph:
         edges: Pairs (source, target) of node indices, source < target.
         unreached: Parameters that no node claims, name to reason.
         outside: Modules whose weight is used by an operation that no layer runs, name to reason.
+        dense: Weights of classifiers whose scores are those of places, not of a whole image.
     """
 
     nodes: tuple[Node, ...]
     edges: tuple[tuple[int, int], ...]
     unreached: Mapping[str, str] = field(default_factory=dict)
     outside: Mapping[str, str] = field(default_factory=dict, compare=False)
+    dense: tuple[str, ...] = field(default=(), compare=False)
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """What was worked out from the structure alone; shared with the same graph at other
     bit-widths."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -84,7 +84,7 @@ class Recorder(TorchFunctionMode):
         if not sources:
             raise TraceError("The model's output does not depend on its input, or holds no tensor.")
         self._add(Node("output"), sources)
-        self._mark_classifiers()
+        dense = self._mark_classifiers(outputs)
         unreached = {
             name: "feeds other parameters of the same layer"
             if name in self._used
@@ -93,7 +93,7 @@ class Recorder(TorchFunctionMode):
             if tensor.is_floating_point() and name not in self._claimed
         }
         edges = tuple(sorted(self.edges))
-        return ComputationGraph(tuple(self.nodes), edges, unreached, self.outside)
+        return ComputationGraph(tuple(self.nodes), edges, unreached, self.outside, dense)
 
     # Recording
 
@@ -235,22 +235,40 @@ class Recorder(TorchFunctionMode):
     def _origins(self, tensors: Sequence[Tensor]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(n for t in tensors for n in self._origin.get(id(t), ())))
 
-    def _mark_classifiers(self) -> None:
-        """The last weighted nodes before the output: linear layers and 1 × 1 convolutions."""
+    def _mark_classifiers(self, outputs: Sequence[Tensor]) -> tuple[str, ...]:
+        """Mark the last weighted nodes before the outputs: linear layers and 1 × 1 convolutions.
+
+        Returns:
+            Weights of those whose output has scores for each of several places of an image.
+        """
         before: dict[int, list[int]] = {}
         for source, target in self.edges:
             before.setdefault(target, []).append(source)
-        waiting, seen = [len(self.nodes) - 1], set()
+        dense: dict[str, None] = {}
+        for output in outputs:
+            for index in self._classifiers_behind(self._sources([output]), before):
+                self.nodes[index] = replace(self.nodes[index], op="classifier")
+                weight = self.nodes[index].parameters[0]
+                if output.ndim > 2 and output.numel() > len(output) * weight.shape[0]:
+                    dense[weight.name] = None
+        return tuple(dense)
+
+    def _classifiers_behind(
+        self, nodes: Sequence[int], before: dict[int, list[int]]
+    ) -> Iterator[int]:
+        """The last weighted nodes up to `nodes`, as far as they can be classifiers."""
+        waiting, seen = list(nodes), set()
         while waiting:
-            for index in before.get(waiting.pop(), ()):
-                node = self.nodes[index]
-                if index in seen:
-                    continue
-                seen.add(index)
-                if node.parameters and node.op in ("linear", "conv") and node.kernel == (1, 1):
-                    self.nodes[index] = replace(node, op="classifier")
-                elif node.op == "bias" or not (node.parameters or node.quantized):
-                    waiting.append(index)
+            index = waiting.pop()
+            if index in seen:
+                continue
+            seen.add(index)
+            node = self.nodes[index]
+            kinds = ("linear", "conv", "classifier")
+            if node.parameters and node.op in kinds and node.kernel == (1, 1):
+                yield index
+            elif node.op == "bias" or not (node.parameters or node.quantized):
+                waiting.extend(before.get(index, ()))
 
 
 def _owner(parameter: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ghnqat_sdk.advice import advice_for
 from ghnqat_sdk.calls import Call, meta_like, tensors_in
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.errors import ArgumentError, TraceError
@@ -63,7 +64,7 @@ def trace_with_call(model: nn.Module, example_inputs: Any = None) -> tuple[Compu
             found = _trace_in(model, candidates, mode, failures)
             if found is not None:
                 return found
-    raise _explain(model, given, failures[0]) from failures[0]
+    raise _explain(model, candidates[0] if given else None, failures[0]) from failures[0]
 
 
 def _trace_in(
@@ -215,14 +216,20 @@ def _announce(module: nn.Module, name: str, recorder: Recorder) -> None:
     vars(module)["forward"] = announced
 
 
-def _explain(model: nn.Module, given: bool, failure: Exception) -> TraceError:
-    name, text = type(model).__name__, str(failure).partition("\n")[0]
+def _explain(model: nn.Module, given: Call | None, failure: Exception) -> TraceError:
+    name, text = type(model).__name__, str(failure).partition("\n")[0].rstrip(":")
     reason = f"{type(failure).__name__}: {text}"
-    if given:
-        return TraceError(f"{name} could not be run on the example inputs given: {reason}")
+    advice = (
+        "example_inputs=torch.empty(2, 3, 32, 32), a tuple of arguments, or a dict of keyword "
+        "arguments."
+    )
+    if given is not None:
+        instead = advice_for(model, given, failure) or f"Pass inputs that it takes: {advice}"
+        shapes = f" of shapes {given.shapes()}" if given.tensors() else ""
+        return TraceError(
+            f"{name} could not be run on the example inputs given{shapes}: {reason}. {instead}"
+        )
     return TraceError(
         f"{name} could not be run on one image of any of the sizes {_SIZES} ({reason}). Pass "
-        "inputs "
-        f"that it takes: example_inputs=torch.empty(2, 3, 32, 32), a tuple of arguments, or a dict "
-        f"of keyword arguments."
+        f"inputs that it takes: {advice}"
     )

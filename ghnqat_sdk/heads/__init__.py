@@ -2,6 +2,7 @@
 
 fitting.py      `fit_head`, in one pass over the images
 classifiers.py  where classifiers are, and what is gathered for them
+labels.py       batches with labels
 ridge.py        ridge regression from sums
 unlike.py       how images differ from those that are known
 """

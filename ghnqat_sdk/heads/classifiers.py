@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ghnqat_sdk.advice import run_or_explain
 from ghnqat_sdk.calls import Call, tensors_in
 from ghnqat_sdk.errors import ArgumentError, TraceError
 from ghnqat_sdk.graph.trace import trace
+from ghnqat_sdk.heads.labels import LABELLED
 from ghnqat_sdk.heads.ridge import ClassSums, Linear, Ridge, best_scale, choose_strength
 from ghnqat_sdk.quantization.convert import to_float
 from ghnqat_sdk.quantization.state import evaluating
@@ -25,7 +27,6 @@ WIDEST = 16_384
 """Most features of a classifier; the sums over them take 2 GB."""
 _SMOOTHING = 0.2  # of labels: scores as sure as fits best leave training nothing to learn from
 _SIGMAS = 4.0  # below the mean score of a place that a ReLU leaves as they are
-LABELLED = "fit_head(qmodel, [(images, labels)])"
 
 
 @dataclass(frozen=True)
@@ -215,9 +216,20 @@ def refuse_fixed(name: str, layer: Any) -> None:
         )
 
 
-def traced_classifiers(qmodel: nn.Module, call: Call) -> dict[str, bool]:
-    """The classifiers by the graph, each with whether a ReLU follows it; none if it has no
-    graph."""
+class Use(NamedTuple):
+    """What a model does with the scores of a classifier.
+
+    Attributes:
+        rectified: A ReLU follows it.
+        dense: The model's output has them for each place of an image.
+    """
+
+    rectified: bool = False
+    dense: bool = False
+
+
+def traced_classifiers(qmodel: nn.Module, call: Call) -> dict[str, Use]:
+    """The classifiers by the graph, each with its use; none if it has no graph."""
     try:
         graph = trace(to_float(copy.deepcopy(qmodel)), call.cut(0, 2).args)
     except TraceError:
@@ -225,17 +237,18 @@ def traced_classifiers(qmodel: nn.Module, call: Call) -> dict[str, bool]:
     following: dict[int, list[int]] = {}
     for source, target in graph.edges:
         following.setdefault(source, []).append(target)
-    found: dict[str, bool] = {}
+    found: dict[str, Use] = {}
     for index, node in enumerate(graph.nodes):
         if node.op == "classifier":
             after = following.get(index, [])
             biases = [other for other in after if graph.nodes[other].op == "bias"]
             after = [*after, *(other for bias in biases for other in following.get(bias, []))]
-            found[node.module] = any(graph.nodes[other].op == "relu" for other in after)
+            rectified = any(graph.nodes[other].op == "relu" for other in after)
+            found[node.module] = Use(rectified, node.parameters[0].name in graph.dense)
     return found
 
 
-def last_layer(qmodel: nn.Module, layers: dict[str, Any], call: Call) -> dict[str, bool]:
+def last_layer(qmodel: nn.Module, layers: dict[str, Any], call: Call) -> dict[str, Use]:
     """The layer whose output is the model's own, for models without a graph; none if there is
     none."""
     outputs: dict[str, int] = {}
@@ -249,7 +262,7 @@ def last_layer(qmodel: nn.Module, layers: dict[str, Any], call: Call) -> dict[st
             stack.callback(layer.register_forward_hook(keep(name)).remove)
         result = run(qmodel, call)
     own = {tensor.untyped_storage().data_ptr() for tensor in tensors_in(result)}
-    return {name: False for name, storage in outputs.items() if storage in own}
+    return {name: Use() for name, storage in outputs.items() if storage in own}
 
 
 def run(qmodel: nn.Module, call: Call) -> Any:
@@ -259,4 +272,4 @@ def run(qmodel: nn.Module, call: Call) -> Any:
         ArgumentError: it cannot be run.
     """
     with torch.random.fork_rng(devices=[]):
-        return call.run_or_explain(qmodel, "a batch", "Pass batches that the model takes.")
+        return run_or_explain(qmodel, call, "a batch", "Pass batches that the model takes.")

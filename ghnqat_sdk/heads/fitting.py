@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -13,12 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ghnqat_sdk.calls import Call, Signature
+from ghnqat_sdk.calls import Call
 from ghnqat_sdk.data import load_images
 from ghnqat_sdk.errors import ArgumentError, UnfamiliarDataWarning
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.heads.classifiers import (
-    LABELLED,
     Classifier,
     FittedHead,
     can_be_classifier,
@@ -27,13 +26,14 @@ from ghnqat_sdk.heads.classifiers import (
     run,
     traced_classifiers,
 )
+from ghnqat_sdk.heads.labels import LABELLED, Labelled, labelled
 from ghnqat_sdk.heads.ridge import STRENGTHS
 from ghnqat_sdk.heads.unlike import unlike
 from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
 from ghnqat_sdk.progress import progress_bar
-from ghnqat_sdk.quantization.calibrate import calibrate
+from ghnqat_sdk.quantization.calibrate import calibrate, calibrate_and_look
 from ghnqat_sdk.quantization.lookup import require_fake_quantized_layers
-from ghnqat_sdk.quantization.state import evaluating
+from ghnqat_sdk.quantization.state import evaluating, signature_of
 
 BATCH = 64
 """Images of a data folder that are run at once."""
@@ -106,13 +106,13 @@ def fit_head(
     """
     strengths = _strengths(ridge)
     layers_of = require_fake_quantized_layers(qmodel, "fit_head")
-    stream = _labelled(batches, next(qmodel.parameters()).device)
+    stream = labelled(batches, signature_of(qmodel), next(qmodel.parameters()).device)
     first = next(stream, None)
     if first is None:
         raise ArgumentError(f"fit_head got no images. Write {LABELLED}.")
     columns, rectified = _chosen(qmodel, layers, *first)
     heads = [Classifier(name, layers_of[name], column) for name, column in columns.items()]
-    whole: Iterable[_Labelled] = chain([first], stream)
+    whole: Iterable[Labelled] = chain([first], stream)
     with torch.no_grad(), ExitStack() as stack:
         stack.enter_context(evaluating(qmodel))
         for head in heads:
@@ -173,29 +173,14 @@ def use_images(
     if fit and isinstance(batches, Iterator):
         batches = list(batches)  # which is read twice
     remarks: list[str] = []
-    calibrate(qmodel, _noticed(batches, lambda batch: remarks.extend(unlike(config, batch, graph))))
+    report = calibrate_and_look(
+        qmodel, batches, lambda call: remarks.extend(unlike(config, call, graph))
+    )
+    remarks += report.remarks
     heads = fit_head(qmodel, batches).heads if fit else ()
     if remarks:
         warnings.warn(" ".join(remarks), UnfamiliarDataWarning, stacklevel=3)
     return [head.layer for head in heads]
-
-
-def _noticed(batches: Any, look: Callable[[Any], None]) -> Any:
-    """The same batches; `look` is called with the first when it is read."""
-    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Mapping, Tensor)):
-        return batches  # which calibrate refuses
-
-    def watched() -> Iterator[Any]:
-        for index, batch in enumerate(batches):
-            if index == 0:
-                look(batch)
-            yield batch
-
-    return watched()
-
-
-_Labelled = tuple[Call, list[Tensor]]
-"""A batch: what the model takes, and the columns of its labels, each (N,) int64."""
 
 
 def _reached(heads: list[Classifier], named: bool) -> list[Classifier]:
@@ -221,33 +206,12 @@ def _strengths(ridge: Any) -> tuple[float, ...]:
     return (float(ridge),)
 
 
-def _labelled(batches: Any, device: torch.device) -> Iterator[_Labelled]:
-    """Batches with images in them, on the model's device, and their labels, on the CPU."""
-    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Mapping, Tensor)):
+def _refuse_dense(names: Iterable[str]) -> None:
+    if name := next(iter(names), None):
         raise ArgumentError(
-            f"fit_head got batches of type {type(batches).__name__}; expected an iterable of "
-            f"(images, labels). Write {LABELLED} for a single batch."
+            f"{name!r} scores each place of an image, and fit_head fits one class for each image. "
+            f"Train it instead: loss = cross_entropy(qmodel.train()(images), labels)."
         )
-    for batch in batches:
-        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-            what = f"{type(batch).__name__}" if not isinstance(batch, (tuple, list)) else "1 entry"
-            raise ArgumentError(
-                f"fit_head got a batch of {what}, without labels. Write {LABELLED}."
-            )
-        call = Call.of_batch(batch, Signature())
-        if call.rows:
-            yield call.to(device), [column for part in batch[1:] for column in _columns(part)]
-
-
-def _columns(labels: Any) -> list[Tensor]:
-    """The columns, each (N,) int64, of labels (N,) or (N, L)."""
-    wrong = not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex()
-    if wrong or labels.ndim not in (1, 2):
-        what = (
-            f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else repr(labels)
-        )
-        raise ArgumentError(f"Labels are {what}; expected whole numbers (N,). Write {LABELLED}.")
-    return list(labels.cpu().long().view(len(labels), -1).unbind(1))
 
 
 def _chosen(
@@ -264,6 +228,7 @@ def _chosen(
     found = traced_classifiers(qmodel, call) or last_layer(qmodel, available, call)
     wanted = {layers: 0} if isinstance(layers, str) else layers
     if wanted is None:
+        _refuse_dense(name for name, use in found.items() if use.dense)
         wanted = dict.fromkeys(found, 0)
     if not wanted or not all(can_be_classifier(available.get(name)) for name in wanted):
         named = ", ".join(map(repr, wanted)) or "This model"
@@ -274,4 +239,4 @@ def _chosen(
         )
     for name in wanted:
         refuse_fixed(name, available[name])
-    return dict(wanted), {name for name, rectified in found.items() if rectified}
+    return dict(wanted), {name for name, use in found.items() if use.rectified}

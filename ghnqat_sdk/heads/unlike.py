@@ -8,12 +8,11 @@ from torch import Tensor
 
 from ghnqat_sdk.calls import Call, Signature
 from ghnqat_sdk.graph.graph import ComputationGraph
+from ghnqat_sdk.quantization.normalized import images_of, not_normalized
 
 if TYPE_CHECKING:
     from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
 
-_MOST_MEAN = 1.0
-_DEVIATIONS = (0.33, 3.0)
 _MOST_TIMES_LARGER = 3
 _FEWEST_PLACES = 2
 _KEEPS_SIZE = {"transposed_conv", "interpolate"}  # whose strides do not make an image smaller
@@ -35,16 +34,14 @@ def unlike(
     Examples:
         >>> import torch
         >>> from ghnqat_sdk import HypernetworkConfig
-        >>> unlike(HypernetworkConfig(), torch.randn(8, 1, 32, 32))
-        ['The images have 1 channel; the hypernetwork was trained on images with 3.']
+        >>> unlike(HypernetworkConfig(), torch.randn(8, 1, 32, 32))[0].partition(";")[0]
+        'The images have 1 channel'
     """
-    tensors = Call.of_batch(batch, Signature()).tensors()
-    images = next((tensor for tensor in tensors if tensor.ndim == 4 and tensor.numel()), None)
-    if images is None or images.is_meta:
+    images = images_of(Call.of_batch(batch, Signature()))
+    if images is None:
         return []
-    found = [_channels(config, images), _values(images), _size(config, images)]
-    if graph is not None:
-        found.append(_strides(images, graph))
+    reduction = 1 if graph is None else total_stride(graph)
+    found = [_channels(config, images), not_normalized(images), _size(config, images, reduction)]
     return [message for message in found if message]
 
 
@@ -53,40 +50,41 @@ def _channels(config: HypernetworkConfig, images: Tensor) -> str:
     if channels == known:
         return ""
     ending = "" if channels == 1 else "s"
+    chosen = [min(index, channels - 1) for index in range(known)]
     return (
         f"The images have {channels} channel{ending}; the hypernetwork was trained on images with "
-        f"{known}."
+        f"{known}. Build the model for {known} channels and pass images[:, {chosen}]."
     )
 
 
-def _values(images: Tensor) -> str:
-    mean, deviation = images.double().mean().item(), images.double().std(correction=0).item()
-    if abs(mean) <= _MOST_MEAN and _DEVIATIONS[0] <= deviation <= _DEVIATIONS[1]:
-        return ""
-    return (
-        f"The images' values have mean {mean:.3g} and deviation {deviation:.3g}; expected about 0 "
-        f"and 1. Normalize them, as ImageSet.batches does."
-    )
-
-
-def _size(config: HypernetworkConfig, images: Tensor) -> str:
+def _size(config: HypernetworkConfig, images: Tensor, reduction: int) -> str:
+    """Of images that are much larger than known, or too small for the network's strides."""
     size, known = min(images.shape[2:]), config.images.size
-    if size < _MOST_TIMES_LARGER * known:
+    large = size >= _MOST_TIMES_LARGER * known
+    if not large and size >= _FEWEST_PLACES * reduction:
         return ""
-    return (
+    what = (
         f"The images have {size} pixels a side; the hypernetwork was trained on networks for "
-        f"{known}. Resize them where that is enough to tell the classes apart."
+        f"{known}."
+        if large
+        else f"The network's strides of {reduction} together leave one place of images of {size} "
+        "pixels."
     )
-
-
-def _strides(images: Tensor, graph: ComputationGraph) -> str:
-    size, reduction = min(images.shape[2:]), total_stride(graph)
-    if size / reduction >= _FEWEST_PLACES:
-        return ""
+    side = max(known, _FEWEST_PLACES * reduction)
+    if side >= _MOST_TIMES_LARGER * known:
+        return (
+            f"{what} No size suits both: take strides out of the first layers "
+            f"(layer.stride = (1, 1)) until they are {known // _FEWEST_PLACES} together, and "
+            f"resize to {known}: {_resizing(known)}."
+        )
     return (
-        f"The network's strides of {reduction} together leave one place of images of {size} "
-        f"pixels. Resize the images to {4 * reduction}, or take strides out of the first layers."
+        f"{what} Resize them, where the network takes that and the classes can still be told "
+        f"apart: {_resizing(side)}."
     )
+
+
+def _resizing(side: int) -> str:
+    return f"torch.nn.functional.interpolate(images, size={side}, mode='bilinear', antialias=True)"
 
 
 def total_stride(graph: ComputationGraph) -> int:

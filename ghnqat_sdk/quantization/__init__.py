@@ -13,7 +13,9 @@ state.py       what the layers of one model know in common
 lookup.py      the layers of a model, and running them at other bits
 
 calibrate.py   norm statistics and input ranges, from what `observers.py` sees
+calibration_report.py  what it fixed
 chunks.py      images that share statistics
+normalized.py  whether images are normalized
 histograms.py  ranges by percentile and by least error
 report.py      what quantization does to each layer, by `outputs.py`
 store.py       a model on disk, with the `settings.py` of its layers

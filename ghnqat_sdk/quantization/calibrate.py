@@ -4,61 +4,25 @@ batch."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any, get_args
 
-import torch
 from torch import Tensor, nn
 
+from ghnqat_sdk.advice import run_or_explain
 from ghnqat_sdk.calls import Call
 from ghnqat_sdk.errors import ArgumentError, UnfamiliarDataWarning
 from ghnqat_sdk.progress import progress_bar
+from ghnqat_sdk.quantization.calibration_report import CalibrationReport, collapsed
 from ghnqat_sdk.quantization.chunks import chunks_of
-from ghnqat_sdk.quantization.functional import fake_quantize, scale_and_zero_point
 from ghnqat_sdk.quantization.histograms import mean_squared_error_range, percentile_range
+from ghnqat_sdk.quantization.normalized import images_of, not_normalized
 from ghnqat_sdk.quantization.norms import calibrated_norms
 from ghnqat_sdk.quantization.observers import Method, Observed, layers_with_ranges, observing
 from ghnqat_sdk.quantization.state import signature_of, states_of
 
 _METHODS: tuple[Method, ...] = get_args(Method)
-
-
-@dataclass(frozen=True)
-class CalibrationReport:
-    """What calibration fixed; printed as a table of layers.
-
-    Attributes:
-        method: How ranges were chosen.
-        images: How many images it saw.
-        bits: Layer name to the bits of its input.
-        ranges: Layer name to the (low, high) range of its input; layers with float inputs are left
-            out.
-        norms: Names of the batch norms whose statistics were re-estimated.
-        unreached: Fake-quantized layers and batch norms that no image reached, left as they were.
-        collapsed: Layers whose inputs differ and are all quantized to one level.
-    """
-
-    method: Method
-    images: int
-    bits: dict[str, int]
-    ranges: dict[str, tuple[float, float]]
-    norms: tuple[str, ...]
-    unreached: tuple[str, ...]
-    collapsed: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        lines = [f"{self.images} images, {len(self.norms)} batch norms, ranges by {self.method!r}"]
-        width = max((len(name) for name in self.ranges), default=0)
-        for name, (low, high) in self.ranges.items():
-            scale, zero_point = scale_and_zero_point(low, high, self.bits[name])
-            levels = f"scale {scale.item():.4g}  zero point {zero_point.item():.0f}"
-            lines.append(
-                f"  {name:{width}}  {self.bits[name]} bits  [{low:9.4g}, {high:9.4g}]  {levels}"
-            )
-        lines += [f"  {name}: no image reached it" for name in self.unreached]
-        lines += [f"  {name}: all that reached it has one level" for name in self.collapsed]
-        return "\n".join(lines)
+_PERCENTILE = 99.9
 
 
 def calibrate(
@@ -66,7 +30,7 @@ def calibrate(
     batches: Iterable[Any],
     *,
     method: Method = "auto",
-    percentile: float = 99.9,
+    percentile: float | None = None,
     progress: bool = True,
 ) -> CalibrationReport:
     """Re-estimate batch-norm statistics and freeze activation ranges, in place, so that `.eval()`
@@ -95,7 +59,7 @@ def calibrate(
             and otherwise one, what follows are labels. Or dicts of keyword arguments. All tensors
             have N rows.
         method: How activation ranges are chosen.
-        percentile: For the method of that name, in (50, 100].
+        percentile: For the method of that name alone, in (50, 100]; 99.9 by default.
         progress: Show a bar, on terminals only.
 
     Returns:
@@ -103,22 +67,61 @@ def calibrate(
 
     Raises:
         ArgumentError: no batches, a batch that is no tensor, a model that is not fake-quantized or
-            cannot be run on the batches, values that are not finite, or an unknown method.
+            cannot be run on the batches, values that are not finite, an unknown method, or a
+            percentile for another one.
+
+    Warns:
+        UnfamiliarDataWarning: a predicted model gets images that are not normalized, or all that a
+            layer gets comes to one level.
     """
-    _check_method(method, percentile)
+    remarks: list[str] = []
+
+    def look(first: Call) -> None:
+        images = images_of(first)
+        if images is not None and all(state.normalized for state in states_of(qmodel)):
+            remarks.append(not_normalized(images))
+
+    report = calibrate_and_look(
+        qmodel, batches, look, method=method, percentile=percentile, progress=progress
+    )
+    remarks = [*filter(None, remarks), *report.remarks]
+    if remarks:
+        warnings.warn(" ".join(remarks), UnfamiliarDataWarning, stacklevel=2)
+    return report
+
+
+def calibrate_and_look(
+    qmodel: nn.Module,
+    batches: Iterable[Any],
+    look: Callable[[Call], None],
+    *,
+    method: Method = "auto",
+    percentile: float | None = None,
+    progress: bool = True,
+) -> CalibrationReport:
+    """As `calibrate`, without its warning; `look` is called with the first images."""
+    share = _checked_percentile(method, percentile)
     require_fake_quantized(qmodel)
-    chunks: Iterable[Call] = chunks_of(batches, signature_of(qmodel))
+    chunks: Iterable[Call] = _looked_at(chunks_of(batches, signature_of(qmodel)), look)
     observed = Observed(method)
     if method not in ("percentile", "mse"):
         _observe(qmodel, chunks, observed, progress)
-        ranges = _ranges(qmodel, observed, method, percentile)
+        ranges = _ranges(qmodel, observed, method, share)
     else:
         chunks = list(chunks)
         _observe(qmodel, chunks, observed, progress, norms=False)
         _observe_histograms(qmodel, chunks, observed, progress)
-        ranges = _ranges(qmodel, observed, method, percentile)
+        ranges = _ranges(qmodel, observed, method, share)
         _observe_norms(qmodel, chunks, observed, ranges, progress)
     return _fix(qmodel, method, observed, ranges)
+
+
+def _looked_at(chunks: Iterable[Call], look: Callable[[Call], None]) -> Iterable[Call]:
+    """The same chunks; `look` is called with the first."""
+    for index, chunk in enumerate(chunks):
+        if index == 0:
+            look(chunk)
+        yield chunk
 
 
 def _observe(
@@ -193,54 +196,32 @@ def _fix(
     bits = {name: layers[name].input_quantizer.bits for name in ranges}
     unreached = [name for name in norms if name not in statistics]
     unreached += [name for name in layers if name not in ranges]
-    collapsed = _collapsed(observed, ranges, bits)
-    if collapsed:
-        _warn_of_collapsed(collapsed[0], observed, bits)
+    lost = collapsed(observed.extremes, ranges, bits)
     return CalibrationReport(
-        method, observed.images, bits, ranges, tuple(statistics), tuple(unreached), collapsed
+        method, observed.images, bits, ranges, tuple(statistics), tuple(unreached), lost
     )
 
 
-def _collapsed(
-    observed: Observed, ranges: dict[str, tuple[float, float]], bits: dict[str, int]
-) -> tuple[str, ...]:
-    """Layers whose smallest and largest input differ, and are quantized to the same level."""
-
-    def level(name: str, value: float) -> float:
-        return fake_quantize(torch.tensor(value), *ranges[name], bits[name]).item()
-
-    return tuple(
-        name
-        for name, (low, high) in observed.extremes.items()
-        if low < high and level(name, low) == level(name, high)
-    )
-
-
-def _warn_of_collapsed(name: str, observed: Observed, bits: dict[str, int]) -> None:
-    low, high = observed.extremes[name]
-    warnings.warn(
-        f"The inputs of {name!r} lie between {low:.4g} and {high:.4g}. 0 is always one of the "
-        f"{2 ** bits[name]} levels that they are quantized to, and all of them come to one level. "
-        f"Normalize them, so that they lie on both sides of 0, or give the layer more bits: "
-        f'predict_quantized_params(..., bits={{"{name}": (8, 8), ...}}).',
-        UnfamiliarDataWarning,
-        stacklevel=4,
-    )
-
-
-def _check_method(method: Any, percentile: Any) -> None:
+def _checked_percentile(method: Any, percentile: Any) -> float:
+    """The percentile of the method of that name, by default 99.9."""
     if method not in _METHODS:
         raise ArgumentError(
             f"method={method!r} is unknown. Write one of {', '.join(map(repr, _METHODS))}."
         )
-    if (
-        isinstance(percentile, bool)
-        or not isinstance(percentile, (int, float))
-        or not 50 < percentile <= 100
-    ):
+    if percentile is None:
+        return _PERCENTILE
+    number = isinstance(percentile, (int, float)) and not isinstance(percentile, bool)
+    if not number or not 50 < percentile <= 100:
         raise ArgumentError(
-            f"percentile={percentile!r} is not above 50 and at most 100. Write percentile=99.9."
+            f"percentile={percentile!r} is not above 50 and at most 100. Write "
+            f"method='percentile', percentile={_PERCENTILE}."
         )
+    if method != "percentile":
+        raise ArgumentError(
+            f"percentile={percentile!r} is for method='percentile', and the method is {method!r}. "
+            f"Write method='percentile', percentile={percentile!r}, or leave it out."
+        )
+    return float(percentile)
 
 
 def _statistics(observed: Observed) -> dict[str, tuple[Tensor, Tensor]]:
@@ -277,7 +258,7 @@ def _run(
     for chunk in progress_bar(chunks, what) if progress else chunks:
         observed.rows = chunk.rows
         observed.images += chunk.rows
-        chunk.run_or_explain(qmodel, "a batch", "Pass batches that the model takes.")
+        run_or_explain(qmodel, chunk, "a batch", "Pass batches that the model takes.")
 
 
 def require_fake_quantized(qmodel: Any) -> None:

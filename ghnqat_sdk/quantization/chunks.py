@@ -4,11 +4,10 @@ statistics."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch import Tensor
-
+from ghnqat_sdk.advice import require_batches, tensor_of
 from ghnqat_sdk.calls import Call, Signature
 from ghnqat_sdk.errors import ArgumentError
 
@@ -34,11 +33,7 @@ def rows_together(call: Call) -> int:
 def chunks_of(batches: Iterable[Any], signature: Signature) -> Iterator[Call]:
     """The same rows in chunks of `rows_together`, whatever the batches: the last has `RANGE_ROWS`
     or more where there are so many."""
-    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Mapping, Tensor)):
-        raise ArgumentError(
-            f"calibrate got batches of type {type(batches).__name__}; expected an iterable of "
-            f"batches. Write calibrate(qmodel, [images]) for a single batch."
-        )
+    batches = require_batches(batches, "calibrate", "calibrate(qmodel, [images])")
     waiting: list[Call] = []
     rows = 0
     for batch in batches:
@@ -76,7 +71,8 @@ def _checked(call: Call, batch: Any) -> Call:
         raise ArgumentError(
             f"calibrate got a batch of type {type(batch).__name__}; expected tensors (N, C, H, W), "
             f"tuples that start with the model's inputs, or dicts of keyword arguments. Write "
-            f"calibrate(qmodel, [images]) for a single batch."
+            f"calibrate(qmodel, [{tensor_of(batch) if hasattr(batch, '__array__') else 'images'}]) "
+            "for a single batch."
         )
     several = len({len(x) for x in call.tensors()}) > 1 and not call.listed
     if several or call.tensors()[0].ndim < 2:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ghnqat_sdk.advice import run_or_explain
 from ghnqat_sdk.calls import Call, tensors_in
 from ghnqat_sdk.errors import ArgumentError
 
@@ -36,7 +37,7 @@ def finite_run_on(qmodel: nn.Module, batch: Any) -> Tensor:
 def outputs_on(qmodel: nn.Module, batch: Any) -> list[Tensor]:
     """All output tensors of one run on what `Call.of` takes."""
     advice = "Pass a tensor, a tuple of arguments, or a dict of keyword arguments."
-    return list(tensors_in(Call.of(batch).run_or_explain(qmodel, "this batch", advice)))
+    return list(tensors_in(run_or_explain(qmodel, Call.of(batch), "this batch", advice)))
 
 
 def output_difference(one: Tensor, other: Tensor) -> float:

@@ -85,6 +85,8 @@ class QuantizationSettings(Rules):
 
     format: Literal[1] = 1
     calibrated: bool
+    normalized: bool = False
+    """Whether the model was predicted, and so made for normalized images."""
     inputs: int = 1
     """How many entries of a batch are the model's inputs."""
     keywords: tuple[str, ...] | None = None

@@ -26,6 +26,7 @@ class QuantizationState:
         unquantized: Layers with a weight that are left in float, name to reason.
         signature: Which entries of a batch are the model's inputs.
         calibrated: Whether evaluation uses stored statistics and ranges, not those of the batch.
+        normalized: Whether it was predicted, and so made for normalized images.
         frozen_norms: Whether training uses the stored statistics as well.
         warn: Whether an uncalibrated evaluation still has to be pointed out.
     """
@@ -34,6 +35,7 @@ class QuantizationState:
     unquantized: dict[str, str] = field(default_factory=dict)
     signature: Signature = field(default_factory=Signature)
     calibrated: bool = False
+    normalized: bool = False
     frozen_norms: bool = False
     warn: bool = True
 

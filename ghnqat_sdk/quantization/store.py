@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ghnqat_sdk.calls import Signature
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
-from ghnqat_sdk.files import digest, write_atomically
+from ghnqat_sdk.files import digest, replacing, write_atomically
 from ghnqat_sdk.graph.ops import quantizable_layers
 from ghnqat_sdk.quantization.convert import fix_learned_steps, to_fake_quantized
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers, require_fake_quantized_layers
@@ -48,8 +48,7 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
     signature = signature_of(qmodel)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{WEIGHTS_FILE}.{os.getpid()}.tmp"
-        try:
+        with replacing(folder / WEIGHTS_FILE) as temporary:
             qmodel = copy_module(qmodel)
             fix_learned_steps(qmodel)
             layers = fake_quantized_layers(qmodel)
@@ -59,14 +58,12 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
                 ranges=rules.ranges,
                 rounding=rules.rounding,
                 calibrated=all(state.calibrated for state in states_of(qmodel)),
+                normalized=all(state.normalized for state in states_of(qmodel)),
                 inputs=signature.positional,
                 keywords=signature.keywords,
                 layers={name: LayerSettings.of(layer, rules) for name, layer in layers.items()},
                 sha256=digest(load_file(temporary)),
             )
-            os.replace(temporary, folder / WEIGHTS_FILE)
-        finally:
-            temporary.unlink(missing_ok=True)
         write_atomically(folder / SETTINGS_FILE, settings.model_dump_json(indent=2).encode())
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
@@ -119,6 +116,7 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
             f"save_quantized wrote, and a model of that architecture."
         ) from error
     state.calibrated = settings.calibrated
+    state.normalized = settings.normalized
     state.signature = Signature(settings.inputs, settings.keywords)
     for name, layer in fake_quantized_layers(qmodel).items():
         stored = settings.layers[name]

@@ -33,6 +33,8 @@ _COSTS = {"macs": "multiply-accumulates", "weight_bits": "bits of weights"}
 """What networks cost, and how a picture calls it."""
 _PAIRS = "rank_architectures([('small', model), ...], (4, 4), images)"
 
+_BEGINNING = '{"study": '
+
 
 @dataclass(frozen=True)
 class RankedNetwork:
@@ -260,10 +262,18 @@ def _costs(qmodel: nn.Module, images: ImageSet) -> dict[str, int]:
 
 
 def _known(results: str | Path | None, study: str) -> dict[str, dict[str, Any]]:
-    """Lines of the same study by name; one cut off when its process was killed is passed over."""
-    path = None if results is None else Path(results)
+    """Lines of the same study by name; one cut off when its process was killed is passed over.
+
+    Raises:
+        ArgumentError: the file is one of something else, to which nothing must be appended.
+    """
     lines = {}
-    for text in path.read_text().splitlines() if path is not None and path.exists() else ():
+    for text in [] if results is None else _lines_of(Path(results)):
+        if not (_BEGINNING.startswith(text) or text.startswith(_BEGINNING)):
+            raise ArgumentError(
+                f"results={str(results)!r} holds lines that are no results of rank_architectures. "
+                "Write the name of another file, which may be a new one."
+            )
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
@@ -271,6 +281,17 @@ def _known(results: str | Path | None, study: str) -> dict[str, dict[str, Any]]:
         if line.pop("study") == study:
             lines[line["name"]] = line
     return lines
+
+
+def _lines_of(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    try:
+        return path.read_text(errors="replace").splitlines()
+    except OSError as error:
+        raise ArgumentError(
+            f"results={str(path)!r} cannot be read: {error.strerror}. Write another file's name."
+        ) from error
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:

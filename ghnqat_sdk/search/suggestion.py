@@ -23,6 +23,8 @@ from ghnqat_sdk.quantization.outputs import finite_run_on, output_difference, ru
 from ghnqat_sdk.quantization.state import evaluating
 from ghnqat_sdk.search.costs import LayerCost, counting_costs
 
+_WIDTHS = (2, 3, 4, 6, 8)
+
 
 @dataclass(frozen=True)
 class BitsSuggestion:
@@ -59,7 +61,7 @@ def suggest_bits(
     *,
     weight_bytes: float | None = None,
     bit_operations: float | None = None,
-    candidates: Sequence[Pair] = ((2, 2), (3, 3), (4, 4), (6, 6), (8, 8)),
+    candidates: Sequence[Pair] | None = None,
     hypernetwork: str | Path | GraphHypernetwork = DEFAULT,
 ) -> BitsSuggestion:
     """Choose bits for each layer of `model` so that the predicted network keeps its output best
@@ -77,7 +79,9 @@ def suggest_bits(
         weight_bytes: Budget for the weights of all layers, in bytes; or
         bit_operations: budget for one image, in multiply-accumulates times weight bits times
             activation bits.
-        candidates: (weight, activation) pairs to choose from.
+        candidates: (weight, activation) pairs to choose from. By default, weights of 2, 3, 4, 6 or
+            8 bits; activations have as many under `bit_operations`, and 8 under `weight_bytes`,
+            which they cost nothing of.
         hypernetwork: As in `predict_quantized_params`.
 
     Raises:
@@ -85,7 +89,7 @@ def suggest_bits(
             pairs, or a model that cannot be run on the batch.
     """
     budget = _check_budget(weight_bytes, bit_operations)
-    pairs = _check_candidates(candidates)
+    pairs = _check_candidates(_default(weight_bytes) if candidates is None else candidates)
     call = Call.of(batch)
     qmodel = predict_quantized_params(
         model, pairs[-1], hypernetwork=hypernetwork, example_inputs=call
@@ -152,6 +156,11 @@ def _measure(
                 with layer_at(layers[name], *bits):
                     sensitivity[name][bits] = output_difference(run_on(qmodel, call), exact)
     return sensitivity, costs
+
+
+def _default(weight_bytes: float | None) -> list[Pair]:
+    """The candidates where none are given: what the budget does not limit has the most bits."""
+    return [(weight, weight if weight_bytes is None else max(_WIDTHS)) for weight in _WIDTHS]
 
 
 def _check_budget(weight_bytes: Any, bit_operations: Any) -> float:

@@ -18,5 +18,5 @@ def test_a_revision_is_of_the_hub_alone():
 
 
 def test_what_no_weights_have_for_a_name_is_refused():
-    with pytest.raises(ArgumentError, match="Write default, hub, a folder"):
+    with pytest.raises(ArgumentError, match="Write default, hub, a Hub repo"):
         check_hypernetwork("--hypernetwork", "nowhere")

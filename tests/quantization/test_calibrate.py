@@ -158,6 +158,8 @@ WRONG = [
     {"percentile": 50},
     {"percentile": 101},
     {"percentile": "all"},
+    {"percentile": 99.0},
+    {"method": "mse", "percentile": 99.9},
 ]
 
 

@@ -149,3 +149,12 @@ def test_what_is_no_list_of_networks_is_refused(small, images, models, message):
 def test_images_without_labels_are_refused(small):
     with pytest.raises(gq.ArgumentError, match=r"ImageSet\.of"):
         rank_architectures([("a", cnn(2))], (4, 4), torch.zeros(4, 3, 8, 8), hypernetwork=small)
+
+
+@pytest.mark.parametrize("content", [b"my notes\n", b'{"a": 1}\n', b"[1]\n", b"\xff\x00"])
+def test_a_file_of_something_else_is_refused_and_stays(small, images, tmp_path, content):
+    path = tmp_path / "notes"
+    path.write_bytes(content)
+    with pytest.raises(gq.ArgumentError, match="Write the name of another file"):
+        rank_architectures([("a", cnn(4))], (4, 4), images, hypernetwork=small, results=path)
+    assert path.read_bytes() == content

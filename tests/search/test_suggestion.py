@@ -62,6 +62,23 @@ def test_the_budget_is_kept_and_spent_nearly_as_well_as_possible(small, unit, sh
     assert worst - mine >= 0.7 * (worst - min(errors))
 
 
+def test_a_budget_of_weights_alone_leaves_activations_at_eight_bits(small):
+    suggestion = gq.suggest_bits(cnn(), IMAGES, weight_bytes=450, hypernetwork=small)
+    assert {activation for _, activation in suggestion.bits.values()} == {8}
+    assert min(weight for weight, _ in suggestion.bits.values()) < 8
+    together = gq.suggest_bits(cnn(), IMAGES, bit_operations=2e5, hypernetwork=small)
+    assert all(weight == activation for weight, activation in together.bits.values())
+
+
+def test_among_candidates_of_one_cost_the_most_faithful_is_taken(small):
+    wide = [(2, 8), (2, 2), (2, 4)]
+    suggestion = gq.suggest_bits(
+        cnn(), IMAGES, weight_bytes=382, candidates=wide, hypernetwork=small
+    )
+    for name, bits in suggestion.bits.items():
+        assert suggestion.sensitivity[name][bits] == min(suggestion.sensitivity[name].values())
+
+
 def test_what_is_suggested_can_be_predicted(small):
     model = cnn().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

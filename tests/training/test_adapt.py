@@ -240,7 +240,7 @@ def test_mistakes_about_an_adaptation_are_one_line(adapt, tmp_path, capsys, argu
 def test_a_folder_of_one_class_is_refused(adapt, data, tmp_path, capsys):
     (tmp_path / "one" / "train").mkdir(parents=True)
     (tmp_path / "one" / "train" / "cat").symlink_to(data / "train" / "cat")
-    assert adapt("--data", tmp_path / "one") == 1
+    assert adapt("--data", tmp_path / "one") == 2
     assert "fewer than two classes" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

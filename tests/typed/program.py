@@ -12,7 +12,7 @@ from typing_extensions import assert_type
 
 import ghnqat_sdk as gq
 from ghnqat_sdk.accounting import PredictionReport
-from ghnqat_sdk.quantization.calibrate import CalibrationReport
+from ghnqat_sdk.quantization.calibration_report import CalibrationReport
 from ghnqat_sdk.quantization.report import QuantizationReport
 from ghnqat_sdk.search.suggestion import BitsSuggestion
 
