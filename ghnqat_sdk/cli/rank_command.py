@@ -30,7 +30,7 @@ from ghnqat_sdk.plotting import require_matplotlib
 from ghnqat_sdk.progress import working
 
 if TYPE_CHECKING:
-    from ghnqat_sdk.search.ranking import Ranking
+    from ghnqat_sdk.search.ranked import Ranking
 
 _MOST_NETWORKS = 10_000
 _MOST_IMAGES = 1_000_000

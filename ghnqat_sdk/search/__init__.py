@@ -2,5 +2,6 @@
 
 suggestion.py  `suggest_bits`
 ranking.py     `rank_architectures`
+ranked.py      its table and picture
 costs.py       what layers cost for one image
 """

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,98 +20,17 @@ from ghnqat_sdk.errors import ArgumentError, GhnqatError
 from ghnqat_sdk.files import digest
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
-from ghnqat_sdk.plotting import figure_class
 from ghnqat_sdk.predict import predict_quantized_params
 from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.quantization.lookup import require_fake_quantized_layers
 from ghnqat_sdk.quantization.state import evaluating
 from ghnqat_sdk.search.costs import counting_costs
+from ghnqat_sdk.search.ranked import RankedNetwork, Ranking
 
 BATCH = 64
-_COSTS = {"macs": "multiply-accumulates", "weight_bits": "bits of weights"}
-"""What networks cost, and how a picture calls it."""
 _PAIRS = "rank_architectures([('small', model), ...], (4, 4), images)"
 
 _BEGINNING = '{"study": '
-
-
-@dataclass(frozen=True)
-class RankedNetwork:
-    """One network with predicted parameters.
-
-    Attributes:
-        name: As given.
-        accuracy: Top-1 in percent on images that nothing was fitted to.
-        macs: Multiply-accumulates of its quantized layers for one image.
-        weight_bits: Bits of all their weights together.
-    """
-
-    name: str
-    accuracy: float
-    macs: int
-    weight_bits: int
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Networks from the best to the worst; printed as a table.
-
-    Attributes:
-        networks: By falling accuracy.
-        failed: Name to the reason why a network has no accuracy.
-    """
-
-    networks: tuple[RankedNetwork, ...]
-    failed: dict[str, str]
-
-    def front(
-        self, *, macs: float | None = None, weight_bits: float | None = None
-    ) -> tuple[RankedNetwork, ...]:
-        """Networks within the budget that none beats in accuracy at the same cost or less: the
-        Pareto front.
-
-        Costs that are not given play no part; with none, the best network alone is on the front.
-        """
-        limits = {"macs": macs, "weight_bits": weight_bits}
-        given = {cost: limit for cost, limit in limits.items() if limit is not None}
-        within = [x for x in self.networks if all(getattr(x, c) <= m for c, m in given.items())]
-        return tuple(x for x in within if not any(_beats(other, x, given) for other in within))
-
-    def __str__(self) -> str:
-        width = max((len(network.name) for network in self.networks), default=7)
-        lines = [f"{'network':{width}}  {'accuracy':>9}  {'MACs':>14}  {'weight bits':>14}"]
-        lines += [
-            f"{x.name:{width}}  {x.accuracy:7.1f} %  {x.macs:14,}  {x.weight_bits:14,}"
-            for x in self.networks
-        ]
-        return "\n".join([*lines, *(f"{name}: {why}" for name, why in self.failed.items())])
-
-    def to_json(self) -> str:
-        """For machines."""
-        return json.dumps({"networks": [*map(asdict, self.networks)], "failed": self.failed})
-
-    def plot(self, path: str | Path, cost: str = "macs") -> None:
-        """Draw accuracy against "macs" or "weight_bits", with the Pareto front (needs matplotlib).
-
-        Raises:
-            ArgumentError: matplotlib is not installed, or another cost.
-        """
-        if cost not in _COSTS:
-            raise ArgumentError(
-                f"cost={cost!r} is unknown. Write one of {', '.join(map(repr, _COSTS))}."
-            )
-        figure = figure_class()(layout="constrained")
-        axes = figure.add_subplot()
-        best = sorted(self.front(**{cost: float("inf")}), key=lambda x: getattr(x, cost))
-        for networks, style in ((self.networks, "o"), (best, "-")):
-            costs = [getattr(network, cost) for network in networks]
-            axes.plot(costs, [network.accuracy for network in networks], style)
-        for network in best:
-            axes.annotate(network.name, (getattr(network, cost), network.accuracy))
-        axes.set_xscale("log")
-        axes.set_xlabel(_COSTS[cost])
-        axes.set_ylabel("accuracy, %")
-        figure.savefig(path)
 
 
 def rank_architectures(
@@ -171,13 +89,6 @@ def rank_architectures(
         if results is not None:
             _append(Path(results), {"study": study, **line})
     return _ranking([lines[name] for name in names])
-
-
-def _beats(other: RankedNetwork, network: RankedNetwork, costs: Iterable[str]) -> bool:
-    """Whether `other` is at least as good in everything and better in something."""
-    gains = [other.accuracy - network.accuracy]
-    gains += [getattr(network, cost) - getattr(other, cost) for cost in costs]
-    return min(gains) >= 0 and max(gains) > 0
 
 
 def _named(entry: Any) -> tuple[str, Any]:

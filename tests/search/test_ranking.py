@@ -7,7 +7,8 @@ from torch import nn
 
 import ghnqat_sdk as gq
 from ghnqat_sdk.data import ImageSet
-from ghnqat_sdk.search.ranking import RankedNetwork, Ranking, rank_architectures
+from ghnqat_sdk.search.ranked import RankedNetwork, Ranking
+from ghnqat_sdk.search.ranking import rank_architectures
 
 
 def cnn(width: int, classes: int = 3) -> nn.Module:
