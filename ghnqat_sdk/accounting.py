@@ -27,11 +27,14 @@ class PredictionReport:
             convolutions by function, attention, recurrent layers, embeddings, layers that no
             operation of the traced run uses. Norms, biases, slopes and what is added or
             concatenated (positions, tokens) are float by design, and are not among them.
+        buffers: Those that take part in making a predicted weight (spectral norm's vectors, a
+            pruning mask), name to what became of them.
     """
 
     predicted: tuple[str, ...]
     kept: dict[str, str] = field(default_factory=dict)
     unquantized: dict[str, str] = field(default_factory=dict)
+    buffers: dict[str, str] = field(default_factory=dict)
 
     def with_fitted(self, layers: Collection[str]) -> PredictionReport:
         """The same after `fit_head` wrote the classifiers `layers`, predicted or kept before."""
@@ -50,6 +53,7 @@ class PredictionReport:
             f"  not quantized {name or 'model'}: {reason}"
             for name, reason in self.unquantized.items()
         ]
+        lines += [f"  buffer {name}: {what}" for name, what in self.buffers.items()]
         return "\n".join(lines)
 
 

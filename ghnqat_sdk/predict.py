@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ghnqat_sdk.accounting import PredictionReport, keep_report, left_in_float
 from ghnqat_sdk.bits import FLOAT_BITS, Bits, Pair, parse_bits, resolve_bits
 from ghnqat_sdk.choices import Head
+from ghnqat_sdk.deriving import derive_again
 from ghnqat_sdk.errors import ArgumentError, RandomHeadWarning, ReplacedWeightsWarning
 from ghnqat_sdk.filling import copy_into, copy_with
 from ghnqat_sdk.graph.annotate import annotate_bits, first_last_layers, prevailing_bits
@@ -106,9 +107,10 @@ def predict_quantized_params(
         result = model if inplace else copy_with(model, predicted)
         with _restored_after_failure(model, predicted) if inplace else nullcontext() as before:
             accounts = copy_into(result, predicted, kept, before)
+            derived = derive_again(result, accounts[0])
             state = to_fake_quantized(result, by_layer, rule)
             state.signature = call.signature
-            report = PredictionReport(*accounts, left_in_float(graph, state))
+            report = PredictionReport(*accounts, left_in_float(graph, state), derived)
             if calibration is not None:
                 fitted = use_images(result, calibration, network.config, graph, fit=head == "fit")
                 report = report.with_fitted(fitted)
@@ -158,6 +160,12 @@ def _restored_after_failure(
     """
     tensors = (*model.named_parameters(), *model.named_buffers())
     before = {name: x.detach().clone() for name, x in tensors if name not in predicted}
+    made = [
+        (module, name, x)
+        for module in model.modules()
+        for name, x in vars(module).items()
+        if isinstance(x, Tensor)
+    ]
     try:
         yield before
     except BaseException:
@@ -166,6 +174,8 @@ def _restored_after_failure(
             for name, tensor in (*model.named_parameters(), *model.named_buffers()):
                 if name in before:
                     tensor.copy_(before[name])
+        for module, name, value in made:
+            vars(module)[name] = value
         raise
 
 

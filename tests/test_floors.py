@@ -18,7 +18,7 @@ FLOORS = (
     ),
     ("graph", "quantization"),
     ("hypernetwork",),
-    ("accounting", "data", "demo", "export", "heads", "predict", "qat", "search"),
+    ("accounting", "data", "demo", "deriving", "export", "heads", "predict", "qat", "search"),
     ("training",),
     ("cli",),
 )

@@ -171,12 +171,22 @@ def _twin(model: nn.Module, shapes_only: bool) -> nn.Module:
     return twin
 
 
+def hooks_of_objects(module: nn.Module) -> list[Any]:
+    """The hooks before a module's forward that are objects of their own, such as those of weight
+    norm and pruning, which make its weight."""
+    return [hook for hook in module._forward_pre_hooks.values() if _is_object(hook)]
+
+
 def _makes_weights(hook: Any, own: Collection[int]) -> bool:
     """Whether a hook is an object of the copy; `own` holds the ids of its modules."""
     if isinstance(hook, types.MethodType):
         return id(hook.__self__) in own
-    functions = (types.FunctionType, types.BuiltinFunctionType, functools.partial)
-    return not isinstance(hook, functions)
+    return _is_object(hook)
+
+
+def _is_object(hook: Any) -> bool:
+    functions = (types.FunctionType, types.BuiltinFunctionType, types.MethodType)
+    return not isinstance(hook, (*functions, functools.partial))
 
 
 def _stand_in(tensor: Tensor) -> Tensor:
