@@ -25,7 +25,7 @@ from ghnqat_sdk.graph.trace import trace_with_call
 from ghnqat_sdk.heads import use_images
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
-from ghnqat_sdk.quantization.convert import to_fake_quantized, to_float
+from ghnqat_sdk.quantization.convert import require_layers, to_fake_quantized, to_float
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 from ghnqat_sdk.quantization.ranges import RangeRule, range_rule
 
@@ -77,7 +77,7 @@ def predict_quantized_params(
         The fake-quantized model; `prediction_report` tells what was predicted.
 
     Raises:
-        ArgumentError: a wrong argument.
+        ArgumentError: a wrong argument, or a model without a layer to quantize.
         TraceError: the model could not be traced.
         CheckpointError: the hypernetwork could not be loaded.
 
@@ -91,6 +91,8 @@ def predict_quantized_params(
         torch.Size([2, 10])
     """
     _check_arguments(model, head, calibration)
+    if isinstance(bits, Mapping) or parse_bits(bits) != _FLOAT:
+        require_layers(model, "predict_quantized_params")
     by_layer = resolve_bits(bits, quantizable_layers(model))
     network = hypernetwork
     if not isinstance(network, GraphHypernetwork):
