@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from ghnqat_sdk.devices import at_home
 from ghnqat_sdk.generators import random_numbers_stay
 from ghnqat_sdk.graph.ops import quantizable_layers
 from ghnqat_sdk.graph.trace import hooks_of_objects
@@ -56,7 +57,7 @@ def derive_again(model: nn.Module, predicted: Collection[str]) -> dict[str, str]
     settled: set[int] = set()
     seen: set[int] = set()
     names = {id(tensor): name for name, tensor in model.named_parameters()}
-    with random_numbers_stay(), torch.no_grad():
+    with random_numbers_stay(), at_home(model), torch.no_grad():
         for maker in _makers(model):
             parameters = list(maker.part.parameters(recurse=maker.recurse))
             if not any(names.get(id(p)) in predicted and not p.is_meta for p in parameters):

@@ -16,6 +16,7 @@ from ghnqat_sdk.accounting import PredictionReport, keep_report, left_in_float
 from ghnqat_sdk.bits import FLOAT_BITS, Bits, Pair, parse_bits, resolve_bits
 from ghnqat_sdk.choices import Head
 from ghnqat_sdk.deriving import derive_again
+from ghnqat_sdk.devices import on_cpu_by_default
 from ghnqat_sdk.errors import ArgumentError, RandomHeadWarning, ReplacedWeightsWarning
 from ghnqat_sdk.filling import copy_into, copy_with
 from ghnqat_sdk.graph.annotate import annotate_bits, first_last_layers, prevailing_bits
@@ -227,7 +228,8 @@ def _predict(
     network: GraphHypernetwork, graph: ComputationGraph, kept: Mapping[str, str]
 ) -> dict[str, Tensor]:
     """Predicted tensors by name, but for those that are kept."""
-    (predicted,) = network([graph], channels_last=False)
+    with on_cpu_by_default():  # numbers of the graph start there
+        (predicted,) = network([graph], channels_last=False)
     return {name: tensor for name, tensor in predicted.items() if name not in kept}
 
 

@@ -112,4 +112,4 @@ def oscillation_loss(qmodel: nn.Module) -> Tensor:
         low, high = levels.min(), levels.max()
         distance = (weight.clamp(low, high) - levels).square().sum()
         total = distance if total is None else total + distance
-    return total if total is not None else torch.zeros(())
+    return total if total is not None else torch.zeros((), device="cpu")

@@ -13,7 +13,7 @@ import ghnqat_sdk
 ROOT = Path(ghnqat_sdk.__file__).parent
 FLOORS = (
     (
-        *("bits", "calls", "choices", "copying", "errors", "files", "filling"),
+        *("bits", "calls", "choices", "copying", "devices", "errors", "files", "filling"),
         *("generators", "plugins", "progress", "version"),
     ),
     ("graph", "quantization"),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.calls import Call, meta_like, tensors_in
 from ghnqat_sdk.copying import copy_module
+from ghnqat_sdk.devices import at_home, on_cpu_by_default
 from ghnqat_sdk.errors import ArgumentError, TraceError
 from ghnqat_sdk.generators import random_numbers_stay
 from ghnqat_sdk.graph.graph import ComputationGraph
@@ -58,7 +59,7 @@ def trace_with_call(model: nn.Module, example_inputs: Any = None) -> tuple[Compu
     given = example_inputs is not None
     candidates = [Call.of(example_inputs)] if given else list(_guesses(model))
     failures: list[Exception] = []
-    with random_numbers_stay(), torch.no_grad():
+    with random_numbers_stay(), at_home(model), torch.no_grad():
         for mode in (True, None, False):
             found = _trace_in(model, candidates, mode, failures)
             if found is not None:
@@ -134,7 +135,8 @@ def _trace_on_numbers(
     for call in calls:
         numbers = call.with_numbers()
         try:
-            return _run(_twin(model, shapes_only=False), numbers, mode, False), numbers
+            with on_cpu_by_default():
+                return _run(_twin(model, shapes_only=False), numbers, mode, False), numbers
         except Exception as error:  # as above
             failures.append(error)
     return None

@@ -222,14 +222,13 @@ def _measure(quantizer: FakeQuantizer, calls: list[Tensor]) -> TensorReport | No
 
 def _listed(end: Tensor | float) -> list[float]:
     """An end of a range, or of the ranges of all channels."""
-    numbers: list[float] = torch.as_tensor(end).double().flatten().tolist()
-    return numbers
+    return end.double().flatten().tolist() if isinstance(end, Tensor) else [float(end)]
 
 
 def run_on(qmodel: nn.Module, batch: Any) -> Tensor:
     """All outputs of one run as one vector."""
     outputs = [tensor.flatten().double() for tensor in outputs_on(qmodel, batch)]
-    return torch.cat(outputs) if outputs else torch.empty(0, dtype=torch.float64)
+    return torch.cat(outputs) if outputs else torch.empty(0, dtype=torch.float64, device="cpu")
 
 
 def finite_run_on(qmodel: nn.Module, batch: Any) -> Tensor:
