@@ -105,7 +105,7 @@ def export_onnx(
     require_ranges(bare, inputs)
     values = [*inputs.values()] if isinstance(inputs, dict) else [*inputs]
     with on_cpu_by_default():
-        proto = to_onnx(with_onnx_quantizers(bare), inputs, opset)
+        proto = to_onnx(with_onnx_quantizers(bare, inputs), inputs, opset)
         made = _integer_form(Graph(proto), values, storage, float_edges)
         _write_facts(made.graph.model, values, images)
         report = _checked(made, target, values, expected, opset, timing)
