@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -27,3 +28,19 @@ def random_numbers_stay() -> Iterator[None]:
         random.setstate(python)
         if numpy is not None:
             numpy.random.set_state(drawn)
+
+
+def seed_generators() -> tuple[Any, ...]:
+    """Start the generators of torch on the CPU, Python and NumPy anew; gives their states."""
+    random.seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed would set those of devices as well
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed(0)
+    return generator_states()
+
+
+def generator_states() -> tuple[Any, ...]:
+    """Of the same generators, to be compared."""
+    numpy = sys.modules.get("numpy")
+    drawn = None if numpy is None else str(numpy.random.get_state(legacy=False))
+    return random.getstate(), torch.get_rng_state().numpy().tobytes(), drawn

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from ghnqat_sdk.accounting import PredictionReport, keep_report, left_in_float
 from ghnqat_sdk.bits import FLOAT_BITS, Bits, Pair, parse_bits, parse_width, resolve_bits
 from ghnqat_sdk.choices import Head
+from ghnqat_sdk.deriving import derive_again
+from ghnqat_sdk.devices import on_cpu_by_default
 from ghnqat_sdk.errors import ArgumentError, RandomHeadWarning, ReplacedWeightsWarning
 from ghnqat_sdk.filling import copy_into, copy_with
 from ghnqat_sdk.graph.annotate import annotate_bits, first_last_layers, prevailing_bits
@@ -24,7 +26,7 @@ from ghnqat_sdk.graph.trace import trace_with_call
 from ghnqat_sdk.heads import use_images
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
-from ghnqat_sdk.quantization.convert import to_fake_quantized, to_float
+from ghnqat_sdk.quantization.convert import require_layers, to_fake_quantized, to_float
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 from ghnqat_sdk.quantization.ranges import RangeRule, range_rule
 
@@ -76,7 +78,7 @@ def predict_quantized_params(
         The fake-quantized model; `prediction_report` tells what was predicted.
 
     Raises:
-        ArgumentError: a wrong argument.
+        ArgumentError: a wrong argument, or a model without a layer to quantize.
         TraceError: the model could not be traced.
         CheckpointError: the hypernetwork could not be loaded.
 
@@ -90,6 +92,8 @@ def predict_quantized_params(
         torch.Size([2, 10])
     """
     _check_arguments(model, head, calibration, first_last_bits)
+    if isinstance(bits, Mapping) or parse_bits(bits) != _FLOAT:
+        require_layers(model, "predict_quantized_params")
     by_layer = resolve_bits(bits, quantizable_layers(model))
     network = hypernetwork
     if not isinstance(network, GraphHypernetwork):
@@ -106,10 +110,11 @@ def predict_quantized_params(
         result = model if inplace else copy_with(model, predicted)
         with _restored_after_failure(model, predicted) if inplace else nullcontext() as before:
             accounts = copy_into(result, predicted, kept, before)
+            derived = derive_again(result, accounts[0])
             state = to_fake_quantized(result, by_layer, rule)
             state.signature = call.signature
             state.normalized = True
-            report = PredictionReport(*accounts, left_in_float(graph, state))
+            report = PredictionReport(*accounts, left_in_float(graph, state), derived)
             if calibration is not None:
                 fitted = use_images(result, calibration, network.config, graph, fit=head == "fit")
                 report = report.with_fitted(fitted)
@@ -159,6 +164,12 @@ def _restored_after_failure(
     """
     tensors = (*model.named_parameters(), *model.named_buffers())
     before = {name: x.detach().clone() for name, x in tensors if name not in predicted}
+    made = [
+        (module, name, x)
+        for module in model.modules()
+        for name, x in vars(module).items()
+        if isinstance(x, Tensor)
+    ]
     try:
         yield before
     except BaseException:
@@ -167,6 +178,8 @@ def _restored_after_failure(
             for name, tensor in (*model.named_parameters(), *model.named_buffers()):
                 if name in before:
                     tensor.copy_(before[name])
+        for module, name, value in made:
+            vars(module)[name] = value
         raise
 
 
@@ -218,7 +231,8 @@ def _predict(
     network: GraphHypernetwork, graph: ComputationGraph, kept: Mapping[str, str]
 ) -> dict[str, Tensor]:
     """Predicted tensors by name, but for those that are kept."""
-    (predicted,) = network([graph], channels_last=False)
+    with on_cpu_by_default():  # numbers of the graph start there
+        (predicted,) = network([graph], channels_last=False)
     return {name: tensor for name, tensor in predicted.items() if name not in kept}
 
 

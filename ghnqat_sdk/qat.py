@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.quantization.convert import fix_learned_steps
+from ghnqat_sdk.quantization.layers import used_weight
 from ghnqat_sdk.quantization.lookup import require_calibrated_layers, require_fake_quantized_layers
 from ghnqat_sdk.quantization.quantizers import LearnedStepQuantizer
 from ghnqat_sdk.quantization.state import require_module, states_of
@@ -31,7 +32,7 @@ def learn_steps(qmodel: nn.Module) -> list[nn.Parameter]:
     layers = require_calibrated_layers(qmodel, "learn_steps")
     steps: list[nn.Parameter] = []
     for layer in layers.values():
-        for name, tensor in (("weight_quantizer", layer.weight), ("input_quantizer", None)):
+        for name, tensor in (("weight_quantizer", used_weight(layer)), ("input_quantizer", None)):
             quantizer = getattr(layer, name)
             known = tensor is not None or quantizer.frozen_range is not None
             if (
@@ -105,11 +106,11 @@ def oscillation_loss(qmodel: nn.Module) -> Tensor:
     for layer in require_fake_quantized_layers(qmodel, "oscillation_loss").values():
         if layer.weight_quantizer.bits == FLOAT_BITS:
             continue
-        weight = layer.weight
+        weight = used_weight(layer)
         levels = layer.weight_quantizer(weight).detach()
         # The distance from a clipped weight to its level is that of clipping, which the quantizer's
         # range decides.
         low, high = levels.min(), levels.max()
         distance = (weight.clamp(low, high) - levels).square().sum()
         total = distance if total is None else total + distance
-    return total if total is not None else torch.zeros(())
+    return total if total is not None else torch.zeros((), device="cpu")

@@ -13,12 +13,12 @@ import ghnqat_sdk
 ROOT = Path(ghnqat_sdk.__file__).parent
 FLOORS = (
     (
-        *("advice", "bits", "calls", "choices", "copying", "errors", "files", "filling"),
-        *("generators", "plotting", "plugins", "progress", "version"),
+        *("advice", "bits", "calls", "choices", "copying", "devices", "errors", "files"),
+        *("filling", "generators", "plotting", "plugins", "progress", "version"),
     ),
     ("graph", "quantization"),
     ("hypernetwork",),
-    ("accounting", "data", "demo", "export", "heads", "predict", "qat", "search"),
+    ("accounting", "data", "demo", "deriving", "export", "heads", "predict", "qat", "search"),
     ("training",),
     ("cli",),
 )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.data import ImageSet
+from ghnqat_sdk.devices import on_cpu_by_default
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, ExportError
 from ghnqat_sdk.export.edges import Edges, plan_edges, take_out_quantizers
 from ghnqat_sdk.export.integer import (
@@ -103,10 +104,11 @@ def export_onnx(
     _require_float32(bare, inputs)
     require_ranges(bare, inputs)
     values = [*inputs.values()] if isinstance(inputs, dict) else [*inputs]
-    proto = to_onnx(with_onnx_quantizers(bare), inputs, opset)
-    made = _integer_form(Graph(proto), values, storage, float_edges)
-    _write_facts(made.graph.model, values, images)
-    report = _checked(made, target, values, expected, opset, timing)
+    with on_cpu_by_default():
+        proto = to_onnx(with_onnx_quantizers(bare, inputs), inputs, opset)
+        made = _integer_form(Graph(proto), values, storage, float_edges)
+        _write_facts(made.graph.model, values, images)
+        report = _checked(made, target, values, expected, opset, timing)
     _write(target, made.content)
     return report
 

@@ -6,17 +6,19 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS
+from ghnqat_sdk.calls import Call
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers, fixed_input_range
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
+from ghnqat_sdk.quantization.state import evaluating
 
 Inputs = dict[str, Tensor] | tuple[Tensor, ...]
 """Keyword arguments or positional ones."""
@@ -117,17 +119,59 @@ def require_ranges(bare: nn.Module, inputs: Inputs) -> None:
             raise reasons[name]
 
 
-def with_onnx_quantizers(bare: nn.Module) -> nn.Module:
-    """The quantizers replaced, in place."""
+def with_onnx_quantizers(bare: nn.Module, inputs: Inputs) -> nn.Module:
+    """The quantizers replaced, in place.
+
+    Raises:
+        ArgumentError: a layer's forward makes its weight of its input.
+    """
+    weights = _weights_given(bare, inputs)
     for name, layer in fake_quantized_layers(bare).items():
         if layer.weight_quantizer.bits != FLOAT_BITS:
-            layer.weight_quantizer = _StoredWeight(layer.weight, layer.weight_quantizer)
+            weight = weights.get(name, layer.weight)
+            layer.weight_quantizer = _StoredWeight(weight, layer.weight_quantizer)
         if isinstance(layer.input_quantizer, _Unreached):
             continue
         if layer.input_quantizer.bits != FLOAT_BITS:
             low, high = fixed_input_range(name, layer)
             layer.input_quantizer = _QuantizedInput(low, high, layer.input_quantizer.bits)
     return bare
+
+
+@torch.no_grad()
+def _weights_given(bare: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """The weights that layers hand to their quantizers, by name: their own, or what a forward of
+    the user's makes of it.
+
+    Raises:
+        ArgumentError: a layer hands over different ones, on the inputs and on others.
+    """
+    layers = fake_quantized_layers(bare)
+    given: dict[str, list[Tensor]] = {name: [] for name in layers}
+    with evaluating(bare), ExitStack() as stack:
+        for name, layer in layers.items():
+            layer.weight_quantizer.observe = given[name].append
+            stack.callback(setattr, layer.weight_quantizer, "observe", None)
+        for call in (Call.of(inputs), Call.of(inputs).map(_other)):
+            call.run(bare)
+    changing = [
+        name
+        for name, weights in given.items()
+        if layers[name].weight_quantizer.bits != FLOAT_BITS
+        and not all(torch.equal(weight, weights[0]) for weight in weights)
+    ]
+    if changing:
+        raise ArgumentError(
+            f"The weight of {changing[0]!r} is not the same in every call, so no integers can be "
+            "stored for it. Leave it in float: write from_float or predict_quantized_params with "
+            f"bits={{{changing[0]!r}: (32, 32), '*': (4, 8)}}."
+        )
+    return {name: weights[0] for name, weights in given.items() if weights}
+
+
+def _other(x: Tensor) -> Tensor:
+    """Another input of the same shape, also where x is a single image."""
+    return x / 2 if x.is_floating_point() else x
 
 
 def to_onnx(model: nn.Module, inputs: Inputs, opset: int) -> Any:

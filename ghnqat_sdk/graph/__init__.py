@@ -3,6 +3,7 @@
 ops.py          the table of node types: a new one is a row there
 graph.py        nodes and edges
 trace.py        a model becomes a graph
+merge.py        graphs of two modes become one
 recorder.py     sees the calls meanwhile
 torch_calls.py  what one call says of itself
 annotate.py     bits written into a graph

@@ -24,6 +24,9 @@ from ghnqat_sdk.graph.torch_calls import (
     written_tensor,
 )
 
+UNUSED = "not used by the forward pass"
+"""Why a parameter is reached by no node."""
+
 
 class Recorder(TorchFunctionMode):
     """Sees every torch call as the model wrote it (a convolution, an addition), nested calls left
@@ -86,9 +89,7 @@ class Recorder(TorchFunctionMode):
         self._add(Node("output"), sources)
         dense = self._mark_classifiers(outputs)
         unreached = {
-            name: "feeds other parameters of the same layer"
-            if name in self._used
-            else "not used by the forward pass"
+            name: "feeds other parameters of the same layer" if name in self._used else UNUSED
             for name, tensor in self.parameters.items()
             if tensor.is_floating_point() and name not in self._claimed
         }

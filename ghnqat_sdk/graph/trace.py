@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 from ghnqat_sdk.advice import advice_for
 from ghnqat_sdk.calls import Call, meta_like, tensors_in
 from ghnqat_sdk.copying import copy_module
+from ghnqat_sdk.devices import at_home, on_cpu_by_default
 from ghnqat_sdk.errors import ArgumentError, TraceError
-from ghnqat_sdk.generators import random_numbers_stay
+from ghnqat_sdk.generators import generator_states, random_numbers_stay, seed_generators
 from ghnqat_sdk.graph.graph import ComputationGraph
+from ghnqat_sdk.graph.merge import with_parameters_of
 from ghnqat_sdk.graph.ops import quantizable_layers
-from ghnqat_sdk.graph.recorder import Recorder
+from ghnqat_sdk.graph.recorder import UNUSED, Recorder
 
 _SIZES = (224, 32, 28, 299, 64, 96, 128, 160, 192, 240, 256, 288, 320, 384, 448, 512, 16, 8)
 """Image sizes that are tried where no example inputs are given."""
@@ -32,8 +35,10 @@ def trace(model: nn.Module, example_inputs: Any = None) -> ComputationGraph:
 
     Nothing is computed, and nothing of the model, its hooks and the random number generators
     changes. The run is in training mode, so that auxiliary heads are seen; a model that does not
-    run in it runs in the modes in which its modules are, or in evaluation mode. Where control flow
-    reads values, the copy runs on random numbers.
+    run in it runs in the modes in which its modules are, or in evaluation mode. Where that run drew
+    random numbers or left a parameter out, as one does that drops layers by chance, the graph is
+    that of evaluation mode, with what only training uses. Where control flow reads values, the copy
+    runs on random numbers.
 
     Args:
         model: Any CNN.
@@ -59,22 +64,54 @@ def trace_with_call(model: nn.Module, example_inputs: Any = None) -> tuple[Compu
     given = example_inputs is not None
     candidates = [Call.of(example_inputs)] if given else list(_guesses(model))
     failures: list[Exception] = []
-    with random_numbers_stay(), torch.no_grad():
+    with random_numbers_stay(), at_home(model), torch.no_grad():
         for mode in (True, None, False):
             found = _trace_in(model, candidates, mode, failures)
             if found is not None:
-                return found
+                return (found.completed(model) if mode is not False else found.graph), found.call
     raise _explain(model, candidates[0] if given else None, failures[0]) from failures[0]
+
+
+class _Found(NamedTuple):
+    """A run that was recorded.
+
+    Attributes:
+        graph: Of the run.
+        call: Its arguments: meta tensors or numbers.
+        drew: Whether it drew random numbers.
+    """
+
+    graph: ComputationGraph
+    call: Call
+    drew: bool
+
+    def completed(self, model: nn.Module) -> ComputationGraph:
+        """The graph, whatever was left out by chance or is of evaluation alone."""
+        if not self.drew and UNUSED not in self.graph.unreached.values():
+            return self.graph
+        evaluated = _trace_in(model, [self.call], False, [])
+        if evaluated is None:
+            return self.graph
+        if self.drew or evaluated.graph.parameters.keys() - self.graph.parameters.keys():
+            return with_parameters_of(evaluated.graph, self.graph)
+        return self.graph
+
+
+def _record(model: nn.Module, call: Call, mode: bool | None, shapes_only: bool) -> _Found:
+    """One run of a copy, always with the same random numbers."""
+    before = seed_generators()
+    with nullcontext() if shapes_only else on_cpu_by_default():
+        graph = _run(_twin(model, shapes_only), call, mode, shapes_only)
+    return _Found(graph, call, generator_states() != before)
 
 
 def _trace_in(
     model: nn.Module, calls: Sequence[Call], mode: bool | None, failures: list[Exception]
-) -> tuple[ComputationGraph, Call] | None:
-    """The graph of the first of `calls` that a copy of the model runs on, in one mode."""
+) -> _Found | None:
+    """The run on the first of `calls` that a copy of the model runs on, in one mode."""
     for index, call in enumerate(calls):
         try:
-            on_meta = call.on_meta()
-            return _run(_twin(model, shapes_only=True), on_meta, mode, True), on_meta
+            return _record(model, call.on_meta(), mode, shapes_only=True)
         except Exception as error:  # whatever the user's forward raises
             failures.append(error)
             if _reads_values(error):
@@ -130,12 +167,11 @@ def _guesses(model: nn.Module) -> Iterator[Call]:
 
 def _trace_on_numbers(
     model: nn.Module, calls: Sequence[Call], mode: bool | None, failures: list[Exception]
-) -> tuple[ComputationGraph, Call] | None:
-    """The graph of the first of `calls` that a copy of the model can be run on with numbers."""
+) -> _Found | None:
+    """The run on the first of `calls` that a copy of the model can be run on with numbers."""
     for call in calls:
-        numbers = call.with_numbers()
         try:
-            return _run(_twin(model, shapes_only=False), numbers, mode, False), numbers
+            return _record(model, call.with_numbers(), mode, shapes_only=False)
         except Exception as error:  # as above
             failures.append(error)
     return None
@@ -172,12 +208,22 @@ def _twin(model: nn.Module, shapes_only: bool) -> nn.Module:
     return twin
 
 
+def hooks_of_objects(module: nn.Module) -> list[Any]:
+    """The hooks before a module's forward that are objects of their own, such as those of weight
+    norm and pruning, which make its weight."""
+    return [hook for hook in module._forward_pre_hooks.values() if _is_object(hook)]
+
+
 def _makes_weights(hook: Any, own: Collection[int]) -> bool:
     """Whether a hook is an object of the copy; `own` holds the ids of its modules."""
     if isinstance(hook, types.MethodType):
         return id(hook.__self__) in own
-    functions = (types.FunctionType, types.BuiltinFunctionType, functools.partial)
-    return not isinstance(hook, functions)
+    return _is_object(hook)
+
+
+def _is_object(hook: Any) -> bool:
+    functions = (types.FunctionType, types.BuiltinFunctionType, types.MethodType)
+    return not isinstance(hook, (*functions, functools.partial))
 
 
 def _stand_in(tensor: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class Classifier:
         self.classes, self.width = layer.weight.shape[0], layer.weight[0].numel()
         self.heard: Tensor | None = None
         self.sums: ClassSums | None = None
-        self.seen = torch.zeros(self.classes, dtype=torch.int64)
+        self.seen = torch.zeros(self.classes, dtype=torch.int64, device="cpu")
         self.held: list[tuple[Tensor, Tensor]] = []
         self.held_count = 0
         self.place_scatter: Tensor | None = None
@@ -178,7 +178,7 @@ class Classifier:
     def _lifted(self, linear: Linear) -> Linear:
         """The same probabilities with all scores above 0: a ReLU follows, before places are
         averaged."""
-        spread = torch.zeros(self.classes)
+        spread = torch.zeros(self.classes, device="cpu")
         if self.place_scatter is not None:
             weight = linear.weight.double()
             spread = ((weight @ self.place_scatter) * weight).sum(1).sqrt().float()

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ghnqat_sdk.accounting import note_fitted
 from ghnqat_sdk.calls import Call
 from ghnqat_sdk.data import load_images
 from ghnqat_sdk.errors import ArgumentError, UnfamiliarDataWarning
@@ -126,6 +127,7 @@ def fit_head(
         fits = [head.fit(strengths, rectified=head.name in rectified) for head in heads]
     for head, (linear, _) in zip(heads, fits, strict=True):
         head.write(linear)
+    note_fitted(qmodel, [head.name for head in heads])
     return HeadReport(tuple(fitted for _, fitted in fits))
 
 

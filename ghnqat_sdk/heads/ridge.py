@@ -13,7 +13,7 @@ from torch import Tensor
 STRENGTHS = (1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Tried where none is given, in units of the mean variance of the features within a class."""
 
-_SCALES = tuple(float(scale) for scale in torch.logspace(0, 2, 41))
+_SCALES = tuple(float(scale) for scale in torch.logspace(0, 2, 41, device="cpu"))
 _NEVER = -1.0  # the score of a class without images, where 0 is "another class" and 1 "this class"
 
 
@@ -27,9 +27,9 @@ class ClassSums:
     """
 
     def __init__(self, classes: int, width: int) -> None:
-        self.counts = torch.zeros(classes, dtype=torch.float64)
-        self.totals = torch.zeros(classes, width, dtype=torch.float64)
-        self.scatter = torch.zeros(width, width, dtype=torch.float64)
+        self.counts = torch.zeros(classes, dtype=torch.float64, device="cpu")
+        self.totals = torch.zeros(classes, width, dtype=torch.float64, device="cpu")
+        self.scatter = torch.zeros(width, width, dtype=torch.float64, device="cpu")
 
     def add(self, features: Tensor, labels: Tensor) -> None:
         """Count in features (n, D) of labels (n,)."""

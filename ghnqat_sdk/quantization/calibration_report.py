@@ -66,7 +66,7 @@ def collapsed(extremes: _Ends, ranges: _Ends, bits: dict[str, int]) -> _Ends:
     """The smallest and the largest input of layers where they differ and come to one level."""
 
     def level(name: str, value: float) -> float:
-        return fake_quantize(torch.tensor(value), *ranges[name], bits[name]).item()
+        return fake_quantize(torch.tensor(value, device="cpu"), *ranges[name], bits[name]).item()
 
     return {
         name: (low, high)

@@ -71,6 +71,24 @@ def to_fake_quantized(
     return state
 
 
+def require_layers(model: nn.Module, caller: str) -> None:
+    """Raise where `model` has no layer that can be fake-quantized.
+
+    Raises:
+        ArgumentError: the message names `caller`, and what the model has.
+    """
+    if quantizable_layers(model):
+        return
+    weighted = (m for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
+    kinds = dict.fromkeys(type(module).__name__ for module in weighted)
+    found = f"parameters in {', '.join(kinds)} alone" if kinds else "no parameters"
+    raise ArgumentError(
+        f"{caller} needs a model that calls convolutions or linear layers; this "
+        f"{type(model).__name__} has {found}. Write layers such as nn.Conv2d(3, 8, 3) in place of "
+        "F.conv2d(x, weight), and leave the forward of a layer to its class."
+    )
+
+
 def _change_class(module: nn.Module, state: QuantizationState) -> None:
     # Past any `__setattr__` of the user's.
     object.__setattr__(module, "__class__", fake_quantized_class(type(module)))
@@ -141,14 +159,13 @@ def from_float(
             cannot be copied.
     """
     require_module(model, "from_float(model)")
-    layers = quantizable_layers(model)
-    if fake_quantized_layers(model) or not layers:
-        fault = "is fake-quantized already" if fake_quantized_layers(model) else "has none"
+    if fake_quantized_layers(model):
         raise ArgumentError(
-            f"from_float needs a float model with convolutions or linear layers; this "
-            f"{type(model).__name__} {fault}."
+            f"from_float needs a float model; this {type(model).__name__} is fake-quantized "
+            "already. Write from_float(to_float(qmodel)) to quantize it again."
         )
-    resolved = resolve_bits(bits, list(layers))
+    require_layers(model, "from_float")
+    resolved = resolve_bits(bits, list(quantizable_layers(model)))
     rule = ClippedRanges() if ranges is None else range_rule(ranges)
     rounding = rounding_rule(rounding)
     qmodel = model if inplace else copy_module(model)

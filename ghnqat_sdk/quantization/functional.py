@@ -67,12 +67,19 @@ def scale_and_zero_point(
         zero point: Alike, holding an integer in 0 … 2^bits - 1.
     """
     levels = 2**bits - 1
-    low = torch.clamp(torch.as_tensor(low, dtype=torch.float32), max=0.0)
-    high = torch.clamp(torch.as_tensor(high, dtype=torch.float32), min=0.0)
+    low = torch.clamp(_number(low), max=0.0)
+    high = torch.clamp(_number(high), min=0.0)
     scale = (high - low) / levels
     scale = torch.where(scale < torch.finfo(torch.float32).tiny, torch.ones_like(scale), scale)
     zero_point = torch.clamp(torch.round(-low / scale), 0, levels)
     return scale, zero_point
+
+
+def _number(end: Tensor | float) -> Tensor:
+    """An end of a range in float32: where it is, or on the CPU, whose numbers mix with tensors
+    anywhere."""
+    device = end.device if isinstance(end, Tensor) else "cpu"
+    return torch.as_tensor(end, dtype=torch.float32, device=device)
 
 
 def fake_quantize(x: Tensor, low: Tensor | float, high: Tensor | float, bits: int) -> Tensor:

@@ -36,9 +36,10 @@ def mean_squared_error_range(
         low, high: Its outer edges.
         bits: Of the levels.
     """
-    edges = torch.linspace(low, high, len(counts) + 1, dtype=torch.float64)
+    edges = torch.linspace(low, high, len(counts) + 1, dtype=torch.float64, device=counts.device)
     centres, weights = (edges[:-1] + edges[1:]) / 2, counts.double()
-    ratios = torch.linspace(0.01, 1.0, 100, dtype=torch.float64).flip(0)  # of equals, the widest
+    # Of equals, the widest.
+    ratios = torch.linspace(0.01, 1.0, 100, dtype=torch.float64, device=counts.device).flip(0)
 
     def best(lows: Tensor, highs: Tensor) -> tuple[Tensor, Tensor]:
         levels = 2**bits - 1

@@ -147,9 +147,45 @@ class _Operands(TorchFunctionMode):
         return function(*positional, **given)
 
 
+class _SeenError(Exception):
+    """Ends a run in which all was seen."""
+
+
 class OwnForward(FakeQuantizedLayer):
     """A layer of a class with a forward of its own: what it hands to the op is fake-quantized."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with _Operands(self):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+
+def used_weight(layer: Any) -> Tensor:
+    """The weight that a fake-quantized layer hands to its quantizer: its own, or what a forward of
+    the user's makes of it, with the gradient; its own as well where that wants to see a true input.
+    """
+    if not isinstance(layer, OwnForward):
+        return layer.weight
+    seen: list[Tensor] = []
+
+    def see(x: Tensor) -> None:
+        seen.append(x)
+        raise _SeenError
+
+    quantizer = layer.weight_quantizer
+    before = quantizer.observe
+    quantizer.observe = see
+    try:
+        type(layer).forward(layer, _smallest_input(layer))
+    except Exception:  # ours, or whatever the user's forward raises
+        pass
+    finally:
+        quantizer.observe = before
+    return seen[0] if seen else layer.weight
+
+
+def _smallest_input(layer: Any) -> Tensor:
+    """Zeros (1, C, ...) that a kernel fits into once."""
+    channels = getattr(layer, "in_channels", None) or layer.in_features
+    kernels = zip(getattr(layer, "kernel_size", ()), getattr(layer, "dilation", ()), strict=True)
+    size = [dilation * (width - 1) + 1 for width, dilation in kernels]
+    return layer.weight.new_zeros(1, channels, *size)

@@ -43,8 +43,8 @@ class Moments:
 
     instance: bool = False
     count: int = 0
-    total: Tensor = field(default_factory=lambda: torch.zeros(()))
-    squares: Tensor = field(default_factory=lambda: torch.zeros(()))
+    total: Tensor = field(default_factory=lambda: torch.zeros((), device="cpu"))
+    squares: Tensor = field(default_factory=lambda: torch.zeros((), device="cpu"))
 
     def add(self, x: Tensor) -> None:
         """Values (N, C, ...)."""

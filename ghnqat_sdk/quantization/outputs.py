@@ -15,7 +15,7 @@ from ghnqat_sdk.errors import ArgumentError
 def run_on(qmodel: nn.Module, batch: Any) -> Tensor:
     """All outputs of one run as one vector."""
     outputs = [tensor.flatten().double() for tensor in outputs_on(qmodel, batch)]
-    return torch.cat(outputs) if outputs else torch.empty(0, dtype=torch.float64)
+    return torch.cat(outputs) if outputs else torch.empty(0, dtype=torch.float64, device="cpu")
 
 
 def finite_run_on(qmodel: nn.Module, batch: Any) -> Tensor:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,12 +157,16 @@ def quantization_report(qmodel: nn.Module, batch: Any) -> QuantizationReport:
     layers = require_fake_quantized_layers(qmodel, "quantization_report")
     call = Call.of(batch)
     inputs: dict[str, list[Tensor]] = {}
+    weights: dict[str, list[Tensor]] = {}
     with evaluating(qmodel):
-        with _seeing_inputs(layers, inputs):
+        with (
+            _seeing({n: layer.input_quantizer for n, layer in layers.items()}, inputs),
+            _seeing({n: layer.weight_quantizer for n, layer in layers.items()}, weights),
+        ):
             quantized = finite_run_on(qmodel, call)
         tensors = {
             name: (
-                _measure(layer.weight_quantizer, [layer.weight]),
+                _measure(layer.weight_quantizer, weights[name]),
                 _measure(layer.input_quantizer, inputs[name]),
             )
             for name, layer in layers.items()
@@ -178,15 +183,21 @@ def quantization_report(qmodel: nn.Module, batch: Any) -> QuantizationReport:
 
 
 @contextmanager
-def _seeing_inputs(layers: dict[str, Any], inputs: dict[str, list[Tensor]]) -> Iterator[None]:
-    """Every input of every call of the layers, by name."""
-    for name, layer in layers.items():
-        layer.input_quantizer.observe = lambda x, n=name: inputs.setdefault(n, []).append(x)
+def _seeing(quantizers: dict[str, Any], seen: dict[str, list[Tensor]]) -> Iterator[None]:
+    """Every tensor that comes to quantizers, by name; one that comes again is taken once."""
+
+    def take(name: str, x: Tensor) -> None:
+        taken = seen.setdefault(name, [])
+        if not any(x is each for each in taken):
+            taken.append(x)
+
     try:
+        for name, quantizer in quantizers.items():
+            quantizer.observe = partial(take, name)
         yield
     finally:
-        for layer in layers.values():
-            layer.input_quantizer.observe = None
+        for quantizer in quantizers.values():
+            quantizer.observe = None
 
 
 def _measure(quantizer: FakeQuantizer, calls: list[Tensor]) -> TensorReport | None:
@@ -218,5 +229,4 @@ def _measure(quantizer: FakeQuantizer, calls: list[Tensor]) -> TensorReport | No
 
 def _listed(end: Tensor | float) -> list[float]:
     """An end of a range, or of the ranges of all channels."""
-    numbers: list[float] = torch.as_tensor(end).double().flatten().tolist()
-    return numbers
+    return end.double().flatten().tolist() if isinstance(end, Tensor) else [float(end)]

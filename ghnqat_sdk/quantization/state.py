@@ -13,6 +13,7 @@ from torch import nn
 
 from ghnqat_sdk.bits import Bits
 from ghnqat_sdk.calls import Signature
+from ghnqat_sdk.devices import at_home
 from ghnqat_sdk.errors import ArgumentError, UncalibratedWarning
 from ghnqat_sdk.generators import random_numbers_stay
 
@@ -83,7 +84,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         for state in states:
             state.warn = False
         model.eval()
-        with random_numbers_stay():
+        with random_numbers_stay(), at_home(model):
             yield
     finally:
         for state, warn in zip(states, warned, strict=True):
