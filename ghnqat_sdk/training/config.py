@@ -23,14 +23,10 @@ from ghnqat_sdk.plugins import with_imports
 from ghnqat_sdk.quantization.roundings import NEAREST, Rounding, without_switch
 from ghnqat_sdk.training.compute import ComputeConfig
 from ghnqat_sdk.training.hints import HintConfig
-from ghnqat_sdk.training.optimizers import (
-    AdamWConfig,
-    DecayConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    StableSchedule,
-)
-from ghnqat_sdk.training.sampler import DeepNetsShare, Sampler, SamplingConfig, SpaceShare
+from ghnqat_sdk.training.optimizers import AdamWConfig, OptimizerConfig
+from ghnqat_sdk.training.sampler import Sampler, SamplingConfig
+from ghnqat_sdk.training.schedules import DecayConfig, ScheduleConfig, StableSchedule
+from ghnqat_sdk.training.shares import DeepNetsShare, SpaceShare
 
 FORMAT = 2
 """Version of the layout of a run's config."""
@@ -147,6 +143,11 @@ class RunConfig(BaseModel):
             return 0.0
         fade = 1.0 if self.decay is None else self.decay.hint(step)
         return self.hints.weight * fade
+
+    def gradient_scale_at(self, step: int) -> float:
+        """How many times larger gradients are than those of the cross-entropy alone, and so what
+        limits of their norms are multiplied by: the hint loss is added so many times."""
+        return 1 + self.hint_weight_at(step)
 
 
 def recipe_names() -> list[str]:

@@ -7,34 +7,12 @@ C channels, or flat.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ghnqat_sdk.quantization.functional import ratio_clipped_range
-
-NO_LEVELS = 0
-"""Stands for "do not round"."""
-
-
-class ActivationRounding(NamedTuple):
-    """How activations are rounded.
-
-    Attributes:
-        levels: 2^bits - 1, or `NO_LEVELS`.
-        share: Of the minimum and maximum that is kept.
-    """
-
-    levels: int = NO_LEVELS
-    share: float = 1.0
-
-
-class Clip(NamedTuple):
-    """An activation that clips: (0, inf) for ReLU, (0, 6) for ReLU6, (-inf, inf) for none."""
-
-    low: float = -math.inf
-    high: float = math.inf
+from ghnqat_sdk.training.rounding import NO_LEVELS, ActivationRounding, Clip
 
 
 def onto_levels(x: Tensor, low: Tensor, high: Tensor, levels: int) -> tuple[Tensor, Tensor]:

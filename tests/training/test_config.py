@@ -12,7 +12,7 @@ from ghnqat_sdk.training.config import (
     load_recipe,
     recipe_names,
 )
-from ghnqat_sdk.training.sampler import CustomShare, FamiliesShare
+from ghnqat_sdk.training.shares import CustomShare, FamiliesShare
 
 
 @pytest.mark.parametrize("name", recipe_names())

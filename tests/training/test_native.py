@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ghnqat_sdk.training import native
-from ghnqat_sdk.training.eager import ActivationRounding, Clip
 from ghnqat_sdk.training.kernels import normalise_clip_round, round_weight
+from ghnqat_sdk.training.rounding import ActivationRounding, Clip
 
 COMPILES = pytest.mark.skipif(native.library() is None, reason="there is no C++ compiler here")
 
