@@ -210,10 +210,7 @@ def _graph_facts(graph: ComputationGraph) -> dict[str, Any]:
 
 
 def _print_graph(graph: ComputationGraph) -> None:
-    sources: list[list[int]] = [[] for _ in graph.nodes]
-    for source, target in graph.edges:
-        sources[target].append(source)
-    read = [",".join(map(str, each)) for each in sources]
+    read = [",".join(map(str, each)) for each in graph.predecessors]
     width = min(24, max((len(text) for text in read), default=0))
     for index, node in enumerate(graph.nodes):
         shapes = "  ".join(f"{p.name} {'×'.join(map(str, p.shape))}" for p in node.parameters)

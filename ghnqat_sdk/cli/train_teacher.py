@@ -17,9 +17,8 @@ from ghnqat_sdk.cli.paths import (
     check_input_file,
     check_output_file,
 )
-from ghnqat_sdk.cli.train_config import problems
 from ghnqat_sdk.cli.train_run import MOST_THREADS
-from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.errors import ArgumentError, problems
 from ghnqat_sdk.progress import working
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 A run:
     config.py       all of a run as one value; `recipes/` holds those that have a name
     run.py          a run in its folder: resumes, checkpoints, validates, branches off
-    folder.py       the names of what the folder holds
+    folder.py       the names of what the folder holds, and of the recipes
     trainer.py      the loop: sample, predict, loss, one step, average
     initial.py      the hypernetwork and the hints before the first step
     sampler.py      which networks, bit-widths and images a step sees

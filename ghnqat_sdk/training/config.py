@@ -17,11 +17,12 @@ from pydantic import (
 
 from ghnqat_sdk.bits import parse_bits
 from ghnqat_sdk.data import DataConfig
-from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.errors import ArgumentError, problems
 from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
 from ghnqat_sdk.plugins import with_imports
 from ghnqat_sdk.quantization.roundings import NEAREST, Rounding, without_switch
 from ghnqat_sdk.training.compute import ComputeConfig
+from ghnqat_sdk.training.folder import RECIPES, recipe_names
 from ghnqat_sdk.training.hints import HintConfig
 from ghnqat_sdk.training.optimizers import AdamWConfig, OptimizerConfig
 from ghnqat_sdk.training.sampler import Sampler, SamplingConfig
@@ -30,8 +31,6 @@ from ghnqat_sdk.training.shares import DeepNetsShare, SpaceShare
 
 FORMAT = 2
 """Version of the layout of a run's config."""
-
-_RECIPES = Path(__file__).with_name("recipes")
 
 
 class BitsShare(BaseModel):
@@ -150,11 +149,6 @@ class RunConfig(BaseModel):
         return 1 + self.hint_weight_at(step)
 
 
-def recipe_names() -> list[str]:
-    """Names that `load_recipe` takes."""
-    return sorted(path.stem for path in _RECIPES.glob("*.json"))
-
-
 def load_recipe(name: str) -> RunConfig:
     """The run that a recipe's name stands for.
 
@@ -165,7 +159,7 @@ def load_recipe(name: str) -> RunConfig:
         raise ArgumentError(
             f"recipe={name!r} is unknown. Write one of {', '.join(recipe_names())}."
         )
-    return load_config(_RECIPES / f"{name}.json")
+    return load_config(RECIPES / f"{name}.json")
 
 
 def load_config(path: str | Path) -> RunConfig:
@@ -184,9 +178,7 @@ def load_config(path: str | Path) -> RunConfig:
     try:
         return RunConfig.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
         raise ArgumentError(
-            f"{str(path)!r} is no config of layout {FORMAT}: {where}: {first['msg']}. Start from a "
-            f"recipe: ghnqat-train recipes all-bits"
+            f"{str(path)!r} is no config of layout {FORMAT}: {problems(error, most=1)}. Start from "
+            f"a recipe: ghnqat-train recipes all-bits"
         ) from error

@@ -69,7 +69,6 @@ def _looks(
             _, taps = network.plan.run(predicted, batch.images, setting)
             assert trainer.features is not None
             teacher_features = trainer.features.gather(batch.indices, batch.moves)
-            for stage, weight, shown, target in hints.dealt(
-                taps, teacher_features, range(len(taps))
-            ):
+            every = range(len(taps))
+            for stage, weight, shown, target in hints.dealt(taps, teacher_features, every):
                 yield stage, weight, *compared(shown.cpu(), target)
