@@ -30,7 +30,7 @@ The loss of one network:
     kernels.py      norm, activation, clip and round as one pass each way
     rounding.py     what these are told
     eager.py        these in torch's operations
-    native.py       these compiled, from kernels.cpp
+    native.py       these compiled, from kernels.cpp and depthwise.cpp, which share numbers.h
     depthwise.py    depthwise convolutions with fast gradients
     pooling.py      average pools, and corners of maps, with fast gradients
 
