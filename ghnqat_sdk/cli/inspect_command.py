@@ -41,7 +41,7 @@ _OF_A_PREDICTION = {
 
 
 def add_inspect(commands: Any) -> None:
-    """The command and its options."""
+    """Add `ghnqat inspect` to the parser's commands."""
     what = "show a model's computation graph, and what its quantization costs"
     parser = add_command(commands, "inspect", what, check=_check, run=_inspect)
     add_model(parser)

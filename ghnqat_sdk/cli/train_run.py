@@ -35,7 +35,7 @@ _STEPS_BETWEEN_SPARINGS = 50
 
 
 def add_run(commands: Any) -> None:
-    """The command and its options."""
+    """Add `ghnqat-train run` to the parser's commands."""
     run = add_command(
         commands,
         "run",
@@ -68,7 +68,7 @@ def add_run(commands: Any) -> None:
 
 
 def add_decay(commands: Any) -> None:
-    """The command and its options."""
+    """Add `ghnqat-train decay` to the parser's commands."""
     decay = add_command(
         commands,
         "decay",

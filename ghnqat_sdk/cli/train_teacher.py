@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def add_teacher(commands: Any) -> None:
-    """The command and its options."""
+    """Add `ghnqat-train teacher` to the parser's commands."""
     what = "train the teacher whose features are hints"
     teacher = add_command(commands, "teacher", what, check=_check, run=_teacher)
     teacher.add_argument(
