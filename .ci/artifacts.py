@@ -15,6 +15,8 @@ PACKAGE = (
     "hypernetwork/weights/model.safetensors",
     "hypernetwork/weights/model.safetensors.sha256",
     "training/kernels.cpp",
+    "training/depthwise.cpp",
+    "training/numbers.h",
 )
 SOURCE = ("CHANGELOG.md", "CITATION.cff", "LICENSE", "NOTICE", "README.md", "pyproject.toml")
 FOREIGN = {"tests", "benchmarks", "examples", "docs", "runs", "results", "__pycache__"}

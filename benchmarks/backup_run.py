@@ -29,8 +29,8 @@ from ghnqat_sdk.errors import ArgumentError, CheckpointError, GhnqatError
 from ghnqat_sdk.files import digest, write_atomically
 from ghnqat_sdk.training.checkpoint import load_training_state, save_training_state, writing
 from ghnqat_sdk.training.config import RunConfig, load_config
+from ghnqat_sdk.training.folder import RUN_FILE
 from ghnqat_sdk.training.hints import HintConfig
-from ghnqat_sdk.training.run import RUN_FILE
 
 MOST_BYTES = 15_000_000
 FORMAT = 1

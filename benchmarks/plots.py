@@ -45,7 +45,7 @@ FEWEST = 4
 
 
 def common(curves: Curves, bits: str, mark: int) -> set[str]:
-    """Networks that were trained so far from predicted parameters and from He's."""
+    """Networks trained both from predicted parameters and from He's."""
     return {*curves.at(mark, bits, "he")} & {*curves.at(mark, bits, "predicted")}
 
 

@@ -80,7 +80,7 @@ class Curves:
         return {net: curve[step] for net, curve in found.items() if step in curve}
 
     def common(self, step: int, bits: str) -> list[str]:
-        """Networks trained so far both from predicted parameters and from He's; none if too few."""
+        """Networks trained both from predicted parameters and from He's; none if too few."""
         he = self.at(step, bits, "he")
         nets = [net for net in self.at(step, bits, "predicted") if net in he]
         return nets if len(nets) >= FEWEST else []

@@ -18,8 +18,8 @@ TEXT = """{tables}
   of 128 flipped and shifted training images. The learning rate is the best of {rates} (predicted)
   or {other_rates} (others) on validation images{best}.
 - To be measured, a copy is calibrated on 512 training images and classifies 1,000 test images. ± is
-  the standard error over networks.
-- SHA-256 of the weights: `{weights}`{later}.
+  the standard error over networks; columns are of the networks trained for that long.
+- SHA-256 of the weights{earlier}: `{weights}`.
 
 ```bash
 python benchmarks/qat_initialization.py --data data/cifar10 --steps 100
@@ -88,7 +88,7 @@ def page(curves: Curves, shipped: str) -> str:
         other_rates=", ".join(map(str, RATES[False])),
         best=rates_of(curves),
         weights=curves.weights,
-        later="" if curves.weights == shipped else "; better ones ship since",
+        earlier="" if curves.weights == shipped else ", which came before those that ship",
     )
 
 

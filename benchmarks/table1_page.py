@@ -72,7 +72,7 @@ TEXT = """{passed}
   layer is quantized.
 - GHN-Q is the [work](https://arxiv.org/abs/2208.12489) that GHN-QAT starts from: trained in float,
   quantized only in use. The paper has no figures of it at W2/A2, where it fell to random accuracy.
-  Top-5 of the paper's GHN-QAT is left out: the copy of the paper that was at hand does not have it.
+  The paper's top-5 of GHN-QAT is not given here.
 - Ours are of the first {graphs} graphs of the [splits](evaluation.md#splits) of ConvNets-250K
   (re-created), since the paper's graphs are not public, and of {images:,} test images of CIFAR-10
   (JPEG), the same for all graphs, drawn with seed {seed}{fewer}.

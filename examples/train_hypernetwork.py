@@ -21,9 +21,10 @@ from ghnqat_sdk.hypernetwork.decoder import DecoderConfig
 from ghnqat_sdk.hypernetwork.encoders import TransformerConfig
 from ghnqat_sdk.training.compute import ComputeConfig
 from ghnqat_sdk.training.config import BitsConfig, BitsShare, RunConfig, ValidationConfig
-from ghnqat_sdk.training.optimizers import StableSchedule
 from ghnqat_sdk.training.run import Run, branch
-from ghnqat_sdk.training.sampler import FamiliesShare, SamplingConfig
+from ghnqat_sdk.training.sampler import SamplingConfig
+from ghnqat_sdk.training.schedules import StableSchedule
+from ghnqat_sdk.training.shares import FamiliesShare
 
 DECAY_STEPS = 2
 

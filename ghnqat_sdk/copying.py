@@ -154,7 +154,7 @@ class _Copier:
         return weakref.ref(self.copied(target, name)) if self.belongs(target) else value
 
     def of_proxy(self, value: Any, name: str) -> Any:
-        """As a weak reference."""
+        """A weak proxy of a module of the model is one of its copy."""
         modules = getattr(value, "modules", None)
         target = getattr(modules, "__self__", None)
         return weakref.proxy(self.copied(target, name)) if self.belongs(target) else value

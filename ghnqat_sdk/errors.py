@@ -3,6 +3,22 @@ instead."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+
+def problems(error: ValidationError, most: int | None = None) -> str:
+    """What pydantic found wrong, field by field in one line, of which at most `most` are named."""
+    found = [
+        ": ".join(filter(None, (".".join(map(str, one["loc"])), one["msg"])))
+        for one in error.errors(include_url=False)
+    ]
+    named = "; ".join(found[:most])
+    left = len(found[most:]) if most is not None else 0
+    return f"{named}; and {left} more" if left else named
+
 
 class GhnqatError(Exception):
     """Base of every error that ghnqat_sdk raises on purpose."""

@@ -22,7 +22,8 @@ from ghnqat_sdk.training.config import RunConfig, ValidationConfig, load_config
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.hints import HintConfig
 from ghnqat_sdk.training.run import Run, open_features
-from ghnqat_sdk.training.sampler import FamiliesShare, SamplingConfig
+from ghnqat_sdk.training.sampler import SamplingConfig
+from ghnqat_sdk.training.shares import FamiliesShare
 from ghnqat_sdk.training.teacher import Teacher, TeacherConfig, save_teacher
 
 

@@ -8,7 +8,8 @@ import ghnqat_sdk as gq
 from ghnqat_sdk.data import load_images
 from ghnqat_sdk.training.compute import ComputeConfig
 from ghnqat_sdk.training.config import RunConfig
-from ghnqat_sdk.training.sampler import DeepNetsShare, SamplingConfig
+from ghnqat_sdk.training.sampler import SamplingConfig
+from ghnqat_sdk.training.shares import DeepNetsShare
 from ghnqat_sdk.training.trainer import Trainer
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]

@@ -18,7 +18,8 @@ import ghnqat_sdk
 from ghnqat_sdk import predict_quantized_params
 from ghnqat_sdk.cli import main as cli
 from ghnqat_sdk.cli import train as training_cli
-from ghnqat_sdk.training.config import RunConfig, recipe_names
+from ghnqat_sdk.training.config import RunConfig
+from ghnqat_sdk.training.folder import recipe_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

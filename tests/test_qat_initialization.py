@@ -180,7 +180,7 @@ def test_the_page_follows_from_the_lines(bench, monkeypatch, curves_of, pages):
     assert "`w`." in page
     monkeypatch.setattr(curves_of, "FEWEST", 3)
     assert "± " not in pages.table(curves, "W4/A4")
-    assert "`w`; better ones ship since." in pages.page(curves, "newer")
+    assert "weights, which came before those that ship: `w`." in pages.page(curves, "newer")
 
 
 def test_a_start_trains_and_is_measured(bench, data, monkeypatch, training):

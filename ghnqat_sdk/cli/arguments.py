@@ -7,10 +7,10 @@ import math
 import re
 from argparse import ArgumentTypeError
 from dataclasses import dataclass
-from pathlib import Path
 
 from ghnqat_sdk.bits import SUPPORTED_BITS, Bits, parse_bits_text
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.training.folder import recipe_names
 
 MOST_INPUT_VALUES = 100_000_000
 """In one example input: beyond it, a model cannot be run on most machines."""
@@ -185,12 +185,6 @@ def recipe_name(text: str) -> str:
     if text not in names:
         raise ArgumentTypeError(f"{_shown(text)} is unknown. Write one of {', '.join(names)}")
     return text
-
-
-def recipe_names() -> list[str]:
-    """As `training.config.recipe_names`, which would import torch."""
-    folder = Path(__file__).parents[1] / "training" / "recipes"
-    return sorted(path.stem for path in folder.glob("*.json"))
 
 
 def _shown(text: str) -> str:

@@ -31,7 +31,7 @@ _PLOT = "starts.png"
 
 
 def add_demo(commands: Any) -> None:
-    """The command and its options."""
+    """Add `ghnqat demo` to the parser's commands."""
     demo = add_command(
         commands,
         "demo",

@@ -37,7 +37,7 @@ _SPLITS = {
 
 
 def add_evaluate(commands: Any) -> None:
-    """The command and its options."""
+    """Add `ghnqat evaluate` to the parser's commands."""
     what = "accuracy of predicted, unseen networks on real images"
     parser = add_command(commands, "evaluate", what, check=_check, run=_evaluate)
     add_hypernetwork(parser)

@@ -43,7 +43,7 @@ _OF_A_PREDICTION = {
 
 
 def add_inspect(commands: Any) -> None:
-    """The command and its options."""
+    """Add `ghnqat inspect` to the parser's commands."""
     what = "show a model's computation graph, and what its quantization costs"
     parser = add_command(commands, "inspect", what, check=_check, run=_inspect)
     add_model(parser)
@@ -202,10 +202,7 @@ def _graph_facts(graph: ComputationGraph) -> dict[str, Any]:
 
 
 def _print_graph(graph: ComputationGraph) -> None:
-    sources: list[list[int]] = [[] for _ in graph.nodes]
-    for source, target in graph.edges:
-        sources[target].append(source)
-    read = [",".join(map(str, each)) for each in sources]
+    read = [",".join(map(str, each)) for each in graph.predecessors]
     width = min(24, max((len(text) for text in read), default=0))
     for index, node in enumerate(graph.nodes):
         shapes = "  ".join(f"{p.name} {'×'.join(map(str, p.shape))}" for p in node.parameters)

@@ -40,7 +40,7 @@ MOST_IMAGES = 1_000_000
 
 
 def add_predict(commands: Any) -> None:
-    """The command and its options."""
+    """Add `ghnqat predict` to the parser's commands."""
     what = "predict a model's parameters and save them"
     parser = add_command(commands, "predict", what, check=_check, run=_predict)
     add_model(parser)

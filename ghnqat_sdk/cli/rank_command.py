@@ -38,7 +38,7 @@ _MOST_COST = 1e15
 
 
 def add_rank(commands: Any) -> None:
-    """The command and its options."""
+    """Add `ghnqat rank` to the parser's commands."""
     what = "rank networks by their accuracy with predicted parameters, without training any"
     parser = add_command(commands, "rank", what, check=_check, run=_rank)
     _add_networks(parser)

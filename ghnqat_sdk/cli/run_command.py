@@ -18,7 +18,7 @@ MOST_THREADS = 1024
 
 
 def add_run(commands: Any) -> None:
-    """The command and its options."""
+    """Add `ghnqat run` to the parser's commands."""
     run = add_command(
         commands,
         "run",

@@ -56,7 +56,8 @@ def _add_download(commands: Any) -> None:
 
 
 def _recipes(options: Namespace) -> None:
-    from ghnqat_sdk.training.config import load_recipe, recipe_names
+    from ghnqat_sdk.training.config import load_recipe
+    from ghnqat_sdk.training.folder import recipe_names
 
     if options.name:
         print(load_recipe(options.name).model_dump_json(indent=2))

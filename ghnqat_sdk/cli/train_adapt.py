@@ -31,7 +31,7 @@ MOST_MINUTES = 100_000
 
 
 def add_adapt(commands: Any) -> None:
-    """The command and its options."""
+    """Add `ghnqat-train adapt` to the parser's commands."""
     adapt = add_command(
         commands,
         "adapt",

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghnqat_sdk.cli.paths import check_hypernetwork
-from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.errors import ArgumentError, problems
 from ghnqat_sdk.training.folder import RUN_FILE
 
 if TYPE_CHECKING:
-    from pydantic import ValidationError
-
     from ghnqat_sdk.training.config import RunConfig
 
 _SEE = "See: ghnqat-train recipes all-bits"
@@ -44,12 +42,6 @@ def run_config(options: Namespace, resume: bool) -> RunConfig:
         raise ArgumentError(f"The config is not valid: {problems(error)}. {_SEE}") from error
     _check_files(config)
     return config
-
-
-def problems(error: ValidationError) -> str:
-    """Field by field, in one line."""
-    found = [(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors()]
-    return "; ".join(f"{place or 'the file'}: {message}" for place, message in found)
 
 
 def assign(fields: dict[str, Any], text: str) -> None:

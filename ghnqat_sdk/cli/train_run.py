@@ -26,8 +26,8 @@ from ghnqat_sdk.training.folder import CHECKPOINT_FILE, RUN_FILE
 
 if TYPE_CHECKING:
     from ghnqat_sdk.training.config import RunConfig
+    from ghnqat_sdk.training.reports import Progress, StepReport
     from ghnqat_sdk.training.run import Run
-    from ghnqat_sdk.training.trainer import Progress, StepReport
 
 MOST_STEPS = 1_000_000_000
 MOST_THREADS = 1024
@@ -35,7 +35,7 @@ _STEPS_BETWEEN_SPARINGS = 50
 
 
 def add_run(commands: Any) -> None:
-    """The command and its options."""
+    """Add `ghnqat-train run` to the parser's commands."""
     run = add_command(
         commands,
         "run",
@@ -68,11 +68,11 @@ def add_run(commands: Any) -> None:
 
 
 def add_decay(commands: Any) -> None:
-    """The command and its options."""
+    """Add `ghnqat-train decay` to the parser's commands."""
     decay = add_command(
         commands,
         "decay",
-        "branch weights that ship off a stable run",
+        "branch off a stable run and let its rate fall to zero",
         check=_check_decay,
         run=_decay,
         description="Copy the state of a stable run, and train it on while the learning rate falls "

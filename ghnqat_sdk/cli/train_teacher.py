@@ -17,9 +17,8 @@ from ghnqat_sdk.cli.paths import (
     check_input_file,
     check_output_file,
 )
-from ghnqat_sdk.cli.train_config import problems
 from ghnqat_sdk.cli.train_run import MOST_THREADS
-from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.errors import ArgumentError, problems
 from ghnqat_sdk.progress import working
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def add_teacher(commands: Any) -> None:
-    """The command and its options."""
+    """Add `ghnqat-train teacher` to the parser's commands."""
     what = "train the teacher whose features are hints"
     teacher = add_command(commands, "teacher", what, check=_check, run=_teacher)
     teacher.add_argument(

@@ -1,4 +1,4 @@
-"""Labelled images in memory: where they come from, their statistics, draws of them, and moves."""
+"""Labelled images in memory: their statistics, draws of them, and the config that loads them."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from ghnqat_sdk.bits import Pair
 from ghnqat_sdk.graph.graph import ComputationGraph, Node
@@ -44,8 +44,8 @@ def prevailing_bits(graph: ComputationGraph, by_layer: Mapping[str, Pair]) -> Pa
 
 def first_last_layers(graph: ComputationGraph, by_layer: Mapping[str, Pair]) -> list[str]:
     """The first and the last layers on every path from an input to the output."""
-    backwards = [(target, source) for source, target in graph.edges]
-    found = _reached(graph, graph.edges, "input") | _reached(graph, backwards, "output")
+    found = _reached(graph, graph.successors, "input")
+    found |= _reached(graph, graph.predecessors, "output")
     return [
         name
         for index in sorted(found)
@@ -53,15 +53,15 @@ def first_last_layers(graph: ComputationGraph, by_layer: Mapping[str, Pair]) -> 
     ]
 
 
-def _reached(graph: ComputationGraph, steps: Collection[tuple[int, int]], start: str) -> set[int]:
-    """Quantized nodes that are reached from those of type `start` before any other one."""
-    following: dict[int, list[int]] = {}
-    for source, target in steps:
-        following.setdefault(source, []).append(target)
+def _reached(graph: ComputationGraph, following: Sequence[Sequence[int]], start: str) -> set[int]:
+    """Quantized nodes that are reached from those of type `start` before any other one.
+
+    `following` are the neighbours of each node to go on to.
+    """
     waiting, seen = [i for i, node in enumerate(graph.nodes) if node.op == start], set()
     found: set[int] = set()
     while waiting:
-        for index in following.get(waiting.pop(), ()):
+        for index in following[waiting.pop()]:
             if index in seen:
                 continue
             seen.add(index)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -88,6 +88,16 @@ class ComputationGraph:
         """Every parameter that a node claims, by name."""
         return {parameter.name: parameter for node in self.nodes for parameter in node.parameters}
 
+    @cached_property
+    def successors(self) -> tuple[tuple[int, ...], ...]:
+        """Of each node, the nodes that read it, in the order of the edges."""
+        return _neighbours(len(self), self.edges)
+
+    @cached_property
+    def predecessors(self) -> tuple[tuple[int, ...], ...]:
+        """Of each node, the nodes that it reads, in the order of the edges."""
+        return _neighbours(len(self), ((target, source) for source, target in self.edges))
+
     def with_bits(
         self, bits: tuple[int, int] | Callable[[Node], tuple[int, int]]
     ) -> ComputationGraph:
@@ -106,7 +116,7 @@ class ComputationGraph:
         """
         key = "paths", s_max
         if key not in self.cache:
-            self.cache[key] = _shortest_paths(len(self.nodes), self.edges, s_max)
+            self.cache[key] = _shortest_paths(self.successors, s_max)
         return self.cache[key]
 
     def to_networkx(self) -> networkx.DiGraph:
@@ -123,17 +133,22 @@ class ComputationGraph:
         return graph
 
 
-def _shortest_paths(size: int, edges: tuple[tuple[int, int], ...], s_max: int) -> Tensor:
+def _neighbours(size: int, edges: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
+    found: list[list[int]] = [[] for _ in range(size)]
+    for node, neighbour in edges:
+        found[node].append(neighbour)
+    return tuple(map(tuple, found))
+
+
+def _shortest_paths(successors: Sequence[Sequence[int]], s_max: int) -> Tensor:
     """Reachable nodes as bits of one number for each node, step by step: bit j of node u stands for
     node u + j.
 
     Linear in the number of nodes for CNNs, where what is near in steps is near in order.
     """
-    if not edges:
+    size = len(successors)
+    if not any(successors):
         return torch.zeros(size, size, dtype=torch.int8)
-    successors: list[list[int]] = [[] for _ in range(size)]
-    for source, target in edges:
-        successors[source].append(target)
     within, steps = [1] * size, []
     for _ in range(s_max):
         within = [

@@ -4,7 +4,8 @@ A row says what a traced call is compared with (`functions`), which of its argum
 parameters and the role each plays (`slots`), which classes conversion must know (`modules`),
 whether and how its layers are fake-quantized, how a norm gathers its statistics, and what it costs.
 A function that no row names is transparent (a reshape, an index, a copy): data flows through it
-without a node, unless a parameter enters there, which makes it an `other` node.
+without a node, unless a parameter enters there, which makes it an `other` node. Relatives share a
+row, which is named for the most common of them: mish is a `silu`, and x - y a `sum`.
 
 To add a node type, add a row; checkpoints store the names, so its place does not matter. What else
 to touch:
@@ -13,7 +14,7 @@ to touch:
 - its test: a case of `test_every_kind_of_layer_has_its_node_type` in tests/graph/test_trace.py;
 - `torch_calls.refine` and `torch_calls.geometry`, where its type or its kernel follow from
   arguments;
-- `macs`, where it is quantized;
+- the row's `macs`, if the type is quantized;
 - `ACTIVATIONS` in training/spaces/blocks.py, or another block there, for networks to train on that
   have it. A hypernetwork's vocabulary is saved with it: one trained before reads the new type as
   "other".
@@ -63,9 +64,8 @@ class Op:
         name: What checkpoints and graphs call it.
         functions: torch callables that become this node when a model calls them.
         slots: Arguments that may hold parameters.
-        modules: Classes that conversion must know: those that run it on parameters of their own
-            and are fake-quantized, calibrated or refused for it; subclasses count. Others, such as
-            `nn.ReLU` and `nn.GroupNorm`, are known by the functions that they call.
+        modules: Layer classes that conversion changes or refuses; subclasses count. Leave empty
+            for others.
         quantized: Whether its weight, the slot of that role, and its input, the first argument,
             `input`, are fake-quantized.
         macs: Multiply-accumulates of one call, from the shapes of input, weight and output.
@@ -73,10 +73,10 @@ class Op:
         opaque: Whether its module's layers are read, not called, so that they stay float:
             `nn.MultiheadAttention` hands the weight of its `out_proj` to a function.
         keeps_shape: Whether the output is shaped as the first argument.
-        joins: Whether it means nothing with a single source of data and no parameter: x + y is a
+        joins: Whether it has a node only if two data sources, or a parameter, meet: x + y is a
             node, x + 1 is none.
-        entering: Role of a parameter that enters outside the slots: in x * p, with p a parameter,
-            it is a "scale".
+        default_role: Role of a parameter that enters outside the slots: in x * p, with p a
+            parameter, it is a "scale".
     """
 
     name: str
@@ -89,7 +89,7 @@ class Op:
     opaque: bool = False
     keeps_shape: bool = False
     joins: bool = False
-    entering: Role = "table"
+    default_role: Role = "table"
 
     @property
     def weight(self) -> Slot:
@@ -126,7 +126,7 @@ OPS: tuple[Op, ...] = (
         quantized=True,
         macs=_macs_by_output,
     ),
-    # Of "conv", by torch_calls.refine.
+    # Made from "conv" by torch_calls.refine.
     Op("depthwise_conv", (), _CONV_WEIGHT, quantized=True, macs=_macs_by_output),
     Op("grouped_conv", (), _CONV_WEIGHT, quantized=True, macs=_macs_by_output),
     Op(
@@ -138,7 +138,7 @@ OPS: tuple[Op, ...] = (
         macs=_macs_by_input,
     ),
     Op("linear", (F.linear,), _CONV_WEIGHT, (nn.Linear,), quantized=True, macs=_macs_by_output),
-    # Of "linear" and "conv", by Recorder._mark_classifiers: the last on each path to the output.
+    # Made from "linear" and "conv" by Recorder._mark_classifiers: the last on each path.
     Op("classifier", (), _CONV_WEIGHT, quantized=True, macs=_macs_by_output),
     Op("bias"),  # by Recorder._with_bias, behind each weight that has one
     Op(
@@ -186,7 +186,7 @@ OPS: tuple[Op, ...] = (
     ),
     Op("max_pool", (F.max_pool1d, F.max_pool2d, F.max_pool3d)),
     Op("avg_pool", (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)),
-    Op("global_pool"),  # of the two around it and of means, by torch_calls.refine
+    Op("global_pool"),  # made from the two around it and means by torch_calls.refine
     Op(
         "adaptive_pool",
         (
@@ -207,7 +207,7 @@ OPS: tuple[Op, ...] = (
             *(torch.subtract, _T.subtract, _T.subtract_),
         ),
         joins=True,
-        entering="shift",
+        default_role="shift",
     ),
     Op(
         "product",
@@ -218,7 +218,7 @@ OPS: tuple[Op, ...] = (
             *(torch.divide, _T.divide, _T.divide_, torch.true_divide, _T.true_divide),
         ),
         joins=True,
-        entering="scale",
+        default_role="scale",
     ),
     Op(
         "concat",
@@ -228,7 +228,7 @@ OPS: tuple[Op, ...] = (
     Op(
         "matmul",
         (torch.matmul, _T.matmul, _T.__matmul__, torch.bmm, _T.bmm, torch.einsum, torch.baddbmm),
-        entering="weight",
+        default_role="weight",
     ),
     Op("attention", (F.scaled_dot_product_attention,)),
     Op(
@@ -244,10 +244,10 @@ OPS: tuple[Op, ...] = (
         ),
         (nn.MultiheadAttention,),
         opaque=True,
-        entering="weight",
+        default_role="weight",
     ),
     Op("embedding", (F.embedding,), (Slot(1, "weight", "table"),)),
-    Op("other"),  # by torch_calls.by_mixing: any other call that a parameter enters
+    Op("other"),  # by torch_calls.type_or_other: any other call that a parameter enters
 )
 
 VOCABULARY: tuple[str, ...] = tuple(op.name for op in OPS)

@@ -16,11 +16,11 @@ from ghnqat_sdk.graph.graph import ComputationGraph, Node, ParameterSpec
 from ghnqat_sdk.graph.ops import BY_FUNCTION, BY_NAME, Op, Role
 from ghnqat_sdk.graph.torch_calls import (
     argument,
-    by_mixing,
     extra_role,
     geometry,
     in_place,
     refine,
+    type_or_other,
     written_tensor,
 )
 
@@ -133,7 +133,7 @@ class Recorder(TorchFunctionMode):
             if name is not None and BY_NAME[name].joins and self._count(received) < 2:
                 name = None
             if name is not None or origin:
-                node = self._build(name or by_mixing(op), function, args, kwargs, received)
+                node = self._build(name or type_or_other(op), function, args, kwargs, received)
                 sources = (self._with_bias(node, sources),)
         for tensor in produced:
             self._alive.append(tensor)

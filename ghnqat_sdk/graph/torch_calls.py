@@ -50,7 +50,7 @@ def _channels(data: Tensor | None, weight: Tensor) -> int:
     return 0 if data is None else data.shape[-(weight.ndim - 1)]
 
 
-def by_mixing(op: Op | None) -> str:
+def type_or_other(op: Op | None) -> str:
     """Node type of a call that is transparent but for a parameter that enters it."""
     return op.name if op is not None else "other"
 
@@ -61,7 +61,7 @@ def extra_role(name: str, tensor: Tensor) -> Role:
         return "bias"
     if name == "sum" and not flat:
         return "table"
-    return BY_NAME[name].entering
+    return BY_NAME[name].default_role
 
 
 def in_place(function: Any, kwargs: Any) -> bool:

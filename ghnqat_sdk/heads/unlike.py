@@ -89,12 +89,9 @@ def _resizing(side: int) -> str:
 
 def total_stride(graph: ComputationGraph) -> int:
     """By how much a network makes an image smaller before it is pooled as a whole."""
-    sources: dict[int, list[int]] = {}
-    for source, target in graph.edges:
-        sources.setdefault(target, []).append(source)
     totals: list[int] = []
     for index, node in enumerate(graph.nodes):
-        before = max((totals[source] for source in sources.get(index, [])), default=1)
+        before = max((totals[source] for source in graph.predecessors[index]), default=1)
         stride = 1 if node.op in _KEEPS_SIZE else max(node.stride)
         totals.append(before * stride)
     return max(totals, default=1)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.bits import FLOAT_BITS
+from ghnqat_sdk.errors import ArgumentError, problems
 from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
 
 _HEAD = """---
@@ -134,7 +135,7 @@ class CardEvaluation(BaseModel):
     def setting(self) -> str:
         """The bits as people write them."""
         weight, activation = self.bits
-        return "float" if self.bits == (32, 32) else f"W{weight}/A{activation}"
+        return "float" if self.bits == (FLOAT_BITS, FLOAT_BITS) else f"W{weight}/A{activation}"
 
     def by_family(self) -> dict[str, float]:
         """Mean top-1 of each family, in order of their names."""
@@ -168,10 +169,7 @@ def _read_evaluation(path: str | Path) -> CardEvaluation:
 
 
 def _reason(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors(include_url=False)[0]
-    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+    return problems(error, most=1) if isinstance(error, ValidationError) else str(error)
 
 
 def model_card(

@@ -7,7 +7,7 @@ from typing import get_args
 
 from pydantic import ValidationError
 
-from ghnqat_sdk.errors import CheckpointError
+from ghnqat_sdk.errors import CheckpointError, problems
 from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
 from ghnqat_sdk.version import __version__
 
@@ -42,12 +42,9 @@ def _summary(error: ValueError) -> str:
     advice = "Restore the file, or upgrade ghnqat-sdk."
     if not isinstance(error, ValidationError):
         return f"{error}. {advice}"
-    problems = error.errors(include_url=False)
-    if formats := [p["input"] for p in problems if p["loc"] == ("format",)]:
+    if formats := [one["input"] for one in error.errors() if one["loc"] == ("format",)]:
         return _format_advice(formats[0])
-    lines = [f"{'.'.join(map(str, p['loc'])) or 'JSON'}: {p['msg']}" for p in problems]
-    more = f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
-    return f"{'; '.join(lines[:3])}{more}. {advice}"
+    return f"{problems(error, most=3)}. {advice}"
 
 
 def _format_advice(found: object) -> str:

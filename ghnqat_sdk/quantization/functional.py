@@ -1,5 +1,4 @@
-"""Asymmetric, uniform quantization as pure functions: ranges, scale, zero point, straight-through
-rounding.
+"""Asymmetric, uniform quantization as pure functions: scale, zero point, straight-through rounding.
 
 Ranges are pairs (low, high) of 0-d float32 tensors or Python floats, for a tensor x of any shape
 (...), or of tensors (O, 1, ...), one number for each of the O rows of x (O, ...): the output
@@ -14,43 +13,6 @@ import torch
 from torch import Tensor
 
 Range = tuple[Tensor, Tensor] | tuple[float, float]
-
-
-def min_max_range(x: Tensor, *, by_row: bool = False) -> tuple[Tensor, Tensor]:
-    """Smallest and largest value of x (...), as two 0-d tensors; of each row as (O, 1, ...)."""
-    x = x.detach()
-    if by_row:
-        within = tuple(range(1, x.ndim))
-        return x.amin(within, keepdim=True), x.amax(within, keepdim=True)
-    return x.amin(), x.amax()  # five times as fast as aminmax on a CPU
-
-
-def sigma_clipped_range(
-    x: Tensor, sigmas: float | Tensor, *, by_row: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Mean ± `sigmas` standard deviations of x (...), never wider than its minimum and maximum; of
-    each row as (O, 1, ...)."""
-    low, high = min_max_range(x, by_row=by_row)
-    within = tuple(range(1, x.ndim)) if by_row else None
-    deviation, mean = torch.std_mean(x.detach().float(), within, correction=0, keepdim=by_row)
-    return torch.maximum(low, mean - sigmas * deviation), torch.minimum(
-        high, mean + sigmas * deviation
-    )
-
-
-def ratio_clipped_range(x: Tensor, ratio: float | Tensor) -> tuple[Tensor, Tensor]:
-    """`ratio` (in (0, 1]) times the minimum and the maximum of x (...).
-
-    Where 0 lies outside of them, the value nearest to it takes its place: of 2 … 3 a half is
-    2 … 2.5, not 1 … 1.5, which none of the values lie in.
-    """
-    return clipped_ends(*min_max_range(x), ratio)
-
-
-def clipped_ends(low: Tensor, high: Tensor, ratio: float | Tensor) -> tuple[Tensor, Tensor]:
-    """`ratio` times the distances of both ends from 0, or from the value nearest to it."""
-    nearest = low.clamp(min=0) + high.clamp(max=0)
-    return nearest + (low - nearest) * ratio, nearest + (high - nearest) * ratio
 
 
 def scale_and_zero_point(

@@ -15,10 +15,10 @@ from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.ops import op_of
 from ghnqat_sdk.quantization.chunks import RANGE_ROWS
-from ghnqat_sdk.quantization.functional import min_max_range
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 from ghnqat_sdk.quantization.norms import calibrated_norms
 from ghnqat_sdk.quantization.quantizers import LearnedStepQuantizer
+from ghnqat_sdk.quantization.ranges import min_max_range
 from ghnqat_sdk.quantization.state import evaluating, states_of
 
 BINS = 2048

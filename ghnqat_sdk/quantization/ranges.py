@@ -1,7 +1,7 @@
 """Range rules: how the range of a tensor follows from it, where it is clipped.
 
-Training has a fused twin of this arithmetic in training/eager.py and, where there is a compiler,
-training/kernels.cpp, fed by `share_of_extremes` and `sigmas_kept`: change both.
+Where there is a compiler, training has a twin of this arithmetic in training/kernels.cpp, fed by
+`share_of_extremes` and `sigmas_kept`: change both.
 
 Each rule is its own config; `Ranges` is their union. `CustomRanges` is the config of one that is
 written elsewhere.
@@ -12,19 +12,52 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
 from ghnqat_sdk.plugins import CustomRule, by_name, variant
-from ghnqat_sdk.quantization.functional import (
-    Range,
-    min_max_range,
-    ratio_clipped_range,
-    sigma_clipped_range,
-)
+from ghnqat_sdk.quantization.functional import Range
 
 Kind = Literal["weight", "activation"]
 _LowBits = Annotated[int, Field(ge=2, le=8)]
+
+
+def min_max_range(x: Tensor, *, by_row: bool = False) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of x (...), as two 0-d tensors; of each row as (O, 1, ...)."""
+    x = x.detach()
+    if by_row:
+        within = tuple(range(1, x.ndim))
+        return x.amin(within, keepdim=True), x.amax(within, keepdim=True)
+    return x.amin(), x.amax()  # five times as fast as aminmax on a CPU
+
+
+def sigma_clipped_range(
+    x: Tensor, sigmas: float | Tensor, *, by_row: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Mean ± `sigmas` standard deviations of x (...), never wider than its minimum and maximum; of
+    each row as (O, 1, ...)."""
+    low, high = min_max_range(x, by_row=by_row)
+    within = tuple(range(1, x.ndim)) if by_row else None
+    deviation, mean = torch.std_mean(x.detach().float(), within, correction=0, keepdim=by_row)
+    return torch.maximum(low, mean - sigmas * deviation), torch.minimum(
+        high, mean + sigmas * deviation
+    )
+
+
+def ratio_clipped_range(x: Tensor, ratio: float | Tensor) -> tuple[Tensor, Tensor]:
+    """`ratio` (in (0, 1]) times the minimum and the maximum of x (...).
+
+    Where 0 lies outside of them, the value nearest to it takes its place: of 2 … 3 a half is
+    2 … 2.5, not 1 … 1.5, which none of the values lie in.
+    """
+    return clipped_ends(*min_max_range(x), ratio)
+
+
+def clipped_ends(low: Tensor, high: Tensor, ratio: float | Tensor) -> tuple[Tensor, Tensor]:
+    """`ratio` times the distances of both ends from 0, or from the value nearest to it."""
+    nearest = low.clamp(min=0) + high.clamp(max=0)
+    return nearest + (low - nearest) * ratio, nearest + (high - nearest) * ratio
 
 
 class RangeRule:

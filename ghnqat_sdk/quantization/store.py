@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.calls import Signature
 from ghnqat_sdk.copying import copy_module
-from ghnqat_sdk.errors import ArgumentError, CheckpointError
+from ghnqat_sdk.errors import ArgumentError, CheckpointError, problems
 from ghnqat_sdk.files import digest, replacing, write_atomically
 from ghnqat_sdk.graph.ops import quantizable_layers
 from ghnqat_sdk.quantization.convert import fix_learned_steps, to_fake_quantized
@@ -110,7 +110,9 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
         state = to_fake_quantized(qmodel, bits, settings.ranges, rounding=settings.rounding)
         _load(qmodel, tensors)
     except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
-        reason = _first_problem(error) if isinstance(error, ValidationError) else str(error)
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            reason = f"{SETTINGS_FILE}: {problems(error, most=1)}"
         raise CheckpointError(
             f"{str(folder)!r} does not hold this model: {reason}. Name a folder that "
             f"save_quantized wrote, and a model of that architecture."
@@ -153,8 +155,3 @@ def _load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         tensor.copy_(value)
     if left:
         raise ValueError(f"the model has no {', '.join(map(repr, left))}")
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors(include_url=False)[0]
-    return f"{SETTINGS_FILE}: {'.'.join(map(str, problem['loc'])) or 'JSON'}: {problem['msg']}"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ghnqat_sdk.bits import Bits, parse_bits
+from ghnqat_sdk.bits import Bits, Pair, parse_bits
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError, GhnqatError
 from ghnqat_sdk.files import digest
@@ -35,7 +35,7 @@ _BEGINNING = '{"study": '
 
 def rank_architectures(
     models: Iterable[Any],
-    bits: Bits,
+    bits: Pair,
     images: ImageSet,
     *,
     validation: ImageSet | None = None,

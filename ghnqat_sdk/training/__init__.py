@@ -3,11 +3,14 @@
 A run:
     config.py       all of a run as one value; `recipes/` holds those that have a name
     run.py          a run in its folder: resumes, checkpoints, validates, branches off
-    folder.py       the names of what the folder holds
+    folder.py       the names of what the folder holds, and of the recipes
     trainer.py      the loop: sample, predict, loss, one step, average
-    start.py        the hypernetwork and the hints before the first step
+    initial.py      the hypernetwork and the hints before the first step
     sampler.py      which networks, bit-widths and images a step sees
-    optimizers.py   optimizers and schedules
+    shares.py       of which spaces the networks are, how often, and within which limits
+    optimizers.py   what makes a step of gradients
+    gradients.py    these in one buffer: their mean over processes, and their clipping
+    schedules.py    the rate: warm-up, stable, the end of a branch
     average.py      the running average of the weights, which users get
     state.py        what a trainer holds, as tensors and facts
     checkpoint.py   these as one file
@@ -16,16 +19,18 @@ A run:
     reports.py      progress, and what a step measured
     validation.py   accuracy of unseen networks while training
     adapt.py        from the weights that ship to other classes, within some minutes
+    new_classes.py  these weights with an empty class table
 
 The loss of one network:
     objective.py    cross-entropy, hints, and gradients by the predicted parameters
-    networks.py     an architecture, traced and planned
+    prepared.py     an architecture, traced and planned
     plan.py         its forward pass as steps
     steps.py        what each of them computes
     compute.py      at which bits and in which types it runs
     kernels.py      norm, activation, clip and round as one pass each way
+    rounding.py     what these are told
     eager.py        these in torch's operations
-    native.py       these compiled, from kernels.cpp
+    native.py       these compiled, from kernels.cpp and depthwise.cpp, which share numbers.h
     depthwise.py    depthwise convolutions with fast gradients
     pooling.py      average pools, and corners of maps, with fast gradients
 

@@ -31,9 +31,10 @@ from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, save_pretrained
 from ghnqat_sdk.training.checkpoint import writing
 from ghnqat_sdk.training.config import RunConfig, load_config, load_recipe
 from ghnqat_sdk.training.distributed import Processes
+from ghnqat_sdk.training.folder import RUN_FILE
+from ghnqat_sdk.training.new_classes import with_new_classes
 from ghnqat_sdk.training.projections import fit_projections
-from ghnqat_sdk.training.run import RUN_FILE, Run, branch, open_features
-from ghnqat_sdk.training.start import with_new_classes
+from ghnqat_sdk.training.run import Run, branch, open_features
 from ghnqat_sdk.training.teacher import TeacherConfig, save_teacher, train_teacher
 
 ADAPT_FILE = "adapt.json"

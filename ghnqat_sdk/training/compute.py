@@ -12,8 +12,8 @@ from ghnqat_sdk.bits import FLOAT_BITS, Pair
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.quantization.ranges import Kind, RangeRule
 from ghnqat_sdk.quantization.roundings import NEAREST, NearestRounding, RoundingRule
-from ghnqat_sdk.training.eager import NO_LEVELS, ActivationRounding
 from ghnqat_sdk.training.kernels import round_activations, round_weight
+from ghnqat_sdk.training.rounding import NO_LEVELS, ActivationRounding
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -60,13 +60,13 @@ class Setting(NamedTuple):
     Attributes:
         bits: (weight, activation) of every layer.
         ranges: How ranges follow from tensors.
-        rule: How values come to the levels of their range.
+        rounding: How values come to the levels of their range.
         compute: Types of products.
     """
 
     bits: Pair
     ranges: RangeRule
-    rule: RoundingRule = NEAREST
+    rounding: RoundingRule = NEAREST
     compute: ComputeConfig = ComputeConfig()
 
     @property
@@ -76,11 +76,11 @@ class Setting(NamedTuple):
 
     @property
     def _nearest(self) -> bool:
-        """Whether the kernels' rounding is the one."""
-        return isinstance(self.rule, NearestRounding)
+        """Whether values go to the nearest level, which is all that kernels can."""
+        return isinstance(self.rounding, NearestRounding)
 
     @property
-    def rounding(self) -> ActivationRounding | None:
+    def kernel_rounding(self) -> ActivationRounding | None:
         """What follows an activation, or None where its range needs more than the extremes."""
         bits = self.bits[1]
         if bits == FLOAT_BITS:
@@ -90,11 +90,11 @@ class Setting(NamedTuple):
 
     def rounded(self, x: Tensor) -> Tensor:
         """An input (...) of a layer, fake-quantized."""
-        if self.rounding is None:
+        if self.kernel_rounding is None:
             return self._by_rule(x, "activation", self.bits[1])
-        if self.rounding.levels == NO_LEVELS:
+        if self.kernel_rounding.levels == NO_LEVELS:
             return x
-        return round_activations(x, self.rounding, self.compiled)
+        return round_activations(x, self.kernel_rounding, self.compiled)
 
     def rounded_weight(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """A weight (...), fake-quantized, in the type of the product."""
@@ -108,4 +108,4 @@ class Setting(NamedTuple):
 
     def _by_rule(self, x: Tensor, kind: Kind, bits: int) -> Tensor:
         low, high = self.ranges.of(x, kind, bits)
-        return self.rule.quantize(x, low, high, bits)
+        return self.rounding.quantize(x, low, high, bits)

@@ -17,25 +17,20 @@ from pydantic import (
 
 from ghnqat_sdk.bits import parse_bits
 from ghnqat_sdk.data import DataConfig
-from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.errors import ArgumentError, problems
 from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
 from ghnqat_sdk.plugins import with_imports
 from ghnqat_sdk.quantization.roundings import NEAREST, Rounding, without_switch
 from ghnqat_sdk.training.compute import ComputeConfig
+from ghnqat_sdk.training.folder import RECIPES, recipe_names
 from ghnqat_sdk.training.hints import HintConfig
-from ghnqat_sdk.training.optimizers import (
-    AdamWConfig,
-    DecayConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    StableSchedule,
-)
-from ghnqat_sdk.training.sampler import DeepNetsShare, Sampler, SamplingConfig, SpaceShare
+from ghnqat_sdk.training.optimizers import AdamWConfig, OptimizerConfig
+from ghnqat_sdk.training.sampler import Sampler, SamplingConfig
+from ghnqat_sdk.training.schedules import DecayConfig, ScheduleConfig, StableSchedule
+from ghnqat_sdk.training.shares import DeepNetsShare, SpaceShare
 
 FORMAT = 2
 """Version of the layout of a run's config."""
-
-_RECIPES = Path(__file__).with_name("recipes")
 
 
 class BitsShare(BaseModel):
@@ -148,10 +143,10 @@ class RunConfig(BaseModel):
         fade = 1.0 if self.decay is None else self.decay.hint(step)
         return self.hints.weight * fade
 
-
-def recipe_names() -> list[str]:
-    """Names that `load_recipe` takes."""
-    return sorted(path.stem for path in _RECIPES.glob("*.json"))
+    def gradient_scale_at(self, step: int) -> float:
+        """How many times larger gradients are than those of the cross-entropy alone, and so what
+        limits of their norms are multiplied by: the hint loss is added so many times."""
+        return 1 + self.hint_weight_at(step)
 
 
 def load_recipe(name: str) -> RunConfig:
@@ -164,7 +159,7 @@ def load_recipe(name: str) -> RunConfig:
         raise ArgumentError(
             f"recipe={name!r} is unknown. Write one of {', '.join(recipe_names())}."
         )
-    return load_config(_RECIPES / f"{name}.json")
+    return load_config(RECIPES / f"{name}.json")
 
 
 def load_config(path: str | Path) -> RunConfig:
@@ -183,9 +178,7 @@ def load_config(path: str | Path) -> RunConfig:
     try:
         return RunConfig.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
         raise ArgumentError(
-            f"{str(path)!r} is no config of layout {FORMAT}: {where}: {first['msg']}. Start from a "
-            f"recipe: ghnqat-train recipes all-bits"
+            f"{str(path)!r} is no config of layout {FORMAT}: {problems(error, most=1)}. Start from "
+            f"a recipe: ghnqat-train recipes all-bits"
         ) from error

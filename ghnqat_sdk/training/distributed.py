@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -51,39 +50,6 @@ class Processes:
         """Leave the group."""
         if self.size > 1:
             dist.destroy_process_group()
-
-
-class FlatGradients:
-    """The gradients of all parameters as one buffer, of which each `grad` is a part.
-
-    Networks of different shapes use different parts of the decoder, so gradients can be missing in
-    some processes: their parts stay zero, and the buffer is averaged in one all-reduce.
-    """
-
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        sizes = [parameter.numel() for parameter in parameters]
-        device = parameters[0].device
-        self.flat = torch.zeros(sum(sizes), device=device)
-        for parameter, part in zip(parameters, self.flat.split(sizes), strict=True):
-            parameter.grad = part.view_as(parameter)
-
-    def zero(self) -> None:
-        """Forget what was added."""
-        self.flat.zero_()
-
-    def average(self, processes: Processes) -> None:
-        """Replace every gradient by its mean over all processes."""
-        if processes.size > 1:
-            total = self.flat.cpu()
-            dist.all_reduce(total)
-            self.flat.copy_(total.div_(processes.size))
-
-    def clip(self, limit: float) -> float:
-        """Scale all gradients to a norm of at most `limit`; returns the norm before."""
-        norm = self.flat.norm().item()
-        if norm > limit:
-            self.flat.mul_(limit / norm)
-        return norm
 
 
 def _join_group() -> None:

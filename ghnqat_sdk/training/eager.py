@@ -7,34 +7,13 @@ C channels, or flat.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ghnqat_sdk.quantization.functional import ratio_clipped_range
-
-NO_LEVELS = 0
-"""Stands for "do not round"."""
-
-
-class ActivationRounding(NamedTuple):
-    """How activations are rounded.
-
-    Attributes:
-        levels: 2^bits - 1, or `NO_LEVELS`.
-        share: Of the minimum and maximum that is kept.
-    """
-
-    levels: int = NO_LEVELS
-    share: float = 1.0
-
-
-class Clip(NamedTuple):
-    """An activation that clips: (0, inf) for ReLU, (0, 6) for ReLU6, (-inf, inf) for none."""
-
-    low: float = -math.inf
-    high: float = math.inf
+from ghnqat_sdk.quantization.functional import scale_and_zero_point
+from ghnqat_sdk.quantization.ranges import min_max_range, ratio_clipped_range, sigma_clipped_range
+from ghnqat_sdk.training.rounding import NO_LEVELS, ActivationRounding, Clip
 
 
 def onto_levels(x: Tensor, low: Tensor, high: Tensor, levels: int) -> tuple[Tensor, Tensor]:
@@ -43,7 +22,7 @@ def onto_levels(x: Tensor, low: Tensor, high: Tensor, levels: int) -> tuple[Tens
     Values that round into 0 … levels are inside, so the limits lie half a step beyond the outermost
     levels.
     """
-    scale, zero = _scale(low, high, levels)
+    scale, zero = scale_and_zero_point(low, high, levels.bit_length())
     first = -zero
     last = levels - zero
     rounded = torch.round(x.float() * (1 / scale)).clamp(first, last) * scale
@@ -95,14 +74,9 @@ def norm_backward(
 
 def weight_range(weight: Tensor, sigmas: float) -> tuple[Tensor, Tensor]:
     """(low, high) within `sigmas` deviations of the mean of a weight, and within its extremes."""
-    low = weight.amin()
-    high = weight.amax()
     if math.isinf(sigmas):
-        return low, high
-    deviation, mean = torch.std_mean(weight, correction=0)
-    lowest = torch.maximum(low, mean - sigmas * deviation)
-    highest = torch.minimum(high, mean + sigmas * deviation)
-    return lowest, highest
+        return min_max_range(weight)
+    return sigma_clipped_range(weight, sigmas)
 
 
 def inside(gradient: Tensor, x: Tensor, limits: Tensor) -> Tensor:
@@ -110,12 +84,3 @@ def inside(gradient: Tensor, x: Tensor, limits: Tensor) -> Tensor:
     wide = x.float()
     within = (wide >= limits[0]) & (wide <= limits[1])
     return torch.where(within, gradient.float(), 0.0).to(x.dtype)
-
-
-def _scale(low: Tensor, high: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of a range, as `quantization.functional` has them."""
-    low = low.clamp(max=0.0)
-    high = high.clamp(min=0.0)
-    scale = (high - low) / levels
-    scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
-    return scale, torch.round(-low / scale).clamp(0, levels)

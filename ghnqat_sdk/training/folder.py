@@ -1,4 +1,8 @@
-"""What the folder of a run holds; nothing slow is imported here."""
+"""What the folder of a run holds, and the recipes that ship; nothing slow is imported here."""
+
+from __future__ import annotations
+
+from pathlib import Path
 
 RUN_FILE = "run.json"
 """Its config."""
@@ -14,3 +18,11 @@ BEST_FOLDER = "best"
 
 LAST_FOLDER = "last"
 """Those of the last checkpoint."""
+
+RECIPES = Path(__file__).with_name("recipes")
+"""Configs of runs that have a name."""
+
+
+def recipe_names() -> list[str]:
+    """Names that `load_recipe` takes."""
+    return sorted(path.stem for path in RECIPES.glob("*.json"))

@@ -33,7 +33,7 @@ class HintConfig(BaseModel):
     channels: int = Field(default=64, ge=1)
     """First channels of a block's output that are looked at."""
     without: float = Field(default=3.0, gt=0)
-    """Of the cross-entropy of networks that get no hints, which the others would outweigh."""
+    """Weight of the cross-entropy of networks that get no hints: the others would outweigh them."""
     blocks: int = Field(default=4, ge=1)
     """Blocks of one network, drawn anew for each batch, that get a hint."""
     soft_labels: float = Field(default=0.0, ge=0, le=1)
@@ -55,8 +55,8 @@ class Hints(nn.Module):
     k means the same in every network, so that gradients of different networks add up.
 
     Args:
-        config: See there.
-        channels: Of the teacher's stages.
+        config: How many channels and blocks are looked at.
+        channels: Of the features of each of the teacher's stages.
     """
 
     def __init__(self, config: HintConfig, channels: Sequence[int]) -> None:
@@ -70,9 +70,9 @@ class Hints(nn.Module):
     def loss(
         self,
         taps: Sequence[Tensor],
-        wanted: Sequence[Tensor],
+        teacher_features: Sequence[Tensor],
         projections: Sequence[Tensor],
-        chance: random.Random,
+        rng: random.Random,
     ) -> Tensor:
         """Weighted mean over some of a network's blocks.
 
@@ -81,26 +81,26 @@ class Hints(nn.Module):
 
         Args:
             taps: (N, C, h, w) outputs of blocks.
-            wanted: (N, side, side, channels) features of each stage.
+            teacher_features: (N, side, side, channels) features of each stage.
             projections: Of each stage.
-            chance: Chooses blocks.
+            rng: Chooses blocks.
         """
-        chosen = chance.sample(range(len(taps)), min(self.config.blocks, len(taps)))
+        chosen = rng.sample(range(len(taps)), min(self.config.blocks, len(taps)))
         total = taps[0].new_zeros((), dtype=torch.float32)
         weights = 0.0
-        for stage, weight, shown, target in self.dealt(taps, wanted, chosen):
+        for stage, weight, shown, target in self.dealt(taps, teacher_features, chosen):
             total = total + weight * correlation_loss(shown, target, projections[stage])
             weights += weight
         return total / weights
 
     def dealt(
-        self, taps: Sequence[Tensor], wanted: Sequence[Tensor], chosen: Iterable[int]
+        self, taps: Sequence[Tensor], teacher_features: Sequence[Tensor], chosen: Iterable[int]
     ) -> Iterator[tuple[int, float, Tensor, Tensor]]:
         """Stage, weight, first channels (n, W, h, w) and target (n, s, s, T) of blocks `chosen`."""
-        places = [len(wanted) * (index + 1) / len(taps) for index in range(len(taps))]
-        targets = _Targets(wanted)
+        places = [len(teacher_features) * (index + 1) / len(taps) for index in range(len(taps))]
+        targets = _Targets(teacher_features)
         for index in chosen:
-            stage = min(len(wanted) - 1, math.ceil(places[index] - 1e-9) - 1)
+            stage = min(len(teacher_features) - 1, math.ceil(places[index] - 1e-9) - 1)
             target = targets.of(stage, taps[index].shape[2])
             shown = corner(taps[index], len(target), self.config.channels)
             yield stage, places[index] - stage, shown, target
@@ -119,13 +119,13 @@ class Hints(nn.Module):
 class _Targets:
     """A teacher's features, pooled and standardized for each size once."""
 
-    def __init__(self, wanted: Sequence[Tensor]) -> None:
-        self.wanted = wanted
+    def __init__(self, teacher_features: Sequence[Tensor]) -> None:
+        self.teacher_features = teacher_features
         self.made: dict[tuple[int, int], Tensor] = {}
 
     def of(self, stage: int, side: int) -> Tensor:
         """(n, s, s, T) of some images: mean 0 and variance 1 by channel, s at most `side`."""
-        whole = self.wanted[stage]
+        whole = self.teacher_features[stage]
         side = min(side, whole.shape[1])
         key = stage, side
         if key not in self.made:

@@ -1,33 +1,14 @@
 // Batch norm, activation, clip and round as one pass each way, for matrices (P, C) of P positions and C channels whose
-// channels lie next to each other; and the weight gradient of a depthwise convolution.
+// channels lie next to each other.
 //
 // Written for one thread: a process of training has one core. Compiled on first use for the processor it runs on
-// (kernels.py); the functions there in Python say what each computes.
+// (native.py); eager.py computes the same in torch's operations and says what each function gives.
+
+#include "numbers.h"
 
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 
 namespace {
-
-struct bfloat16 {
-  uint16_t bits;
-};
-
-inline float load(const float* p) { return *p; }
-inline float load(const bfloat16* p) {
-  uint32_t wide = static_cast<uint32_t>(p->bits) << 16;
-  float value;
-  std::memcpy(&value, &wide, 4);
-  return value;
-}
-inline void store(float* p, float value) { *p = value; }
-inline void store(bfloat16* p, float value) {
-  uint32_t wide;
-  std::memcpy(&wide, &value, 4);
-  wide += 0x7fff + ((wide >> 16) & 1);  // to nearest, ties to even
-  p->bits = static_cast<uint16_t>(wide >> 16);
-}
 
 // A number that is NaN comes out as NaN where it stands second, as in one instruction of the processor.
 inline float lesser(float a, float b) { return a < b ? a : b; }
@@ -240,90 +221,6 @@ void inside(const G* gradient, const T* x, T* of_x, const float* limits, int64_t
   }
 }
 
-// B channels at once, in one register.
-template <int B>
-struct Lanes {
-  typedef float type __attribute__((vector_size(4 * B)));
-  typedef uint16_t half __attribute__((vector_size(2 * B)));
-  typedef uint32_t wide __attribute__((vector_size(4 * B)));
-};
-template <int B>
-inline typename Lanes<B>::type lanes(const float* p) {
-  typename Lanes<B>::type value;
-  std::memcpy(&value, p, sizeof(value));
-  return value;
-}
-template <int B>
-inline typename Lanes<B>::type lanes(const bfloat16* p) {
-  typename Lanes<B>::half bits;
-  std::memcpy(&bits, p, sizeof(bits));
-  return reinterpret_cast<typename Lanes<B>::type>(__builtin_convertvector(bits, typename Lanes<B>::wide) << 16);
-}
-
-struct Geometry {
-  int64_t out_h, out_w, in_h, in_w, channels, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w;
-};
-
-// K neighbouring positions of one kernel row, over one image: their sums stay in registers.
-template <typename T, int B, int K>
-void depthwise_row(const T* gradient, const T* x, float* total, const Geometry& g, int64_t i, int64_t j0) {
-  typename Lanes<B>::type sum[K];
-#pragma GCC unroll 8
-  for (int j = 0; j < K; ++j) sum[j] = typename Lanes<B>::type{};
-  const int64_t left = j0 * g.dil_w - g.pad_w, right = left + (K - 1) * g.dil_w, step = g.dil_w * g.channels;
-  for (int64_t r = 0; r < g.out_h; ++r) {
-    const int64_t y = r * g.stride_h + i * g.dil_h - g.pad_h;
-    if (y < 0 || y >= g.in_h) continue;
-    const T* row = gradient + r * g.out_w * g.channels;
-    const T* source = x + y * g.in_w * g.channels;
-    for (int64_t q = 0; q < g.out_w; ++q) {
-      const int64_t at = q * g.stride_w + left;
-      const auto v = lanes<B>(row + q * g.channels);
-      if (at >= 0 && q * g.stride_w + right < g.in_w) {
-        const T* there = source + at * g.channels;
-#pragma GCC unroll 8
-        for (int j = 0; j < K; ++j) sum[j] += v * lanes<B>(there + j * step);
-      } else {
-#pragma GCC unroll 8
-        for (int j = 0; j < K; ++j) {
-          const int64_t column = at + j * g.dil_w;
-          if (column >= 0 && column < g.in_w) sum[j] += v * lanes<B>(source + column * g.channels);
-        }
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int j = 0; j < K; ++j) {
-    float* place = total + (i * g.kernel_w + j0 + j) * g.channels;
-    for (int b = 0; b < B; ++b) place[b] += sum[j][b];
-  }
-}
-
-template <typename T, int B>
-void depthwise_block(const T* gradient, const T* x, float* total, const Geometry& g) {
-  for (int64_t i = 0; i < g.kernel_h; ++i) {
-    int64_t j = 0;
-    for (; j + 7 <= g.kernel_w; j += 7) depthwise_row<T, B, 7>(gradient, x, total, g, i, j);
-    for (; j + 5 <= g.kernel_w; j += 5) depthwise_row<T, B, 5>(gradient, x, total, g, i, j);
-    for (; j + 3 <= g.kernel_w; j += 3) depthwise_row<T, B, 3>(gradient, x, total, g, i, j);
-    for (; j < g.kernel_w; ++j) depthwise_row<T, B, 1>(gradient, x, total, g, i, j);
-  }
-}
-
-// (N, H, W, C) gradient and (N, h, w, C) input of a depthwise convolution to (Kh * Kw, C) float32, image by image, so
-// that rows are read from the cache for every position of the kernel.
-template <typename T>
-void depthwise_weight(const T* gradient, const T* x, float* total, int64_t images, const Geometry& g) {
-  for (int64_t n = 0; n < images; ++n) {
-    const T* rows = gradient + n * g.out_h * g.out_w * g.channels;
-    const T* source = x + n * g.in_h * g.in_w * g.channels;
-    int64_t c = 0;
-    for (; c + 16 <= g.channels; c += 16) depthwise_block<T, 16>(rows + c, source + c, total + c, g);
-    for (; c + 8 <= g.channels; c += 8) depthwise_block<T, 8>(rows + c, source + c, total + c, g);
-    for (; c < g.channels; ++c) depthwise_block<T, 1>(rows + c, source + c, total + c, g);
-  }
-}
-
 }  // namespace
 
 #define FOR_TYPE(NAME, T)                                                                                             \
@@ -347,11 +244,6 @@ void depthwise_weight(const T* gradient, const T* x, float* total, int64_t image
   }                                                                                                                   \
   void weight_backward_##NAME(const T* gradient, const float* x, float* of_x, const float* limits, int64_t count) {   \
     inside(gradient, x, of_x, limits, count);                                                                         \
-  }                                                                                                                   \
-  void depthwise_weight_##NAME(const T* gradient, const T* x, float* total, int64_t images, const int64_t* numbers) { \
-    Geometry geometry;                                                                                                \
-    std::memcpy(&geometry, numbers, sizeof(geometry));                                                                \
-    depthwise_weight(gradient, x, total, images, geometry);                                                           \
   }
 
 extern "C" {

@@ -14,17 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ghnqat_sdk.quantization.functional import ratio_clipped_range
+from ghnqat_sdk.quantization.ranges import ratio_clipped_range
 from ghnqat_sdk.training import native
 from ghnqat_sdk.training.eager import (
-    ActivationRounding,
-    Clip,
     inside,
     norm_backward,
     norm_forward,
     onto_levels,
     weight_range,
 )
+from ghnqat_sdk.training.rounding import ActivationRounding, Clip
 
 
 def normalise_clip_round(

@@ -1,4 +1,5 @@
-"""kernels.cpp, compiled once for the processor it runs on, and loaded where there is a compiler."""
+"""The C++ sources, compiled once for the processor they run on, and loaded where there is a
+compiler."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_SOURCE = Path(__file__).with_name("kernels.cpp")
+_FOLDER = Path(__file__).parent
+_SOURCES = tuple(_FOLDER / name for name in ("kernels.cpp", "depthwise.cpp"))
+_HEADERS = (_FOLDER / "numbers.h",)
 # Not -ffast-math: it loses NaN, and a library linked with it makes the whole process flush denormal
 # numbers to zero.
 _FLAGS = (
@@ -70,15 +73,15 @@ def _compiler() -> str | None:
 
 
 def _compiled(compiler: str) -> Path:
-    """The shared library for this source, compiler and processor, compiled if it is not there."""
-    source = _SOURCE.read_bytes()
+    """The shared library for these sources, compiler and processor, compiled if it is not there."""
+    source = b"".join(path.read_bytes() for path in (*_SOURCES, *_HEADERS))
     key = hashlib.sha256(source + repr((compiler, _FLAGS, _processor())).encode()).hexdigest()[:16]
     path = _folder() / f"kernels-{key}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
-            command = [compiler, *_FLAGS, "-o", str(made), str(_SOURCE)]
+            command = [compiler, *_FLAGS, "-o", str(made), *map(str, _SOURCES)]
             subprocess.run(command, check=True, capture_output=True, timeout=300)
             made.replace(path)  # at once: several processes may compile at the same time
     return path

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ghnqat_sdk.training.compute import Setting
 from ghnqat_sdk.training.hints import Hints
-from ghnqat_sdk.training.networks import Network
+from ghnqat_sdk.training.prepared import PreparedNetwork
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class NetworkLoss:
 
 
 def network_loss(
-    network: Network,
+    network: PreparedNetwork,
     predicted: dict[str, Tensor],
     images: Tensor,
     labels: Tensor,
@@ -57,9 +57,9 @@ def network_loss(
     label_smoothing: float = 0.0,
     hints: Hints | None = None,
     hint_weight: float = 0.0,
-    wanted: Sequence[Tensor] = (),
+    teacher_features: Sequence[Tensor] = (),
     teacher_scores: Tensor | None = None,
-    chance: random.Random | None = None,
+    rng: random.Random | None = None,
 ) -> NetworkLoss:
     """Cross-entropy of the network with `predicted` parameters, and gradients with respect to them.
 
@@ -73,8 +73,8 @@ def network_loss(
         labels: (N,) int64.
         setting: Bit-widths and how to run.
         label_smoothing: As in `torch.nn.functional.cross_entropy`.
-        hints: With `hint_weight`, `wanted` (the teacher's features of these images) and `chance`,
-            which chooses blocks; see `Network.takes_hints`.
+        hints: With `hint_weight`, `teacher_features` of these images, and `rng`, which chooses
+            blocks; see `PreparedNetwork.takes_hints`.
         teacher_scores: (N, classes) of these images, for soft labels; they never fade.
     """
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in predicted.items()}
@@ -87,7 +87,7 @@ def network_loss(
     if hints is not None and hint_weight > 0:
         if network.takes_hints:
             projections = [p.detach().requires_grad_() for p in hints.projections]
-            hint = hints.loss(taps, wanted, projections, chance or random.Random(0))
+            hint = hints.loss(taps, teacher_features, projections, rng or random.Random(0))
             loss = fitted + hint_weight * hint
         else:
             loss = fitted * hints.config.weight_without(hint_weight)

@@ -17,8 +17,8 @@ from torch import Tensor, fx, nn
 
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.training.compute import Setting
-from ghnqat_sdk.training.eager import Clip
 from ghnqat_sdk.training.pooling import average_pool
+from ghnqat_sdk.training.rounding import Clip
 from ghnqat_sdk.training.steps import (
     Pass,
     Step,
@@ -32,7 +32,7 @@ from ghnqat_sdk.training.steps import (
 )
 
 
-class Plan:
+class ForwardPlan:
     """The steps of one network's forward pass.
 
     Args:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.training.compute import Setting
 from ghnqat_sdk.training.hints import Hints, compared
 from ghnqat_sdk.training.sampler import draw_batch
@@ -54,19 +55,20 @@ def _looks(
 ) -> Iterator[tuple[int, float, Tensor, Tensor]]:
     """Stage, weight, channels (M, C) and features (M, T) of all blocks of some networks."""
     config = trainer.config
-    setting = Setting((32, 32), config.hypernetwork.ranges, compute=config.compute)
+    setting = Setting((FLOAT_BITS, FLOAT_BITS), config.hypernetwork.ranges, compute=config.compute)
     for step in range(steps):
-        chance = random.Random(f"{config.seed}/projections/{step}")
-        for drawn in trainer.sampler.step(step):
-            network = trainer.networks.prepared(drawn.architecture)
+        rng = random.Random(f"{config.seed}/projections/{step}")
+        for draw in trainer.sampler.step(step):
+            network = trainer.networks.prepared(draw.architecture)
             if not network.takes_hints:
                 continue
             graph = network.graph.with_bits(setting.bits)
             (predicted,) = trainer.model([graph], dtype=config.compute.dtype("decoder"))
-            generator = torch.Generator().manual_seed(chance.getrandbits(62))
-            batch = draw_batch(trainer.train_images, drawn.images, 0, generator)
+            generator = torch.Generator().manual_seed(rng.getrandbits(62))
+            batch = draw_batch(trainer.train_images, draw.images, 0, generator)
             _, taps = network.plan.run(predicted, batch.images, setting)
             assert trainer.features is not None
-            wanted = trainer.features.gather(batch.indices, batch.moves)
-            for stage, weight, shown, target in hints.dealt(taps, wanted, range(len(taps))):
+            teacher_features = trainer.features.gather(batch.indices, batch.moves)
+            every = range(len(taps))
+            for stage, weight, shown, target in hints.dealt(taps, teacher_features, every):
                 yield stage, weight, *compared(shown.cpu(), target)

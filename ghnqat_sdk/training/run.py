@@ -18,8 +18,8 @@ from ghnqat_sdk.training.config import RunConfig, load_config
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.features import FeatureCache
 from ghnqat_sdk.training.folder import BEST_FOLDER, LAST_FOLDER, LOG_FILE, RUN_FILE
-from ghnqat_sdk.training.optimizers import DecayConfig
 from ghnqat_sdk.training.reports import Progress, StepReport, averages
+from ghnqat_sdk.training.schedules import DecayConfig
 from ghnqat_sdk.training.state import restore, state_of
 from ghnqat_sdk.training.teacher import load_teacher
 from ghnqat_sdk.training.trainer import Trainer

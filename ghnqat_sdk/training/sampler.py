@@ -12,96 +12,20 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ghnqat_sdk.bits import Pair
+from ghnqat_sdk.bits import FLOAT_BITS, Pair
 from ghnqat_sdk.data import ImageSet, Moves, draw_moves, move_images
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.plugins import ImportedCustom
-from ghnqat_sdk.training.spaces.deepnets import DeepNets
-from ghnqat_sdk.training.spaces.families import Families
-from ghnqat_sdk.training.spaces.protocol import Architecture, Norm, Space
+from ghnqat_sdk.training.shares import SpaceShare
+from ghnqat_sdk.training.spaces.protocol import Architecture
 
 _MACS_PER_LAYER = 400_000  # a layer's fixed cost, as measured on a CPU
 _ATTEMPTS = 2_000
-
-
-class _Share(BaseModel):
-    """How often networks of a space are drawn, and which."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    share: float = Field(default=1.0, ge=0)
-    """Relative frequency."""
-    min_macs: float = Field(default=0.0, ge=0)
-    max_macs: float = Field(default=40e6, gt=0)
-    """Networks that cost fewer or more multiply-accumulates for one image are passed over."""
-    max_parameters: float = Field(default=25e6, gt=0)
-    norm: Norm | None = None
-    """Only networks with this normalization."""
-
-    def takes(self, architecture: Architecture) -> bool:
-        """Whether a network meets the limits."""
-        within = self.min_macs <= architecture.macs <= self.max_macs
-        small = architecture.parameter_count <= self.max_parameters
-        return within and small and self.norm in (None, architecture.norm)
-
-
-class DeepNetsShare(_Share):
-    """Networks of ConvNets-250K (re-created)."""
-
-    space: Literal["deepnets"] = "deepnets"
-    channels: int | None = Field(default=None, ge=8)
-    """Of the first cells, instead of 16 to 48."""
-    bare: bool = False
-    """All of them without norm, instead of few and short ones."""
-    deep: bool = False
-    """Of 10 to 36 cells instead of 4 to 18."""
-
-    @property
-    def source(self) -> str:
-        """Where the networks come from."""
-        return self.space
-
-    def build(self, split: str) -> Space:
-        """The split of the space."""
-        return DeepNets(f"deep-{split}" if self.deep else split, self.channels, self.bare)
-
-
-class FamiliesShare(_Share):
-    """Networks as people write them."""
-
-    space: Literal["families"] = "families"
-
-    @property
-    def source(self) -> str:
-        """Where the networks come from."""
-        return self.space
-
-    def build(self, split: str) -> Space:
-        """The split of the space."""
-        return Families(split)
-
-
-class CustomShare(ImportedCustom, _Share):
-    """Networks of a user's own space: `factory(split, **settings)`, for "train" and "val"."""
-
-    space: Literal["custom"] = "custom"
-
-    @property
-    def source(self) -> str:
-        """Where the networks come from."""
-        return self.factory
-
-    def build(self, split: str) -> Space:
-        """The split of the space."""
-        return self.call(split)
-
-
-SpaceShare = Annotated[DeepNetsShare | FamiliesShare | CustomShare, Field(discriminator="space")]
 
 
 class SamplingConfig(BaseModel):
@@ -181,17 +105,17 @@ class Sampler:
         All processes draw the same bit-widths and the same ranks of cost, each among its own
         networks, so that none waits long for another.
         """
-        draw = random.Random(f"{self.seed}/{step}/{processes}")
+        rng = random.Random(f"{self.seed}/{step}/{processes}")
         first = int(step * self.sampling.meta_batch / self.sampling.uses)
         window = self._window(first, rank, processes, step < self.sampling.simple_until)
-        return [self._draw(draw, step, window) for _ in range(self.sampling.meta_batch)]
+        return [self._draw(rng, step, window) for _ in range(self.sampling.meta_batch)]
 
-    def _draw(self, draw: random.Random, step: int, window: Sequence[Architecture]) -> Draw:
-        architecture = window[int(draw.random() * len(window))]
-        bits = (32, 32)
+    def _draw(self, rng: random.Random, step: int, window: Sequence[Architecture]) -> Draw:
+        architecture = window[int(rng.random() * len(window))]
+        bits = (FLOAT_BITS, FLOAT_BITS)
         if step >= self.float_until:
             settings, shares = zip(*self.bits, strict=True)
-            bits = draw.choices(settings, shares)[0]
+            bits = rng.choices(settings, shares)[0]
         return Draw(architecture, bits, self.sampling.images(architecture))
 
     def _sorted(self, first: int, rank: int, processes: int, simple: bool) -> list[Architecture]:
@@ -206,17 +130,17 @@ class Sampler:
 
     def _network(self, number: int, simple: bool) -> Architecture:
         """The network of a number in the run's sequence."""
-        draw = random.Random(f"{self.seed}/network/{number}")
-        place = draw.choices(range(len(self.shares)), [share.share for share in self.shares])[0]
-        return self._of_space(draw, place, simple)
+        rng = random.Random(f"{self.seed}/network/{number}")
+        place = rng.choices(range(len(self.shares)), [share.share for share in self.shares])[0]
+        return self._of_space(rng, place, simple)
 
-    def _of_space(self, draw: random.Random, place: int, simple: bool) -> Architecture:
+    def _of_space(self, rng: random.Random, place: int, simple: bool) -> Architecture:
         """A random network of a space that meets its limits."""
         share = self.shares[place]
         space = self.spaces[place]
         found = None
         for _ in range(_ATTEMPTS if len(space) else 0):
-            architecture = space[draw.randrange(len(space))]
+            architecture = space[rng.randrange(len(space))]
             if share.takes(architecture):
                 found = architecture
                 if architecture.simple or not simple:

@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.training.compute import Setting
 from ghnqat_sdk.training.depthwise import Geometry, depthwise
-from ghnqat_sdk.training.eager import ActivationRounding, Clip
 from ghnqat_sdk.training.kernels import normalise_clip_round
+from ghnqat_sdk.training.rounding import ActivationRounding, Clip
 
 
 class Pass(NamedTuple):
@@ -40,7 +40,7 @@ class Pass(NamedTuple):
         """An input of a layer, fake-quantized once for all that read it; or `rounded` before."""
         x = self.values[source]
         setting = self.setting
-        if (rounded and setting.rounding is not None) or setting.bits[1] == FLOAT_BITS:
+        if (rounded and setting.kernel_rounding is not None) or setting.bits[1] == FLOAT_BITS:
             return x
         key = ("rounded", source)
         if key not in self.values:
@@ -115,7 +115,8 @@ def normalise(
     """Batch norm with the statistics of the batch, and what follows it."""
     x = now.values[source]
     setting = now.setting
-    rounding = setting.rounding if fused and setting.rounding is not None else ActivationRounding()
+    rounding = setting.kernel_rounding if fused else None
+    rounding = ActivationRounding() if rounding is None else rounding
     gain = now.parameter(name, "weight")
     shift = now.parameter(name, "bias")
     channels = x.shape[1]

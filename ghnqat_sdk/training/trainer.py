@@ -19,27 +19,27 @@ from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.training.average import averaging
 from ghnqat_sdk.training.compute import Setting
 from ghnqat_sdk.training.config import RunConfig
-from ghnqat_sdk.training.distributed import FlatGradients, Processes
+from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.features import FeatureCache
-from ghnqat_sdk.training.networks import Network, PreparedNetworks
+from ghnqat_sdk.training.gradients import FlatGradients
+from ghnqat_sdk.training.initial import check_fit, initial_parts
 from ghnqat_sdk.training.objective import NetworkLoss, network_loss
+from ghnqat_sdk.training.prepared import PreparedNetwork, PreparedNetworks
 from ghnqat_sdk.training.reports import NetworkReport, Progress, StepReport
 from ghnqat_sdk.training.sampler import Draw, draw_batch, own_random_numbers
-from ghnqat_sdk.training.start import check_fit, started
 
 Predicted = dict[str, Tensor]
 """Parameters of one network, by name."""
 
 
 class Trainer:
-    """One hypernetwork, its average, its optimizer and its hints (see `Hints`), and how one step
-    changes them.
+    """One hypernetwork, its average, its optimizer and its hints (a teacher's features, compared
+    with blocks), and how one step changes them.
 
     Args:
         config: The run.
         train: Training images.
-        features: The teacher's over the same images; needed where the config has hints, see
-            `Hints`.
+        features: The teacher's over the same images; needed where the config has hints.
         processes: This process's place among all; a single process by default.
 
     Raises:
@@ -60,7 +60,7 @@ class Trainer:
         self.train_images = train
         self.features = features
         self.processes = processes or Processes()
-        self.model, self.hints = started(config, features)
+        self.model, self.hints = initial_parts(config, features)
         modules = [self.model] if self.hints is None else [self.model, self.hints]
         self.parameters = [p for module in modules for p in module.parameters()]
         self.gradients = FlatGradients(self.parameters)
@@ -118,7 +118,9 @@ class Trainer:
             group["lr"] = rate
         return rate
 
-    def _predict(self, networks: Sequence[Network], drawn: Sequence[Draw]) -> list[Predicted]:
+    def _predict(
+        self, networks: Sequence[PreparedNetwork], drawn: Sequence[Draw]
+    ) -> list[Predicted]:
         graphs = [
             network.graph.with_bits(draw.bits)
             for network, draw in zip(networks, drawn, strict=True)
@@ -128,50 +130,50 @@ class Trainer:
     def _losses(
         self,
         step: int,
-        networks: Sequence[Network],
+        networks: Sequence[PreparedNetwork],
         drawn: Sequence[Draw],
         predicted: Sequence[Predicted],
     ) -> list[NetworkLoss]:
         """Of each network, on images of its own."""
         source = f"{self.config.seed}/{step}/{self.processes.rank}"
-        chance = random.Random(f"{source}/images")
+        rng = random.Random(f"{source}/images")
         hint_weight = self.config.hint_weight_at(step)
         with own_random_numbers(f"{source}/noise"):
             return [
-                self._loss(*one, hint_weight, chance)
+                self._loss(*one, hint_weight, rng)
                 for one in zip(networks, drawn, predicted, strict=True)
             ]
 
     def _loss(
         self,
-        network: Network,
-        drawn: Draw,
+        network: PreparedNetwork,
+        draw: Draw,
         predicted: Predicted,
         hint_weight: float,
-        chance: random.Random,
+        rng: random.Random,
     ) -> NetworkLoss:
         config = self.config
         device = config.compute.device
-        generator = torch.Generator().manual_seed(chance.getrandbits(62))
-        batch = draw_batch(self.train_images, drawn.images, config.data.padding, generator)
-        wanted: list[Tensor] = []
+        generator = torch.Generator().manual_seed(rng.getrandbits(62))
+        batch = draw_batch(self.train_images, draw.images, config.data.padding, generator)
+        teacher_features: list[Tensor] = []
         teacher_scores = None
         if self.features is not None and self.hints is not None and self.hints.config.soft_labels:
             teacher_scores = self.features.scores[batch.indices].to(device)
         if self.features is not None and hint_weight > 0 and network.takes_hints:
-            wanted = self.features.gather(batch.indices, batch.moves)
+            teacher_features = self.features.gather(batch.indices, batch.moves)
         return network_loss(
             network,
             predicted,
-            batch.images,
+            batch.images,  # its plan moves them to the device
             batch.labels.to(device),
-            Setting(drawn.bits, config.hypernetwork.ranges, config.bits.rounding, config.compute),
+            Setting(draw.bits, config.hypernetwork.ranges, config.bits.rounding, config.compute),
             label_smoothing=config.label_smoothing,
             hints=self.hints,
             hint_weight=hint_weight,
-            wanted=[features.to(device) for features in wanted],
+            teacher_features=[stage.to(device) for stage in teacher_features],
             teacher_scores=teacher_scores,
-            chance=chance,
+            rng=rng,
         )
 
     def _backward(
@@ -184,8 +186,7 @@ class Trainer:
         """
         tensors: list[Tensor] = []
         gradients: list[Tensor] = []
-        # The loss is cross-entropy plus so many times the hint's, and its gradient grows with it.
-        limit = self.config.network_clip_norm * (1 + self.config.hint_weight_at(step))
+        limit = self.config.network_clip_norm * self.config.gradient_scale_at(step)
         for parameters, result in zip(predicted, results, strict=True):
             if not result.finite:
                 continue
@@ -201,9 +202,8 @@ class Trainer:
 
     def _update(self, step: int) -> float:
         """Average over processes, clip, step; returns the gradient's norm before clipping."""
-        self.gradients.average(self.processes)
-        # As large beside its gradients as in `_backward`.
-        limit = self.config.clip_norm * (1 + self.config.hint_weight_at(step))
+        self.gradients.mean_over(self.processes)
+        limit = self.config.clip_norm * self.config.gradient_scale_at(step)
         norm = self.gradients.clip(limit)
         # Of zero, where no network was finite, an optimizer with momentum would still take a step;
         # an infinite or undefined one cannot be clipped.

@@ -17,8 +17,8 @@ from ghnqat_sdk.quantization.roundings import NEAREST
 from ghnqat_sdk.training.compute import Setting
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.distributed import Processes
-from ghnqat_sdk.training.networks import Network, prepare_network
-from ghnqat_sdk.training.sampler import SpaceShare
+from ghnqat_sdk.training.prepared import PreparedNetwork, prepare_network
+from ghnqat_sdk.training.shares import SpaceShare
 from ghnqat_sdk.training.spaces.protocol import Architecture
 
 _BATCH = 64
@@ -65,7 +65,7 @@ class Validation:
         return found
 
     @cached_property
-    def networks(self) -> list[Network]:
+    def networks(self) -> list[PreparedNetwork]:
         """Prepared when they are needed."""
         classes = self.config.hypernetwork.num_classes
         return [prepare_network(architecture, classes) for architecture in self.architectures]
@@ -92,7 +92,7 @@ class Validation:
         }
 
     def _right(
-        self, model: GraphHypernetwork, network: Network, bits: Pair, batches: Batches
+        self, model: GraphHypernetwork, network: PreparedNetwork, bits: Pair, batches: Batches
     ) -> int:
         """How many images a network classifies rightly."""
         config = self.config

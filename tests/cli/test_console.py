@@ -9,7 +9,7 @@ import pytest
 
 from ghnqat_sdk.cli import main as program
 from ghnqat_sdk.cli import train as training_program
-from ghnqat_sdk.cli.arguments import SPACES, recipe_names
+from ghnqat_sdk.cli.arguments import SPACES
 from ghnqat_sdk.cli.console import CLOSED_PIPE, INTERRUPTED, run_command
 from ghnqat_sdk.progress import working
 from ghnqat_sdk.training import config
@@ -112,12 +112,11 @@ def test_each_kind_of_end_has_its_status_and_one_line(capsys, error, status, lin
     assert capsys.readouterr().err == line
 
 
-def test_spaces_and_recipes_are_those_of_training():
+def test_spaces_are_those_of_training():
     splits = {"deepnets": deepnets.SPLITS, "families": families.SPLITS}
     assert {name: set(of_space) for name, of_space in SPACES.items()} == {
         name: set(of_space) for name, of_space in splits.items()
     }
-    assert recipe_names() == config.recipe_names()
 
 
 @pytest.mark.parametrize(("terminal", "shown"), [(True, "loading ...\r\x1b[K"), (False, "")])

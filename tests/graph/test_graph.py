@@ -25,6 +25,13 @@ def test_no_function_belongs_to_two_node_types():
     assert len({function for function, _ in pairs}) == len(pairs)
 
 
+def test_nodes_know_what_they_read_and_what_reads_them():
+    nodes = tuple(map(Node, ("input", "conv", "relu", "sum", "output")))
+    graph = ComputationGraph(nodes, ((0, 1), (0, 3), (1, 2), (2, 3), (3, 4)))
+    assert graph.successors == ((1, 3), (2,), (3,), (4,), ())
+    assert graph.predecessors == ((), (0,), (1,), (0, 2), (3,))
+
+
 @pytest.mark.parametrize("s_max", [1, 2, 10])
 def test_shortest_paths_agree_with_networkx(diamond, s_max):
     paths = diamond.shortest_paths(s_max)

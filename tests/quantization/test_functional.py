@@ -3,14 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ghnqat_sdk.quantization.functional import (
-    fake_quantize,
-    min_max_range,
-    ratio_clipped_range,
-    scale_and_zero_point,
-    sigma_clipped_range,
-    uniform_noise,
-)
+from ghnqat_sdk.quantization.functional import fake_quantize, scale_and_zero_point, uniform_noise
+from ghnqat_sdk.quantization.ranges import min_max_range, ratio_clipped_range, sigma_clipped_range
 
 BITS = range(2, 9)
 

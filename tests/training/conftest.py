@@ -13,9 +13,10 @@ from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
 from ghnqat_sdk.training.config import BitsConfig, BitsShare, RunConfig, ValidationConfig
 from ghnqat_sdk.training.features import FeatureCache
 from ghnqat_sdk.training.hints import HintConfig
-from ghnqat_sdk.training.optimizers import StableSchedule
 from ghnqat_sdk.training.run import Run
-from ghnqat_sdk.training.sampler import CustomShare, SamplingConfig
+from ghnqat_sdk.training.sampler import SamplingConfig
+from ghnqat_sdk.training.schedules import StableSchedule
+from ghnqat_sdk.training.shares import CustomShare
 from ghnqat_sdk.training.teacher import Teacher, TeacherConfig, save_teacher
 
 TINY = RunConfig(

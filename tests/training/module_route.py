@@ -12,7 +12,7 @@ from ghnqat_sdk.bits import Bits
 from ghnqat_sdk.quantization.convert import to_fake_quantized
 from ghnqat_sdk.quantization.ranges import ClippedRanges
 from ghnqat_sdk.training.compute import ComputeConfig, Setting
-from ghnqat_sdk.training.plan import Plan
+from ghnqat_sdk.training.plan import ForwardPlan
 
 EXACT = ComputeConfig(dense="float32")
 RANGES = ClippedRanges()
@@ -50,7 +50,7 @@ def module_scores(
 ) -> tuple[Tensor, list[Tensor]]:
     """Scores, and the outputs of the blocks as forward hooks see them, before calibration."""
     model = copy.deepcopy(model)
-    to_fake_quantized(model, how.bits, how.ranges, rounding=how.rule, warn=False)
+    to_fake_quantized(model, how.bits, how.ranges, rounding=how.rounding, warn=False)
     seen: list[Tensor] = []
     for block in model.block_ends():
         block.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
@@ -70,7 +70,7 @@ def gradients(scores: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
 def difference(model: nn.Module, x: Tensor, how: Setting) -> tuple[float, float]:
     """Of a plan from the module: in scores and taps, and in gradients; the largest of each."""
     parameters = drawn_parameters(model)
-    scores, taps = Plan(model).run(parameters, x, how)
+    scores, taps = ForwardPlan(model).run(parameters, x, how)
     # On AVX2, torch's weight gradient of a strided 1 x 1 convolution of an image in channels_last
     # corrupts memory.
     expected, seen = module_scores(model, parameters, x.contiguous(), how)

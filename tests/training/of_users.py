@@ -12,8 +12,8 @@ from ghnqat_sdk.graph.batch import GraphBatch
 from ghnqat_sdk.hypernetwork.decoder import Decoder
 from ghnqat_sdk.hypernetwork.encoders import Encoder, NodeEmbedding
 from ghnqat_sdk.hypernetwork.tiles import Request
-from ghnqat_sdk.quantization.functional import fake_quantize, min_max_range
-from ghnqat_sdk.quantization.ranges import RangeRule
+from ghnqat_sdk.quantization.functional import fake_quantize
+from ghnqat_sdk.quantization.ranges import RangeRule, min_max_range
 from ghnqat_sdk.quantization.roundings import RoundingRule
 
 

@@ -18,9 +18,9 @@ from ghnqat_sdk.training.adapt import Adaptation, AdaptConfig, check_images
 from ghnqat_sdk.training.config import load_config, load_recipe
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.hints import HintConfig
+from ghnqat_sdk.training.new_classes import with_new_classes
 from ghnqat_sdk.training.projections import fit_projections
 from ghnqat_sdk.training.run import open_features
-from ghnqat_sdk.training.start import with_new_classes
 from ghnqat_sdk.training.teacher import TeacherConfig
 from ghnqat_sdk.training.trainer import Trainer
 

@@ -10,9 +10,9 @@ from ghnqat_sdk.training.config import (
     RunConfig,
     load_config,
     load_recipe,
-    recipe_names,
 )
-from ghnqat_sdk.training.sampler import CustomShare, FamiliesShare
+from ghnqat_sdk.training.folder import recipe_names
+from ghnqat_sdk.training.shares import CustomShare, FamiliesShare
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -59,7 +59,7 @@ OLDER = {"recipe": "all-bits", "seed": 0, "steps": 10_000, "meta_batch": 4, "poo
     [
         (json.dumps(OLDER).encode(), "steps: Extra inputs"),
         (b'{"format": 1}', "format: Input should be 2"),
-        (b"{", "the file: Invalid JSON"),
+        (b"{", "Invalid JSON: EOF"),
         (b"\xff\xfe", "Invalid JSON"),
         (b'{"networks": [{"space": "nets"}]}', "networks.0: .*'nets'"),
         (b'{"networks": [{"space": "custom", "factory": "no.such"}]}', "networks.0.custom.factory"),

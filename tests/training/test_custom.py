@@ -17,8 +17,9 @@ from ghnqat_sdk.plugins import Custom, find, imported
 from ghnqat_sdk.quantization.ranges import CustomRanges
 from ghnqat_sdk.quantization.roundings import CustomRounding, NoiseRounding
 from ghnqat_sdk.training.config import BitsConfig, RunConfig, load_config
-from ghnqat_sdk.training.optimizers import AdamWConfig, CustomOptimizer, CustomSchedule
-from ghnqat_sdk.training.sampler import CustomShare
+from ghnqat_sdk.training.optimizers import AdamWConfig, CustomOptimizer
+from ghnqat_sdk.training.schedules import CustomSchedule
+from ghnqat_sdk.training.shares import CustomShare
 
 BAG = CustomEncoder(factory=of_users.Bag, settings={"width": 12})
 CONSTANT = CustomDecoder(factory="of_users.Constant", settings={"size": 0.5}, tile=8)

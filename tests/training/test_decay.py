@@ -8,8 +8,8 @@ from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
 from ghnqat_sdk.training.checkpoint import CHECKPOINT_FILE, load_training_state
 from ghnqat_sdk.training.config import load_config
 from ghnqat_sdk.training.distributed import Processes
-from ghnqat_sdk.training.optimizers import CosineSchedule, DecayConfig
 from ghnqat_sdk.training.run import RUN_FILE, branch, open_features
+from ghnqat_sdk.training.schedules import CosineSchedule, DecayConfig
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from ghnqat_sdk.data import load_images
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
 from ghnqat_sdk.training.checkpoint import CHECKPOINT_FILE, load_training_state
 from ghnqat_sdk.training.config import RunConfig, load_config
-from ghnqat_sdk.training.distributed import FlatGradients, Processes
+from ghnqat_sdk.training.distributed import Processes
+from ghnqat_sdk.training.gradients import FlatGradients
 from ghnqat_sdk.training.optimizers import SoapConfig
 from ghnqat_sdk.training.run import LAST_FOLDER, LOG_FILE, RUN_FILE, Run
 from ghnqat_sdk.training.validation import Validation
@@ -153,7 +154,7 @@ def test_gradients_are_averaged_over_processes(monkeypatch):
     gradients = FlatGradients([parameter])
     parameter.grad.fill_(1.0)
     monkeypatch.setattr("torch.distributed.all_reduce", lambda total: total.add_(3.0))
-    gradients.average(Processes(0, 2))
+    gradients.mean_over(Processes(0, 2))
     assert parameter.grad.tolist() == [2.0, 2.0]
 
 
@@ -165,5 +166,5 @@ def test_a_process_alone_waits_for_nobody(monkeypatch):
     parameter = nn.Parameter(torch.ones(2))
     processes.wait()
     processes.take_from_first([parameter])
-    FlatGradients([parameter]).average(processes)
+    FlatGradients([parameter]).mean_over(processes)
     processes.leave()

@@ -16,7 +16,7 @@ from ghnqat_sdk.training.evaluation import (
     evaluate_graphs,
     evaluated_network,
 )
-from ghnqat_sdk.training.networks import prepare_network
+from ghnqat_sdk.training.prepared import prepare_network
 from ghnqat_sdk.training.spaces.families import Families
 
 protocols = pytest.mark.parametrize("protocol", ["paper", "calibrated"])

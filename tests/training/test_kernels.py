@@ -7,15 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ghnqat_sdk.quantization.functional import (
-    fake_quantize,
-    min_max_range,
-    ratio_clipped_range,
-    sigma_clipped_range,
-)
+from ghnqat_sdk.quantization.functional import fake_quantize
+from ghnqat_sdk.quantization.ranges import min_max_range, ratio_clipped_range, sigma_clipped_range
 from ghnqat_sdk.training.depthwise import Geometry, depthwise
-from ghnqat_sdk.training.eager import ActivationRounding, Clip
 from ghnqat_sdk.training.kernels import normalise_clip_round, round_activations, round_weight
+from ghnqat_sdk.training.rounding import ActivationRounding, Clip
 
 CHANNELS = (1, 3, 8, 24, 40, 56, 72)
 """Every width of a block of the compiled kernels, and what is left over."""

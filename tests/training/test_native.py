@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ghnqat_sdk.training import native
-from ghnqat_sdk.training.eager import ActivationRounding, Clip
 from ghnqat_sdk.training.kernels import normalise_clip_round, round_weight
+from ghnqat_sdk.training.rounding import ActivationRounding, Clip
 
 COMPILES = pytest.mark.skipif(native.library() is None, reason="there is no C++ compiler here")
 
@@ -112,7 +112,7 @@ def test_without_a_home_there_is_no_cache(monkeypatch):
 @COMPILES
 def test_the_library_is_compiled_once_and_found_again(monkeypatch, empty_cache, tmp_path):
     (tmp_path / "small.cpp").write_text('extern "C" int answer() { return 42; }')
-    monkeypatch.setattr(native, "_SOURCE", tmp_path / "small.cpp")
+    monkeypatch.setattr(native, "_SOURCES", (tmp_path / "small.cpp",))
     assert native.library().answer() == 42
     assert [path.suffix for path in empty_cache.glob("*")] == [".so"]
     native.library.cache_clear()
@@ -128,11 +128,11 @@ def test_another_source_or_processor_is_another_library(monkeypatch, empty_cache
     script = 'while [ "$1" != "-o" ]; do shift; done; echo "no library" > "$2"'
     broken_compiler(monkeypatch, tmp_path, script)
     source = tmp_path / "kernels.cpp"
-    source.write_bytes(native._SOURCE.read_bytes() + b"\n")
+    source.write_bytes(native._SOURCES[0].read_bytes() + b"\n")
     for change in (
         lambda: None,
         lambda: monkeypatch.setattr(native, "_processor", lambda: "flags: another"),
-        lambda: monkeypatch.setattr(native, "_SOURCE", source),
+        lambda: monkeypatch.setattr(native, "_SOURCES", (source, *native._SOURCES[1:])),
     ):
         change()
         native.library.cache_clear()

@@ -18,8 +18,8 @@ from ghnqat_sdk.quantization.ranges import ClippedRanges, MinMaxRanges
 from ghnqat_sdk.quantization.roundings import NoiseRounding
 from ghnqat_sdk.training import compute
 from ghnqat_sdk.training.compute import ComputeConfig
-from ghnqat_sdk.training.networks import PreparedNetworks, prepare_network
-from ghnqat_sdk.training.plan import Plan
+from ghnqat_sdk.training.plan import ForwardPlan
+from ghnqat_sdk.training.prepared import PreparedNetworks, prepare_network
 from ghnqat_sdk.training.spaces.deepnets import DeepNets
 from ghnqat_sdk.training.spaces.families import Families
 from ghnqat_sdk.training.spaces.family_recipes import FAMILIES
@@ -90,7 +90,7 @@ def test_a_rule_that_needs_more_than_extremes_is_followed(index):
     assert agrees(model, setting((4, 4), ranges=MeanRanges()), 1e-4)
     parameters, x = drawn_parameters(model), images(2)
     by_rule, clipped = (
-        Plan(model).run(parameters, x, setting((4, 4), ranges=ranges))[0]
+        ForwardPlan(model).run(parameters, x, setting((4, 4), ranges=ranges))[0]
         for ranges in (MeanRanges(), ClippedRanges())
     )
     assert relative(by_rule, clipped) > 0.01
@@ -98,12 +98,12 @@ def test_a_rule_that_needs_more_than_extremes_is_followed(index):
 
 @pytest.mark.parametrize("index", range(3))
 def test_noise_is_drawn_where_the_module_draws_it(index):
-    model, how = built(Toy("val", index)), setting((4, 4), rule=NoiseRounding())
+    model, how = built(Toy("val", index)), setting((4, 4), rounding=NoiseRounding())
     parameters, x = drawn_parameters(model), images(4)
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        scores, _ = Plan(model).run(parameters, x, how)
-        again, _ = Plan(model).run(parameters, x, how)
+        scores, _ = ForwardPlan(model).run(parameters, x, how)
+        again, _ = ForwardPlan(model).run(parameters, x, how)
         torch.manual_seed(3)
         expected, _ = module_scores(model, parameters, x, how)
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
@@ -120,7 +120,7 @@ def test_half_precision_changes_little(monkeypatch, index, bits):
     model = built(Toy("val", index))
     parameters, x = drawn_parameters(model), images(8)
     exact, half = (
-        Plan(model).run(parameters, x, setting(bits, ComputeConfig(dense=dense)))[0]
+        ForwardPlan(model).run(parameters, x, setting(bits, ComputeConfig(dense=dense)))[0]
         for dense in ("float32", "bfloat16")
     )
     assert half.dtype == torch.float32
@@ -136,7 +136,7 @@ def test_products_are_in_the_type_of_the_config(monkeypatch):
     model, x = built(Toy("val", 0)), images(2)
     for dense, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         how = setting((4, 4), ComputeConfig(dense=dense))
-        _, taps = Plan(model).run(drawn_parameters(model), x, how)
+        _, taps = ForwardPlan(model).run(drawn_parameters(model), x, how)
         assert {tap.dtype for tap in taps} == {dtype}
 
 
@@ -154,7 +154,9 @@ def test_compiled_kernels_change_nothing_but_last_digits(monkeypatch, index, den
     parameters = drawn_parameters(model)
     for bits in (FLOAT, (4, 4)):
         compiled, eager = (
-            Plan(model).run(parameters, x, setting(bits, ComputeConfig(dense=dense, compile=on)))
+            ForwardPlan(model).run(
+                parameters, x, setting(bits, ComputeConfig(dense=dense, compile=on))
+            )
             for on in (True, False)
         )
         assert relative(compiled[0], eager[0]) < tolerance
@@ -170,7 +172,7 @@ def test_without_compiled_kernels_no_compiler_is_looked_for(monkeypatch):
     model = built(cheapest("mobilenet_v1"))
     parameters = drawn_parameters(model)
     how = setting((4, 4), ComputeConfig(compile=False))
-    scores, _ = Plan(model).run(parameters, images(2), how)
+    scores, _ = ForwardPlan(model).run(parameters, images(2), how)
     assert all(gradient.isfinite().all() for gradient in gradients(scores, parameters))
 
 
@@ -209,11 +211,11 @@ class Branching(nn.Module):
 
 def test_a_module_that_cannot_be_traced_is_refused():
     with pytest.raises(ArgumentError, match=r"traceable by torch.fx, and Branching is not"):
-        Plan(Branching())
+        ForwardPlan(Branching())
 
 
 def test_taps_are_the_blocks_in_their_order():
     model = built(Toy("val", 3))
-    _, taps = Plan(model).run(drawn_parameters(model), images(2), setting((4, 4)))
+    _, taps = ForwardPlan(model).run(drawn_parameters(model), images(2), setting((4, 4)))
     assert [tuple(tap.shape) for tap in taps] == [(2, 16, 16, 16), (2, 16, 8, 8), (2, 16, 8, 8)]
     assert agrees(model, setting(FLOAT), 1e-3)

@@ -9,14 +9,14 @@ from module_route import drawn_parameters, images, module_scores, setting
 from torch import Tensor
 from toys import Toy
 
-from ghnqat_sdk.training.networks import Network, prepare_network
 from ghnqat_sdk.training.objective import NetworkLoss, network_loss
+from ghnqat_sdk.training.prepared import PreparedNetwork, prepare_network
 
 BATCH, DEEP, NO_NORM = 0, 1, 2
 """Indices of toys: two layers with batch norm, three with, two without."""
 
 
-def with_parameters(index: int) -> tuple[Network, dict[str, Tensor]]:
+def with_parameters(index: int) -> tuple[PreparedNetwork, dict[str, Tensor]]:
     architecture = Toy("train", index)
     return prepare_network(architecture, 10), drawn_parameters(architecture.build(10))
 
@@ -55,8 +55,8 @@ def hinted(index: int, weight: float, **config) -> NetworkLoss:
         setting((32, 32)),
         hints=hints(**config),
         hint_weight=weight,
-        wanted=features(6, 16, 8),
-        chance=random.Random(0),
+        teacher_features=features(6, 16, 8),
+        rng=random.Random(0),
     )
 
 
@@ -80,8 +80,8 @@ def test_a_hint_reaches_its_block_and_those_before_it():
         options = {
             "hints": one,
             "hint_weight": 1.0,
-            "wanted": wanted,
-            "chance": random.Random(seed),
+            "teacher_features": wanted,
+            "rng": random.Random(seed),
         }
         found = network_loss(
             network, parameters, images(6), torch.arange(6), setting((32, 32)), **options

@@ -8,13 +8,15 @@ from torch import nn
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.training.optimizers import (
     AdamWConfig,
+    OptimizerConfig,
+    SoapConfig,
+    parameter_groups,
+)
+from ghnqat_sdk.training.schedules import (
     CosineSchedule,
     DecayConfig,
-    OptimizerConfig,
     ScheduleConfig,
-    SoapConfig,
     StableSchedule,
-    parameter_groups,
 )
 
 

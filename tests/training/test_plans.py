@@ -9,7 +9,7 @@ from module_route import agrees, drawn_parameters, images, relative, setting
 from torch import Tensor, nn
 
 from ghnqat_sdk.training import compute
-from ghnqat_sdk.training.plan import Plan
+from ghnqat_sdk.training.plan import ForwardPlan
 
 
 class Given(nn.Module):
@@ -149,14 +149,14 @@ def test_every_module_runs_in_half_precision(monkeypatch, module):
     parameters, x = drawn_parameters(module), images(4)
     exact = setting((32, 32))
     half = exact._replace(compute=exact.compute.model_copy(update={"dense": "bfloat16"}))
-    scores, expected = (Plan(module).run(parameters, x, how)[0] for how in (half, exact))
+    scores, expected = (ForwardPlan(module).run(parameters, x, how)[0] for how in (half, exact))
     assert scores.dtype == torch.float32
     assert relative(scores, expected) < 0.1
 
 
 def test_a_rounded_block_is_tapped_before_it_is_rounded():
     module = MODULES["a block that ends with an activation"]
-    _, (tap,) = Plan(module).run(drawn_parameters(module), images(2), setting((2, 2)))
+    _, (tap,) = ForwardPlan(module).run(drawn_parameters(module), images(2), setting((2, 2)))
     assert len(tap.unique()) > 4
 
 
@@ -164,13 +164,13 @@ def test_blocks_are_tapped_in_the_order_that_the_module_gives():
     module = Given(
         one_after_another("a", "b", "c"), ("c", "a"), a=conv(), b=inner(stride=2), c=inner(stride=2)
     )
-    _, taps = Plan(module).run(drawn_parameters(module), images(2), setting((32, 32)))
+    _, taps = ForwardPlan(module).run(drawn_parameters(module), images(2), setting((32, 32)))
     assert [tap.shape[-1] for tap in taps] == [8, 32]
 
 
 def test_a_plan_runs_on_any_values_of_the_parameters():
     module = MODULES["two norms in a row"]
-    plan, x = Plan(module), images(2)
+    plan, x = ForwardPlan(module), images(2)
     parameters = drawn_parameters(module)
     doubled = {name: 2 * value for name, value in parameters.items()}
     one, other = (plan.run(values, x, setting((32, 32)))[0] for values in (parameters, doubled))

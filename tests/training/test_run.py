@@ -17,7 +17,8 @@ from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.optimizers import AdamWConfig, SoapConfig
 from ghnqat_sdk.training.reports import NetworkReport, StepReport, averages
 from ghnqat_sdk.training.run import LOG_FILE, RUN_FILE, Run, open_features
-from ghnqat_sdk.training.sampler import CustomShare, DeepNetsShare, Draw, FamiliesShare
+from ghnqat_sdk.training.sampler import Draw
+from ghnqat_sdk.training.shares import CustomShare, DeepNetsShare, FamiliesShare
 from ghnqat_sdk.training.validation import Validation
 
 

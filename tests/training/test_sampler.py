@@ -11,16 +11,8 @@ from toys import Toys
 
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.training.sampler import (
-    CustomShare,
-    DeepNetsShare,
-    Draw,
-    FamiliesShare,
-    Sampler,
-    SamplingConfig,
-    SpaceShare,
-    draw_batch,
-)
+from ghnqat_sdk.training.sampler import Draw, Sampler, SamplingConfig, draw_batch
+from ghnqat_sdk.training.shares import CustomShare, DeepNetsShare, FamiliesShare, SpaceShare
 
 BITS = [((4, 4), 1.0), ((2, 2), 1.0), ((8, 8), 0.0)]
 TOYS = CustomShare(factory="toys.Toys")

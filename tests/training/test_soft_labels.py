@@ -7,8 +7,8 @@ from toys import Toy
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.hints import HintConfig, Hints
-from ghnqat_sdk.training.networks import prepare_network
 from ghnqat_sdk.training.objective import NetworkLoss, network_loss
+from ghnqat_sdk.training.prepared import prepare_network
 from ghnqat_sdk.training.run import open_features
 from ghnqat_sdk.training.teacher import load_teacher
 from ghnqat_sdk.training.trainer import Trainer

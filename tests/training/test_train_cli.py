@@ -12,7 +12,8 @@ from ghnqat_sdk.cli.train import main
 from ghnqat_sdk.cli.train_run import standing
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
 from ghnqat_sdk.training.checkpoint import load_training_state
-from ghnqat_sdk.training.config import RunConfig, load_config, recipe_names
+from ghnqat_sdk.training.config import RunConfig, load_config
+from ghnqat_sdk.training.folder import recipe_names
 from ghnqat_sdk.training.sampler import Draw
 from ghnqat_sdk.training.teacher import load_teacher
 from ghnqat_sdk.training.trainer import NetworkReport, Progress, StepReport

@@ -9,16 +9,18 @@ from toys import Toy
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.pretrained import save_pretrained
 from ghnqat_sdk.quantization.roundings import NoiseRounding
-from ghnqat_sdk.training import networks as networks_module
+from ghnqat_sdk.training import prepared as prepared_module
 from ghnqat_sdk.training import trainer as trainer_module
 from ghnqat_sdk.training.average import running_average
 from ghnqat_sdk.training.config import BitsConfig, BitsShare, RunConfig
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.features import FeatureCache
-from ghnqat_sdk.training.networks import PreparedNetworks
-from ghnqat_sdk.training.optimizers import AdamWConfig, CosineSchedule, DecayConfig, SoapConfig
+from ghnqat_sdk.training.optimizers import AdamWConfig, SoapConfig
+from ghnqat_sdk.training.prepared import PreparedNetworks
 from ghnqat_sdk.training.run import open_features
-from ghnqat_sdk.training.sampler import CustomShare, DeepNetsShare, FamiliesShare, SamplingConfig
+from ghnqat_sdk.training.sampler import SamplingConfig
+from ghnqat_sdk.training.schedules import CosineSchedule, DecayConfig
+from ghnqat_sdk.training.shares import CustomShare, DeepNetsShare, FamiliesShare
 from ghnqat_sdk.training.spaces.deepnets import DeepNets
 from ghnqat_sdk.training.trainer import Trainer
 
@@ -241,13 +243,13 @@ def test_networks_of_both_spaces_are_learned_from(make, share):
 
 def test_networks_are_prepared_once_while_they_are_in_the_window(make, monkeypatch):
     prepared = Counter()
-    real = networks_module.prepare_network
+    real = prepared_module.prepare_network
 
     def noted(architecture, num_classes):
         prepared[architecture] += 1
         return real(architecture, num_classes)
 
-    monkeypatch.setattr(networks_module, "prepare_network", noted)
+    monkeypatch.setattr(prepared_module, "prepare_network", noted)
     trainer = make()
     list(trainer.steps(8))
     assert set(prepared.values()) == {1}

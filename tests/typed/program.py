@@ -12,8 +12,10 @@ from typing_extensions import assert_type
 
 import ghnqat_sdk as gq
 from ghnqat_sdk.accounting import PredictionReport
+from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.quantization.calibration_report import CalibrationReport
 from ghnqat_sdk.quantization.report import QuantizationReport
+from ghnqat_sdk.search.ranked import Ranking
 from ghnqat_sdk.search.suggestion import BitsSuggestion
 
 
@@ -35,6 +37,10 @@ def predict(images: Tensor, folder: Path) -> nn.Module:
     assert_type(gq.calibrate(qmodel, [images], progress=False), CalibrationReport)
     assert_type(gq.quantization_report(qmodel, images), QuantizationReport)
     assert_type(gq.suggest_bits(network(), images, weight_bytes=250), BitsSuggestion)
+
+    labelled = ImageSet(images.mul(50).clamp(0, 255).byte(), torch.arange(8) % 2, ("cat", "dog"))
+    ranked = gq.rank_architectures([("small", network())], (4, 4), labelled, progress=False)
+    assert_type(ranked, Ranking)
 
     assert_type(gq.save_quantized(qmodel, folder / "model"), Path)
     loaded = gq.load_quantized(network(), folder / "model")

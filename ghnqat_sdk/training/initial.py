@@ -1,4 +1,4 @@
-"""What a run starts from: untrained or given weights, that fit the images and the features."""
+"""The hypernetwork and hints before the first step: untrained or given, and fit for the images."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ import torch
 
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.hypernetwork.ghn import (
-    GraphHypernetwork,
-    HypernetworkConfig,
-    TrainingImages,
-)
+from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.features import FeatureCache
@@ -38,7 +34,7 @@ def check_fit(config: RunConfig, train: ImageSet, features: FeatureCache | None)
     config.compute.check()
 
 
-def started(
+def initial_parts(
     config: RunConfig, features: FeatureCache | None
 ) -> tuple[GraphHypernetwork, Hints | None]:
     """The hypernetwork and its hints before the first step, on the device of the run.
@@ -56,40 +52,6 @@ def started(
     if config.initial is not None:
         _copy_weights(model, load_pretrained(config.initial))
     return model, hints
-
-
-def with_new_classes(
-    model: GraphHypernetwork, num_classes: int, images: TrainingImages
-) -> GraphHypernetwork:
-    """The same hypernetwork for other images: its class table is zero, everything else is kept.
-
-    A table of zeros predicts heads without an opinion, whose first gradients change nothing else.
-
-    Args:
-        model: Stays as it is.
-        num_classes: That its networks shall tell apart.
-        images: What they are like.
-    """
-    changes = {"num_classes": num_classes, "images": images}
-    config = model.config.model_copy(update=changes)
-    with torch.random.fork_rng(devices=[]):
-        adapted = GraphHypernetwork(config)
-    new = _class_tensors(config)
-    kept = {name: tensor for name, tensor in model.state_dict().items() if name not in new}
-    adapted.load_state_dict(kept, strict=False)
-    for name, tensor in adapted.state_dict().items():
-        if name in new:
-            tensor.zero_()
-    return adapted
-
-
-def _class_tensors(config: HypernetworkConfig) -> set[str]:
-    """Names of the tensors whose shape follows from the number of classes."""
-    numbers = (config.num_classes, config.num_classes + 1)
-    configs = [config.model_copy(update={"num_classes": number}) for number in numbers]
-    with torch.device("meta"):
-        one, other = (GraphHypernetwork(each).state_dict() for each in configs)
-    return {name for name in one if one[name].shape != other[name].shape}
 
 
 def _copy_weights(model: GraphHypernetwork, initial: GraphHypernetwork) -> None:

@@ -8,12 +8,12 @@ import torch
 
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.trace import trace
-from ghnqat_sdk.training.plan import Plan
+from ghnqat_sdk.training.plan import ForwardPlan
 from ghnqat_sdk.training.spaces.protocol import Architecture
 
 
 @dataclass(frozen=True)
-class Network:
+class PreparedNetwork:
     """An architecture ready for predicted parameters.
 
     Attributes:
@@ -24,7 +24,7 @@ class Network:
 
     architecture: Architecture
     graph: ComputationGraph
-    plan: Plan
+    plan: ForwardPlan
 
     @property
     def takes_hints(self) -> bool:
@@ -33,7 +33,7 @@ class Network:
         return self.plan.taps > 0 and self.architecture.norm != "none"
 
 
-def prepare_network(architecture: Architecture, num_classes: int) -> Network:
+def prepare_network(architecture: Architecture, num_classes: int) -> PreparedNetwork:
     """Build, trace and plan `architecture` without allocating its parameters.
 
     Raises:
@@ -42,7 +42,7 @@ def prepare_network(architecture: Architecture, num_classes: int) -> Network:
     with torch.device("meta"):
         model = architecture.build(num_classes)
         image = torch.empty(2, 3, 32, 32)
-    return Network(architecture, trace(model, image), Plan(model))
+    return PreparedNetwork(architecture, trace(model, image), ForwardPlan(model))
 
 
 class PreparedNetworks:
@@ -56,9 +56,9 @@ class PreparedNetworks:
     def __init__(self, num_classes: int, most: int) -> None:
         self.num_classes = num_classes
         self.most = most
-        self.kept: dict[object, Network] = {}
+        self.kept: dict[object, PreparedNetwork] = {}
 
-    def prepared(self, architecture: Architecture) -> Network:
+    def prepared(self, architecture: Architecture) -> PreparedNetwork:
         """The network of an architecture."""
         # Two shares may have it at other channels, or one of them without norm.
         key = architecture.key, architecture.macs, architecture.norm

@@ -1,0 +1,78 @@
+"""The learning rate: how it warms up, how it stays or falls, and the end of a branch.
+
+A run's config chooses a schedule by `type`; "custom" is one that is written elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ghnqat_sdk.plugins import ImportedCustom
+
+
+class StableSchedule(BaseModel):
+    """Warm-up, then a constant rate for as long as the run goes on; `DecayConfig` ends it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    type: Literal["stable"] = "stable"
+    warmup: int = Field(default=200, ge=0)
+    """Steps in which the rate rises from zero."""
+
+    def factor(self, step: int) -> float:
+        """What the learning rate is multiplied by."""
+        return min(1.0, (step + 1) / max(self.warmup, 1))
+
+
+class CosineSchedule(BaseModel):
+    """Warm-up, then half a cosine to zero at the last of a fixed number of steps."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    type: Literal["cosine"] = "cosine"
+    steps: int = Field(default=10_000, ge=1)
+    warmup: int = Field(default=200, ge=0)
+
+    def factor(self, step: int) -> float:
+        """What the learning rate is multiplied by."""
+        warm = min(1.0, (step + 1) / max(self.warmup, 1))
+        done = max(0.0, (step - self.warmup) / max(self.steps - self.warmup, 1))
+        return warm * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+class CustomSchedule(ImportedCustom):
+    """A schedule of a user's own: `factory(**settings)` gives a function of the step alone."""
+
+    type: Literal["custom"] = "custom"
+
+    def factor(self, step: int) -> float:
+        """What the learning rate is multiplied by."""
+        return float(self.call()(step))
+
+
+ScheduleConfig = Annotated[
+    StableSchedule | CosineSchedule | CustomSchedule, Field(discriminator="type")
+]
+
+
+class DecayConfig(BaseModel):
+    """The end of a run with a stable schedule: the rate falls to zero, and hints fade before."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    start: int = Field(ge=0)
+    """Step of the stable run that it branches off from."""
+    steps: int = Field(ge=1)
+    """Until the rate is zero."""
+    hints: float = Field(default=0.5, ge=0, le=1)
+    """Share of these steps in which hints fade to nothing; 0 drops them at once."""
+
+    def rate(self, step: int) -> float:
+        """What the learning rate is multiplied by."""
+        return max(0.0, 1.0 - max(0, step - self.start) / self.steps)
+
+    def hint(self, step: int) -> float:
+        """What the weight of hints is multiplied by."""
+        if self.hints == 0:
+            return 0.0
+        return max(0.0, 1.0 - max(0, step - self.start) / (self.steps * self.hints))

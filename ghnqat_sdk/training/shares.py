@@ -1,0 +1,87 @@
+"""Which networks a run is trained on: the shares of spaces, each with its limits."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ghnqat_sdk.plugins import ImportedCustom
+from ghnqat_sdk.training.spaces.deepnets import DeepNets
+from ghnqat_sdk.training.spaces.families import Families
+from ghnqat_sdk.training.spaces.protocol import Architecture, Norm, Space
+
+
+class _Share(BaseModel):
+    """How often networks of a space are drawn, and which."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    share: float = Field(default=1.0, ge=0)
+    """Relative frequency."""
+    min_macs: float = Field(default=0.0, ge=0)
+    max_macs: float = Field(default=40e6, gt=0)
+    """Networks that cost fewer or more multiply-accumulates for one image are passed over."""
+    max_parameters: float = Field(default=25e6, gt=0)
+    norm: Norm | None = None
+    """Only networks with this normalization."""
+
+    def takes(self, architecture: Architecture) -> bool:
+        """Whether a network meets the limits."""
+        within = self.min_macs <= architecture.macs <= self.max_macs
+        small = architecture.parameter_count <= self.max_parameters
+        return within and small and self.norm in (None, architecture.norm)
+
+
+class _ShippedShare(_Share):
+    """Networks of a space that comes with the package."""
+
+    space: str
+
+    @property
+    def source(self) -> str:
+        """Where the networks come from."""
+        return self.space
+
+
+class DeepNetsShare(_ShippedShare):
+    """Networks of ConvNets-250K (re-created)."""
+
+    space: Literal["deepnets"] = "deepnets"
+    channels: int | None = Field(default=None, ge=8)
+    """Of the first cells, instead of 16 to 48."""
+    bare: bool = False
+    """All of them without norm, instead of few and short ones."""
+    deep: bool = False
+    """Of 10 to 36 cells instead of 4 to 18."""
+
+    def build(self, split: str) -> Space:
+        """The split of the space."""
+        return DeepNets(f"deep-{split}" if self.deep else split, self.channels, self.bare)
+
+
+class FamiliesShare(_ShippedShare):
+    """Networks as people write them."""
+
+    space: Literal["families"] = "families"
+
+    def build(self, split: str) -> Space:
+        """The split of the space."""
+        return Families(split)
+
+
+class CustomShare(ImportedCustom, _Share):
+    """Networks of a user's own space: `factory(split, **settings)`, for "train" and "val"."""
+
+    space: Literal["custom"] = "custom"
+
+    @property
+    def source(self) -> str:
+        """Where the networks come from."""
+        return self.factory
+
+    def build(self, split: str) -> Space:
+        """The split of the space."""
+        return self.call(split)
+
+
+SpaceShare = Annotated[DeepNetsShare | FamiliesShare | CustomShare, Field(discriminator="space")]
