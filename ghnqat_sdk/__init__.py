@@ -21,7 +21,6 @@ from ghnqat_sdk.version import __version__
 
 if TYPE_CHECKING:
     from ghnqat_sdk import export, qat
-    from ghnqat_sdk.accounting import prediction_report
     from ghnqat_sdk.errors import (
         ArgumentError,
         CheckpointError,
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
     from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, push_to_hub, save_pretrained
     from ghnqat_sdk.predict import predict_quantized_params
+    from ghnqat_sdk.prediction import prediction_report
     from ghnqat_sdk.quantization.calibrate import calibrate
     from ghnqat_sdk.quantization.convert import from_float, to_float
     from ghnqat_sdk.quantization.report import quantization_report
@@ -104,7 +104,7 @@ _HOMES = {
     "load_pretrained": "hypernetwork.pretrained",
     "load_quantized": "quantization.store",
     "predict_quantized_params": "predict",
-    "prediction_report": "accounting",
+    "prediction_report": "prediction",
     "push_to_hub": "hypernetwork.pretrained",
     "quantization_report": "quantization.report",
     "rank_architectures": "search.ranking",

@@ -64,6 +64,11 @@ def run_or_explain(model: Callable[..., Any], call: Call, what: str, otherwise: 
         ) from error
 
 
+def run_batch(model: nn.Module, call: Call) -> Any:
+    """`run_or_explain` of one of many batches."""
+    return run_or_explain(model, call, "a batch", "Pass batches that the model takes.")
+
+
 def advice_for(model: Any, call: Call, error: Exception) -> str | None:
     """What to write instead of `call`, on which `model` failed; None where nothing is known."""
     if not isinstance(model, nn.Module):

@@ -7,12 +7,11 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ghnqat_sdk.accounting import PredictionReport, keep_report, left_in_float
 from ghnqat_sdk.bits import FLOAT_BITS, Bits, Pair, parse_bits, parse_width, resolve_bits
 from ghnqat_sdk.choices import Head
 from ghnqat_sdk.deriving import derive_again
@@ -23,9 +22,10 @@ from ghnqat_sdk.graph.annotate import annotate_bits, first_last_layers, prevaili
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.ops import quantizable_layers
 from ghnqat_sdk.graph.trace import trace_with_call
-from ghnqat_sdk.heads import use_images
+from ghnqat_sdk.heads import calibrate_and_fit, heads_to_keep
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
+from ghnqat_sdk.prediction import PredictionReport, keep_report, left_in_float
 from ghnqat_sdk.quantization.convert import require_layers, to_fake_quantized, to_float
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 from ghnqat_sdk.quantization.ranges import RangeRule, range_rule
@@ -95,32 +95,35 @@ def predict_quantized_params(
     if isinstance(bits, Mapping) or parse_bits(bits) != _FLOAT:
         require_layers(model, "predict_quantized_params")
     by_layer = resolve_bits(bits, quantizable_layers(model))
-    network = hypernetwork
-    if not isinstance(network, GraphHypernetwork):
-        network = load_pretrained(network, revision=revision)
-    rule = range_rule(network.config.ranges if ranges is None else ranges)
+    ghn = hypernetwork
+    if not isinstance(ghn, GraphHypernetwork):
+        ghn = load_pretrained(ghn, revision=revision)
+    rule = range_rule(ghn.config.ranges if ranges is None else ranges)
     with _plain_tensors():
         graph, call = trace_with_call(model, example_inputs)
         by_layer |= _of_first_and_last(graph, by_layer, first_last_bits)
         graph = _with_bits(graph, by_layer, bits)
         _warn_of_trained_weights(model)
-        heads, unlike = _kept_heads(graph, network.config.num_classes, head)
-        kept = {**graph.unreached, **heads, **_not_floating(model)}
-        predicted = _predict(network, graph, kept)
+        kept_heads, mismatched = heads_to_keep(graph, ghn.config.num_classes, head)
+        kept = {**graph.unreached, **kept_heads, **_not_floating(model)}
+        predicted = _predict(ghn, graph, kept)
         result = model if inplace else copy_with(model, predicted)
-        with _restored_after_failure(model, predicted) if inplace else nullcontext() as before:
-            accounts = copy_into(result, predicted, kept, before)
-            derived = derive_again(result, accounts[0])
+        guard = _restored_after_failure(model, predicted) if inplace else nullcontext()
+        with guard as before:
+            names, reasons = copy_into(result, predicted, kept, before)
+            derived = derive_again(result, names)
             state = to_fake_quantized(result, by_layer, rule)
             state.signature = call.signature
             state.normalized = True
-            report = PredictionReport(*accounts, left_in_float(graph, state), derived)
+            report = PredictionReport(names, reasons, left_in_float(graph, state), derived)
             if calibration is not None:
-                fitted = use_images(result, calibration, network.config, graph, fit=head == "fit")
+                fitted = calibrate_and_fit(
+                    result, calibration, ghn.config, graph, fit=head == "fit"
+                )
                 report = report.with_fitted(fitted)
         keep_report(result, report)
-    if head == "auto" and unlike:
-        warnings.warn(unlike[0].advice, RandomHeadWarning, stacklevel=2)
+    if head == "auto" and mismatched:
+        warnings.warn(mismatched[0].advice, RandomHeadWarning, stacklevel=2)
     return result
 
 
@@ -157,7 +160,7 @@ def _with_bits(
 def _restored_after_failure(
     model: nn.Module, predicted: Mapping[str, Tensor]
 ) -> Iterator[dict[str, Tensor]]:
-    """Where `model` is changed in place: the float model that it was, with its values, if that
+    """Where `model` is changed in place: the float model that it was, with its values, if the block
     fails.
 
     Yields the values by name, for `copy_into` to add those that predicted ones replace.
@@ -228,73 +231,9 @@ def _check_arguments(model: Any, head: Any, calibration: Any, first_last_bits: A
 
 @torch.no_grad()
 def _predict(
-    network: GraphHypernetwork, graph: ComputationGraph, kept: Mapping[str, str]
+    ghn: GraphHypernetwork, graph: ComputationGraph, kept: Mapping[str, str]
 ) -> dict[str, Tensor]:
     """Predicted tensors by name, but for those that are kept."""
     with on_cpu_by_default():  # numbers of the graph start there
-        (predicted,) = network([graph], channels_last=False)
+        (predicted,) = ghn([graph], channels_last=False)
     return {name: tensor for name, tensor in predicted.items() if name not in kept}
-
-
-class _Classifier(NamedTuple):
-    """A classifier of a graph.
-
-    Attributes:
-        name: Of its module, or of its weight where it has none.
-        classes: How many it tells apart.
-        known: How many the hypernetwork does.
-        parameters: Names, its bias included.
-        dense: Whether it tells them apart at each place of an image.
-    """
-
-    name: str
-    classes: int
-    known: int
-    parameters: tuple[str, ...]
-    dense: bool
-
-    @property
-    def reason(self) -> str:
-        """Why it keeps its values where both numbers differ."""
-        counts = f"its classifier has {self.classes} classes, the hypernetwork's {self.known}"
-        return f"{counts}; head='predict' predicts it"
-
-    @property
-    def advice(self) -> str:
-        """What to do about that."""
-        fitting = (
-            "Train it: fit_head cannot, since the model scores each place of an image."
-            if self.dense
-            else "Fit it to labelled images: ghnqat_sdk.fit_head(qmodel, batches), or head='fit' "
-            "with calibration=batches."
-        )
-        return (
-            f"{self.name!r} keeps its values: it has {self.classes} classes, the hypernetwork "
-            f"{self.known}. {fitting} head='predict' predicts it all the same."
-        )
-
-
-def _kept_heads(
-    graph: ComputationGraph, num_classes: int, head: Head
-) -> tuple[dict[str, str], list[_Classifier]]:
-    """Parameters of classifiers that keep the user's values, with the reasons, and the classifiers
-    that have other classes than the hypernetwork."""
-    found = list(_classifiers(graph, num_classes))
-    unlike = [each for each in found if each.classes != num_classes]
-    if head == "predict":
-        return {}, unlike
-    if head == "keep":
-        return {name: "head='keep'" for each in found for name in each.parameters}, unlike
-    return {name: each.reason for each in unlike for name in each.parameters}, unlike
-
-
-def _classifiers(graph: ComputationGraph, num_classes: int) -> Iterator[_Classifier]:
-    for index, node in enumerate(graph.nodes):
-        if node.op != "classifier":
-            continue
-        after = [graph.nodes[target] for source, target in graph.edges if source == index]
-        biases = [each for each in after if each.op == "bias"]
-        names = tuple(p.name for each in (node, *biases) for p in each.parameters)
-        weight = node.parameters[0]
-        dense = weight.name in graph.dense
-        yield _Classifier(node.module or names[0], weight.shape[0], num_classes, names, dense)

@@ -18,7 +18,7 @@ FLOORS = (
     ),
     ("graph", "quantization"),
     ("hypernetwork",),
-    ("accounting", "data", "demo", "deriving", "export", "heads", "predict", "qat", "search"),
+    ("data", "demo", "deriving", "export", "heads", "predict", "prediction", "qat", "search"),
     ("training",),
     ("cli",),
 )

@@ -46,7 +46,7 @@ def test_first_and_last_layers_at_eight_bits(small):
         "3": 2,
         "6": 8,
     }
-    with pytest.raises(gq.ArgumentError, match=r"bits=\(9, 9\)"):
+    with pytest.raises(gq.ArgumentError, match="first_last_bits=9"):
         gq.predict_quantized_params(cnn(), first_last_bits=9, hypernetwork=small)
 
 

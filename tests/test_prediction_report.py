@@ -8,8 +8,8 @@ from torch import nn
 from torchvision.ops import DeformConv2d
 
 import ghnqat_sdk as gq
-from ghnqat_sdk.accounting import left_in_float
 from ghnqat_sdk.graph.graph import ComputationGraph, Node, ParameterSpec
+from ghnqat_sdk.prediction import left_in_float
 from ghnqat_sdk.quantization.state import QuantizationState
 
 

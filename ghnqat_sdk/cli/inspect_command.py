@@ -27,9 +27,9 @@ from ghnqat_sdk.progress import working
 if TYPE_CHECKING:
     from torch import nn
 
-    from ghnqat_sdk.accounting import PredictionReport
     from ghnqat_sdk.calls import Call
     from ghnqat_sdk.graph.graph import ComputationGraph
+    from ghnqat_sdk.prediction import PredictionReport
     from ghnqat_sdk.quantization.report import QuantizationReport
 
 _OF_A_PREDICTION = {
@@ -146,9 +146,9 @@ def _measure(
 ) -> tuple[ComputationGraph, _Measured]:
     """The graph with the bits of each layer, and what they cost; `model` becomes the predicted
     one."""
-    from ghnqat_sdk.accounting import prediction_report
     from ghnqat_sdk.bits import FLOAT_BITS
     from ghnqat_sdk.graph.annotate import annotate_bits
+    from ghnqat_sdk.prediction import prediction_report
     from ghnqat_sdk.quantization.lookup import fake_quantized_layers
     from ghnqat_sdk.quantization.report import quantization_report
 

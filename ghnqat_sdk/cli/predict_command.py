@@ -32,8 +32,8 @@ from ghnqat_sdk.progress import working
 if TYPE_CHECKING:
     from torch import nn
 
-    from ghnqat_sdk.accounting import PredictionReport
     from ghnqat_sdk.heads import HeadReport
+    from ghnqat_sdk.prediction import PredictionReport
 
 SMALLEST, LARGEST = 8, 1024
 MOST_IMAGES = 1_000_000
@@ -97,7 +97,7 @@ def _check(options: Namespace) -> None:
 
 
 def _predict(options: Namespace) -> None:
-    from ghnqat_sdk.accounting import prediction_report
+    from ghnqat_sdk.prediction import prediction_report
 
     model = build_model(options.model, _classes(options), asked=options.classes is not None)
     if options.input is not None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ghnqat_sdk.advice import run_or_explain
+from ghnqat_sdk.advice import run_batch
 from ghnqat_sdk.calls import Call, tensors_in
 from ghnqat_sdk.errors import ArgumentError, TraceError
 from ghnqat_sdk.graph.trace import trace
@@ -234,15 +234,12 @@ def traced_classifiers(qmodel: nn.Module, call: Call) -> dict[str, Use]:
         graph = trace(to_float(copy.deepcopy(qmodel)), call.cut(0, 2).args)
     except TraceError:
         return {}
-    following: dict[int, list[int]] = {}
-    for source, target in graph.edges:
-        following.setdefault(source, []).append(target)
     found: dict[str, Use] = {}
     for index, node in enumerate(graph.nodes):
         if node.op == "classifier":
-            after = following.get(index, [])
+            after = graph.successors[index]
             biases = [other for other in after if graph.nodes[other].op == "bias"]
-            after = [*after, *(other for bias in biases for other in following.get(bias, []))]
+            after = (*after, *(other for bias in biases for other in graph.successors[bias]))
             rectified = any(graph.nodes[other].op == "relu" for other in after)
             found[node.module] = Use(rectified, node.parameters[0].name in graph.dense)
     return found
@@ -260,16 +257,6 @@ def last_layer(qmodel: nn.Module, layers: dict[str, Any], call: Call) -> dict[st
         stack.enter_context(evaluating(qmodel))
         for name, layer in layers.items():
             stack.callback(layer.register_forward_hook(keep(name)).remove)
-        result = run(qmodel, call)
+        result = run_batch(qmodel, call)
     own = {tensor.untyped_storage().data_ptr() for tensor in tensors_in(result)}
     return {name: Use() for name, storage in outputs.items() if storage in own}
-
-
-def run(qmodel: nn.Module, call: Call) -> Any:
-    """What the model returns; RNGs stay as they are.
-
-    Raises:
-        ArgumentError: it cannot be run.
-    """
-    with torch.random.fork_rng(devices=[]):
-        return run_or_explain(qmodel, call, "a batch", "Pass batches that the model takes.")

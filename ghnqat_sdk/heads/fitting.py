@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ghnqat_sdk.accounting import note_fitted
+from ghnqat_sdk.advice import run_batch
 from ghnqat_sdk.calls import Call
 from ghnqat_sdk.data import load_images
 from ghnqat_sdk.errors import ArgumentError, UnfamiliarDataWarning
@@ -24,13 +24,13 @@ from ghnqat_sdk.heads.classifiers import (
     can_be_classifier,
     last_layer,
     refuse_fixed,
-    run,
     traced_classifiers,
 )
 from ghnqat_sdk.heads.labels import LABELLED, Labelled, labelled
 from ghnqat_sdk.heads.ridge import STRENGTHS
 from ghnqat_sdk.heads.unlike import unlike
 from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
+from ghnqat_sdk.prediction import note_fitted
 from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.quantization.calibrate import calibrate, calibrate_and_look
 from ghnqat_sdk.quantization.lookup import require_fake_quantized_layers
@@ -120,7 +120,7 @@ def fit_head(
             handle = head.layer.register_forward_pre_hook(head.hear)
             stack.callback(handle.remove)
         for call, labels in progress_bar(whole, "fitting the head") if progress else whole:
-            run(qmodel, call)
+            run_batch(qmodel, call)
             heads = _reached(heads, named=layers is not None)
             for head in heads:
                 head.count(labels)
@@ -152,7 +152,7 @@ def fit_head_to_folder(
     return fit_head(qmodel, batches)
 
 
-def use_images(
+def calibrate_and_fit(
     qmodel: nn.Module,
     batches: Iterable[Any],
     config: HypernetworkConfig,

@@ -61,7 +61,7 @@ _LIMITS = """## Limits
   prediction is an initialization.
 - Predicted parameters do not reach the accuracy of trained ones; they save the beginning of
   training.
-- Quantization is simulated: tensorwise, asymmetric and uniform.
+- Quantization is simulated, asymmetric and uniform; weights have one range a tensor by default.
 - The hypernetwork inherits whatever its images are biased towards. It is not meant for decisions
   about people.
 """

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from torch import Tensor, nn
 
-from ghnqat_sdk.advice import run_or_explain
+from ghnqat_sdk.advice import run_batch
 from ghnqat_sdk.calls import Call
 from ghnqat_sdk.errors import ArgumentError, UnfamiliarDataWarning
 from ghnqat_sdk.progress import progress_bar
@@ -258,7 +258,7 @@ def _run(
     for chunk in progress_bar(chunks, what) if progress else chunks:
         observed.rows = chunk.rows
         observed.images += chunk.rows
-        run_or_explain(qmodel, chunk, "a batch", "Pass batches that the model takes.")
+        run_batch(qmodel, chunk)
 
 
 def require_fake_quantized(qmodel: Any) -> None:

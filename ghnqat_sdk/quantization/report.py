@@ -1,4 +1,7 @@
-"""What quantization does to each layer of a model, measured on one batch."""
+"""What quantization does to each layer of a model, measured on one batch.
+
+What was left in float is told by `prediction_report`.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ghnqat_sdk.training.checkpoint import load_training_state
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.folder import LOG_FILE
-from ghnqat_sdk.training.sampler import CustomShare
+from ghnqat_sdk.training.shares import CustomShare
 
 HERE = Path(__file__).parent
 DATA = HERE.parent / "data" / "cifar10"

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from typing_extensions import assert_type
 
 import ghnqat_sdk as gq
-from ghnqat_sdk.accounting import PredictionReport
 from ghnqat_sdk.data import ImageSet
+from ghnqat_sdk.prediction import PredictionReport
 from ghnqat_sdk.quantization.calibration_report import CalibrationReport
 from ghnqat_sdk.quantization.report import QuantizationReport
 from ghnqat_sdk.search.ranked import Ranking
