@@ -43,7 +43,8 @@ def calibrate(
     bits. The range of a layer's input follows from `method`:
 
     - "auto": of the ranges with which the model quantizes 64 images each, which it was predicted
-      for, the widest at 8 bits and the mean at fewer;
+      for, the widest at 8 bits (of a layer that is called several times, the mean of its calls'
+      widest) and the mean at fewer;
     - "mean": their mean at 8 bits, too;
     - "min-max": the smallest and the largest value;
     - "percentile": all values but `100 - percentile` percent on either side;

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,21 @@ Method = Literal["auto", "mean", "min-max", "percentile", "mse"]
 """How `calibrate` chooses the range of a layer's input."""
 UNCLIPPED_BITS = 8
 """Of which "auto" takes the widest range: a step is small, and what few images have is not."""
-PartRange = tuple[int, float, float]
-"""Rows of a part of a layer's input, and the (low, high) that the model would quantize it with."""
+
+
+class PartRange(NamedTuple):
+    """The range that the model would quantize a part of a layer's input with.
+
+    Attributes:
+        rows: Of the part.
+        low, high: The ends.
+        turn: Which of the layer's calls in one run of the model it was.
+    """
+
+    rows: int
+    low: float
+    high: float
+    turn: int = 0
 
 
 @dataclass
@@ -84,6 +97,8 @@ class Observed:
         rows: How many of them run together.
         moments: Of norms.
         ranges: Of each part of a layer's input.
+        turns: How many images had come when a layer was called last, and which call of that run it
+            was.
         extremes: (smallest, largest) value.
         histograms: Counts over the extremes, from a second pass.
     """
@@ -93,6 +108,7 @@ class Observed:
     rows: int = 0
     moments: dict[str, Moments] = field(default_factory=dict)
     ranges: dict[str, list[PartRange]] = field(default_factory=dict)
+    turns: dict[str, tuple[int, int]] = field(default_factory=dict)
     extremes: dict[str, tuple[float, float]] = field(default_factory=dict)
     histograms: dict[str, Tensor] = field(default_factory=dict)
 
@@ -123,11 +139,18 @@ class Observed:
                 )
             before = self.extremes.get(name, (low, high))
             self.extremes[name] = min(before[0], low), max(before[1], high)
-            ranges = self._ranges(x, quantizer)
+            turn = self._turn(name)
+            ranges = [part._replace(turn=turn) for part in self._ranges(x, quantizer)]
             self.ranges.setdefault(name, []).extend(ranges)
             quantizer.freeze(*self._settled(ranges, (low, high), quantizer.bits))
 
         return see
+
+    def _turn(self, name: str) -> int:
+        """Which call of the layer in this run of the model this is."""
+        images, turn = self.turns.get(name, (self.images, -1))
+        self.turns[name] = (self.images, turn + 1 if images == self.images else 0)
+        return self.turns[name][1]
 
     def range_of_input(self, name: str, bits: int) -> tuple[float, float]:
         """What follows from all ranges and extremes of a layer's input."""
@@ -139,7 +162,7 @@ class Observed:
         if self.method == "min-max":
             return extremes
         if self.method != "mean" and bits >= UNCLIPPED_BITS:
-            return min(low for _, low, _ in ranges), max(high for _, _, high in ranges)
+            return mean_range(widest_by_turn(ranges))
         return mean_range(ranges)
 
     def _ranges(self, x: Tensor, quantizer: Any) -> list[PartRange]:
@@ -149,7 +172,7 @@ class Observed:
         found = []
         for part in x.tensor_split(max(1, parts)):
             low, high = quantizer.range_of(part)
-            found.append((len(part), float(low), float(high)))
+            found.append(PartRange(len(part), float(low), float(high)))
         return found
 
     def histogram_of_input(self, name: str, quantizer: Any) -> Callable[[Tensor], None]:
@@ -167,10 +190,20 @@ class Observed:
 
 def mean_range(ranges: list[PartRange]) -> tuple[float, float]:
     """The mean of the ranges of parts; a part weighs as much as it has rows."""
-    total = sum(rows for rows, _, _ in ranges)
-    low = sum(rows * low for rows, low, _ in ranges) / total
-    high = sum(rows * high for rows, _, high in ranges) / total
+    total = sum(part.rows for part in ranges)
+    low = sum(part.rows * part.low for part in ranges) / total
+    high = sum(part.rows * part.high for part in ranges) / total
     return low, high
+
+
+def widest_by_turn(ranges: list[PartRange]) -> list[PartRange]:
+    """The widest range of each of the calls that a layer gets in one run of the model."""
+    found: dict[int, PartRange] = {}
+    for part in ranges:
+        known = found.get(part.turn, part._replace(rows=0))
+        ends = min(known.low, part.low), max(known.high, part.high)
+        found[part.turn] = PartRange(known.rows + part.rows, *ends, part.turn)
+    return list(found.values())
 
 
 def layers_with_ranges(qmodel: nn.Module) -> dict[str, Any]:

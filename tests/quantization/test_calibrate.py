@@ -87,6 +87,15 @@ def test_ranges_clip_at_few_bits_and_not_at_eight_what_few_images_have(images):
     assert 250 < highs["auto", 4] == highs["mean", 4] == highs["mean", 8] < 270
 
 
+def test_at_eight_bits_calls_of_a_shared_layer_share_the_mean_of_their_widest_ranges(images):
+    model = nn.ModuleDict({"shared": nn.Conv2d(3, 5, 3)})
+    model.forward = lambda x: model["shared"](x) + model["shared"](100 * x)
+    to_fake_quantized(model, (8, 8), ClippedRanges())
+    low, high = calibrate(model, [images]).ranges["shared"]
+    assert low == pytest.approx(50.5 * images.min().item())
+    assert high == pytest.approx(50.5 * images.max().item())
+
+
 def test_min_max_ranges_are_the_extremes_of_all_images(images):
     report = calibrate(make(ranges=ClippedRanges()), [images], method="min-max")
     assert report.ranges["0"] == (images.min().item(), images.max().item())

@@ -123,13 +123,13 @@ def test_all_calls_of_a_shared_layer_are_measured():
     torch.manual_seed(0)
     images = torch.randn(16, 3, 8, 8)
     model = Model(forward, stem=nn.Conv2d(3, 8, 3), shared=nn.Conv2d(8, 5, 3))
-    to_fake_quantized(model, (32, 4), ClippedRanges())
+    to_fake_quantized(model, (32, 8), ClippedRanges())
     calibrate(model, [images])
     low, high = model.shared.input_quantizer.frozen_range
     with torch.no_grad():
         small = model.eval().stem(images).relu()
     seen = torch.cat([small, 100 * small])
-    step = (max(high, 0) - min(low, 0)) / 15
+    step = (max(high, 0) - min(low, 0)) / 255
     share = ((seen > high + step / 2) | (seen < min(low, 0) - step / 2)).double().mean().item()
     assert share > 0
     reported = quantization_report(model, images).layers[1].activation.clipped
