@@ -84,7 +84,7 @@ def float_file(qmodel: nn.Module, images: Tensor) -> bytes:
     bare = copy.deepcopy(qmodel).eval()
     inputs = (images[:8],)
     require_ranges(bare, inputs)
-    graph = Graph(to_onnx(with_onnx_quantizers(bare), inputs, 21))
+    graph = Graph(to_onnx(with_onnx_quantizers(bare, inputs), inputs, 21))
     separate_constants(graph)
     fold_batch_norms(graph)
     return float_twin(graph)
