@@ -2,10 +2,11 @@
 again, evaluate.
 
     python examples/qat_finetune.py
-    python examples/qat_finetune.py --data data/cifar10 --steps 2000 --batch 128
+    python examples/qat_finetune.py --data data/cifar10 --steps 2000 --batch 128 \\
+        --learning-rate 0.01
 
-The first command uses the 200 training images of the tests, which show how the loop works and not
-how well; the second one wants CIFAR-10, see `ghnqat-train download`.
+The first command uses the 200 training images of the tests, which teach little: few steps at a
+small rate. The second one wants CIFAR-10, see `ghnqat-train download`.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--images", type=int, default=10_000, help="test images (default: 10000, or all there are)"
     )
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=0.01)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=0.001)
     options = parser.parse_args(arguments)
     train, test = (
         load_images(options.data, "train"),
