@@ -190,7 +190,7 @@ def finish_layers(graph: Graph) -> tuple[Roundings, int]:
         weight = graph.stored_weight(node, makers)
         if weight is None:
             apart = _is_quantized_once(graph, node, makers)
-            nodes += _with_bias_apart(graph, node) if apart else [node]
+            nodes += _with_bias_apart(graph, node, node.input[1]) if apart else [node]
             continue
         step = _step_of_input(graph, node, makers)
         bias = node.input[2] if len(node.input) > 2 and node.input[2] in graph.constants else None
@@ -202,7 +202,8 @@ def finish_layers(graph: Graph) -> tuple[Roundings, int]:
             finished.add(weight.output[0])
         if step is None:
             simulated += 1
-            nodes += _with_bias_apart(graph, node) if bias and node.op_type in LAYERS else [node]
+            apart = bias is not None and node.op_type in LAYERS
+            nodes += _with_bias_apart(graph, node, weight.input[0]) if apart else [node]
         else:
             nodes += _with_integer_bias(graph, node, weight, step) if bias else [node]
     graph.nodes = nodes
@@ -265,8 +266,8 @@ def _signed_bytes(graph: Graph, weight: Any, room: Tensor, roundings: Roundings)
         weight.input.append(graph.write(f"{weight.output[0]}.zero_point", zeros))
 
 
-def _with_bias_apart(graph: Graph, node: Any) -> list[Any]:
-    """A simulated layer, and its bias as an Add, in float.
+def _with_bias_apart(graph: Graph, node: Any, weight: str) -> list[Any]:
+    """A simulated layer, whose weight is the constant `weight`, and its bias as an Add, in float.
 
     A runtime that computes in integers rounds a bias to multiples of (scale of the input) · (scale
     of the weight), which is coarse at few bits. Where an Add lies between a layer and the next
@@ -276,7 +277,7 @@ def _with_bias_apart(graph: Graph, node: Any) -> list[Any]:
 
     output = node.output[0]
     bias = graph.read(node.input[2]) if len(node.input) > 2 else torch.zeros(1)
-    rank = 2 if node.op_type == "Gemm" else len(attributes(node)["kernel_shape"]) + 2
+    rank = len(graph.constants[weight].dims)
     name = graph.write(f"{output}.bias_apart", bias.view(1, -1, *[1] * (rank - 2)))
     del node.input[2:]
     node.output[0] = f"{output}.before_bias"
