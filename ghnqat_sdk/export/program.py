@@ -235,14 +235,9 @@ def _exported(
     shapes: list[dict[int, Any]],
     opset: int,
 ) -> Any:
+    dynamic = tuple(shapes) if args else dict(zip(kwargs, shapes, strict=True))
     with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            model,
-            args,
-            kwargs=kwargs,
-            dynamo=True,
-            opset_version=opset,
-            verbose=False,
-            dynamic_shapes=tuple(shapes) if args else dict(zip(kwargs, shapes, strict=True)),
-        )
+        # By itself torch.onnx goes on with a mere recording where this fails: of one branch only.
+        recorded = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
+        program = torch.onnx.export(recorded, dynamo=True, opset_version=opset, verbose=False)
     return program.model_proto  # type: ignore[union-attr]
