@@ -7,7 +7,6 @@ to date in training alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +18,7 @@ from ghnqat_sdk.devices import at_home
 from ghnqat_sdk.generators import random_numbers_stay
 from ghnqat_sdk.graph.ops import quantizable_layers
 from ghnqat_sdk.graph.trace import hooks_of_objects
+from ghnqat_sdk.quantization.state import modes_stay
 
 DERIVED = "derived again from the predicted weight"
 STAYED = "stays as it was; whether it belongs to the weight that was replaced is not known"
@@ -105,7 +105,8 @@ def _settle(maker: _Maker, rounds: int) -> None:
     """Rounds in training mode until the weights stay as they are; a hook that cannot be run without
     the module's input ends them."""
     before: list[Tensor] | None = None
-    with _training(maker.part):
+    with modes_stay(maker.part):
+        maker.part.train()
         for _ in range(rounds):
             try:
                 weights = [weight.clone() for weight in maker.make()]
@@ -122,14 +123,3 @@ def _alike(before: Tensor, after: Tensor) -> bool:
     limit = max(_SETTLED, torch.finfo(after.dtype).eps)
     change = (after.float() - before.float()).norm()
     return bool(change <= limit * after.float().norm())
-
-
-@contextmanager
-def _training(part: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in part.modules()]
-    try:
-        part.train()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

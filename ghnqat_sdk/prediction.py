@@ -102,9 +102,9 @@ def prediction_report(qmodel: nn.Module) -> PredictionReport:
     whole = _joined(parts)
     modules = dict(qmodel.named_modules(remove_duplicate=False))
     marked = {name for name, module in modules.items() if _MARK in vars(module)}
-    names = [name for name, _ in qmodel.named_parameters()]
+    names = dict.fromkeys(name for name, _ in qmodel.named_parameters())
     there = [name for name in names if name.rpartition(".")[0] in marked]
-    predicted = tuple(name for name in there if name in whole.predicted)
+    predicted = {*there}.intersection(whole.predicted)
     known = {name: whole.kept[name] for name in there if name in whole.kept}
     kept = {n: known.get(n) or _why_unknown(n, parts) for n in names if n not in predicted}
     added = quantizable_layers(qmodel).keys() - fake_quantized_layers(qmodel).keys() - marked
@@ -112,7 +112,7 @@ def prediction_report(qmodel: nn.Module) -> PredictionReport:
     floats |= {n: _ADDED for n in modules if n in added and _why_unknown(n, parts) == _ADDED}
     buffers = {name for name, _ in qmodel.named_buffers() if name.rpartition(".")[0] in marked}
     return PredictionReport(
-        predicted,
+        tuple(name for name in names if name in predicted),
         kept,
         floats,
         {name: what for name, what in whole.buffers.items() if name in buffers},

@@ -16,10 +16,6 @@ from torch import Tensor
 from ghnqat_sdk.errors import ArgumentError, ExportError
 
 _INTEGER = {"QLinearConv", "ConvInteger"}
-NO_RUNTIME = (
-    'ONNX Runtime is not installed. Write pip install "ghnqat-sdk[onnx]", or pip install '
-    "onnxruntime."
-)
 
 
 def packages() -> tuple[Any, Any]:
@@ -47,7 +43,10 @@ def runtime_package() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ArgumentError(NO_RUNTIME) from error
+        raise ArgumentError(
+            'ONNX Runtime is not installed. Write pip install "ghnqat-sdk[onnx]", or pip install '
+            "onnxruntime."
+        ) from error
     return onnxruntime
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -97,6 +97,15 @@ class ComputationGraph:
     def predecessors(self) -> tuple[tuple[int, ...], ...]:
         """Of each node, the nodes that it reads, in the order of the edges."""
         return _neighbours(len(self), ((target, source) for source, target in self.edges))
+
+    def classifiers(self) -> Iterator[tuple[Node, tuple[int, ...], tuple[int, ...]]]:
+        """Each classifier, its biases, and the nodes that read its scores, biases or not."""
+        for index, node in enumerate(self.nodes):
+            if node.op == "classifier":
+                after = self.successors[index]
+                biases = tuple(other for other in after if self.nodes[other].op == "bias")
+                behind = (other for bias in biases for other in self.successors[bias])
+                yield node, biases, (*after, *behind)
 
     def with_bits(
         self, bits: tuple[int, int] | Callable[[Node], tuple[int, int]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 from ghnqat_sdk.graph.graph import ComputationGraph, Node
@@ -63,20 +63,17 @@ def _added(base: ComputationGraph, other: ComputationGraph, same: dict[int, int]
         for index in lacking
         if any(p.name not in base.parameters for p in other.nodes[index].parameters)
     ]
-    backwards = [(target, source) for source, target in other.edges]
-    return sorted(_reached(new, other.edges, lacking) | _reached(new, backwards, lacking))
+    after, before = other.successors, other.predecessors
+    return sorted(_reached(new, after, lacking) | _reached(new, before, lacking))
 
 
-def _reached(start: list[int], edges: Iterable[tuple[int, int]], within: set[int]) -> set[int]:
-    """Nodes on paths of `edges` from `start` that stay within a set."""
-    following: dict[int, list[int]] = {}
-    for source, target in edges:
-        if target in within:
-            following.setdefault(source, []).append(target)
+def _reached(start: list[int], following: Sequence[Sequence[int]], within: set[int]) -> set[int]:
+    """Nodes on paths from `start` that stay within a set; `following` are the neighbours of each
+    node to go on to."""
     waiting, found = list(start), set(start)
     while waiting:
-        for index in following.get(waiting.pop(), ()):
-            if index not in found:
+        for index in following[waiting.pop()]:
+            if index in within and index not in found:
                 found.add(index)
                 waiting.append(index)
     return found

@@ -235,13 +235,9 @@ def traced_classifiers(qmodel: nn.Module, call: Call) -> dict[str, Use]:
     except TraceError:
         return {}
     found: dict[str, Use] = {}
-    for index, node in enumerate(graph.nodes):
-        if node.op == "classifier":
-            after = graph.successors[index]
-            biases = [other for other in after if graph.nodes[other].op == "bias"]
-            after = (*after, *(other for bias in biases for other in graph.successors[bias]))
-            rectified = any(graph.nodes[other].op == "relu" for other in after)
-            found[node.module] = Use(rectified, node.parameters[0].name in graph.dense)
+    for node, _, readers in graph.classifiers():
+        rectified = any(graph.nodes[reader].op == "relu" for reader in readers)
+        found[node.module] = Use(rectified, node.parameters[0].name in graph.dense)
     return found
 
 

@@ -64,12 +64,9 @@ def heads_to_keep(
 
 
 def _classifiers(graph: ComputationGraph, num_classes: int) -> Iterator[GraphClassifier]:
-    for index, node in enumerate(graph.nodes):
-        if node.op != "classifier":
-            continue
-        after = [graph.nodes[target] for target in graph.successors[index]]
-        biases = [each for each in after if each.op == "bias"]
-        names = tuple(p.name for each in (node, *biases) for p in each.parameters)
+    for node, biases, _ in graph.classifiers():
+        parts = (node, *(graph.nodes[bias] for bias in biases))
+        names = tuple(parameter.name for part in parts for parameter in part.parameters)
         weight = node.parameters[0]
         dense = weight.name in graph.dense
         yield GraphClassifier(node.module or names[0], weight.shape[0], num_classes, names, dense)

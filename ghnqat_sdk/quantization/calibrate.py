@@ -16,12 +16,15 @@ from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.quantization.calibration_report import CalibrationReport, collapsed
 from ghnqat_sdk.quantization.chunks import chunks_of
 from ghnqat_sdk.quantization.histograms import mean_squared_error_range, percentile_range
+from ghnqat_sdk.quantization.lookup import not_fake_quantized
 from ghnqat_sdk.quantization.normalized import images_of, not_normalized
 from ghnqat_sdk.quantization.norms import calibrated_norms
 from ghnqat_sdk.quantization.observers import Method, Observed, layers_with_ranges, observing
 from ghnqat_sdk.quantization.state import signature_of, states_of
 
 _METHODS: tuple[Method, ...] = get_args(Method)
+_BY_DISTRIBUTION = ("percentile", "mse")
+"""Methods that need to see how values are distributed, in passes of their own."""
 _PERCENTILE = 99.9
 
 
@@ -105,7 +108,7 @@ def calibrate_and_look(
     require_fake_quantized(qmodel)
     chunks: Iterable[Call] = _looked_at(chunks_of(batches, signature_of(qmodel)), look)
     observed = Observed(method)
-    if method not in ("percentile", "mse"):
+    if method not in _BY_DISTRIBUTION:
         _observe(qmodel, chunks, observed, progress)
         ranges = _ranges(qmodel, observed, method, share)
     else:
@@ -242,7 +245,7 @@ def _chosen(
 ) -> tuple[float, float]:
     """The range of one layer's input."""
     low, high = observed.extremes[name]
-    if method not in ("percentile", "mse"):
+    if method not in _BY_DISTRIBUTION:
         return observed.range_of_input(name, bits)
     if not low < high:
         return low, high
@@ -265,7 +268,4 @@ def _run(
 def require_fake_quantized(qmodel: Any) -> None:
     """Raises an ArgumentError unless something of `qmodel` can be calibrated."""
     if not isinstance(qmodel, nn.Module) or not states_of(qmodel):
-        raise ArgumentError(
-            f"calibrate needs a model from predict_quantized_params; this {type(qmodel).__name__} "
-            f"has no fake-quantized layer. Write qmodel = predict_quantized_params(model) first."
-        )
+        raise not_fake_quantized(qmodel, "calibrate")

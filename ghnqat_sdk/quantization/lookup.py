@@ -27,11 +27,16 @@ def require_fake_quantized_layers(qmodel: Any, caller: str) -> dict[str, Any]:
     """
     layers = fake_quantized_layers(qmodel) if isinstance(qmodel, nn.Module) else {}
     if not layers:
-        raise ArgumentError(
-            f"{caller} needs a model from predict_quantized_params; this {type(qmodel).__name__} "
-            f"has no fake-quantized layer. Write qmodel = predict_quantized_params(model) first."
-        )
+        raise not_fake_quantized(qmodel, caller)
     return layers
+
+
+def not_fake_quantized(qmodel: Any, caller: str) -> ArgumentError:
+    """What to raise where `caller` needs a fake-quantized model and got another."""
+    return ArgumentError(
+        f"{caller} needs a model from predict_quantized_params; this {type(qmodel).__name__} has "
+        f"no fake-quantized layer. Write qmodel = predict_quantized_params(model) first."
+    )
 
 
 def require_calibrated_layers(qmodel: Any, caller: str) -> dict[str, Any]:

@@ -139,8 +139,7 @@ class Observed:
                 )
             before = self.extremes.get(name, (low, high))
             self.extremes[name] = min(before[0], low), max(before[1], high)
-            turn = self._turn(name)
-            ranges = [part._replace(turn=turn) for part in self._ranges(x, quantizer)]
+            ranges = self._ranges(x, quantizer, self._turn(name))
             self.ranges.setdefault(name, []).extend(ranges)
             quantizer.freeze(*self._settled(ranges, (low, high), quantizer.bits))
 
@@ -165,14 +164,14 @@ class Observed:
             return mean_range(widest_by_turn(ranges))
         return mean_range(ranges)
 
-    def _ranges(self, x: Tensor, quantizer: Any) -> list[PartRange]:
+    def _ranges(self, x: Tensor, quantizer: Any, turn: int = 0) -> list[PartRange]:
         """Of parts of `RANGE_ROWS` images or more; of the whole where rows are no images."""
         quantizer.frozen_range = None
         parts = self.rows // RANGE_ROWS if len(x) % max(1, self.rows) == 0 else 1
         found = []
         for part in x.tensor_split(max(1, parts)):
             low, high = quantizer.range_of(part)
-            found.append(PartRange(len(part), float(low), float(high)))
+            found.append(PartRange(len(part), float(low), float(high), turn))
         return found
 
     def histogram_of_input(self, name: str, quantizer: Any) -> Callable[[Tensor], None]:

@@ -78,17 +78,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     Random number generators, too: a model may draw from them in evaluation.
     """
     states = states_of(model)
-    modes = [(module, module.training) for module in model.modules()]
     warned = [state.warn for state in states]
-    try:
-        for state in states:
-            state.warn = False
-        model.eval()
-        with random_numbers_stay(), at_home(model):
+    with modes_stay(model), random_numbers_stay(), at_home(model):
+        try:
+            for state in states:
+                state.warn = False
+            model.eval()
             yield
+        finally:
+            for state, warn in zip(states, warned, strict=True):
+                state.warn = warn
+
+
+@contextmanager
+def modes_stay(model: nn.Module) -> Iterator[None]:
+    """After the block, each module is in the mode, training or evaluation, that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
     finally:
-        for state, warn in zip(states, warned, strict=True):
-            state.warn = warn
         for module, training in modes:
             module.training = training
 
