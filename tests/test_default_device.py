@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import ghnqat_sdk as gq
+from ghnqat_sdk.export import export_onnx
 
 IMAGES = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(64) % 10
@@ -97,3 +98,14 @@ def test_a_model_on_meta_tensors_stays_there(small):
     with torch.device("meta"):
         qmodel = gq.predict_quantized_params(cnn(), hypernetwork=small)
     assert all(parameter.is_meta for parameter in qmodel.parameters())
+
+
+def test_an_export_is_the_same(tmp_path):
+    qmodel = gq.from_float(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), (4, 8))
+    gq.calibrate(qmodel, [IMAGES])
+    written = [tmp_path / "here.onnx", tmp_path / "there.onnx"]
+    expected = export_onnx(qmodel, written[0], IMAGES)
+    with torch.device("meta"):
+        found = export_onnx(qmodel, written[1], IMAGES)
+    assert written[0].read_bytes() == written[1].read_bytes()
+    assert found.size == expected.size
