@@ -46,6 +46,16 @@ before = pages()
 torch.ones(50_000_000)
 print(pages() - before)
 """
+AS_MUCH_ON_LARGE_PAGES = """
+import mmap, resource
+{call}
+memory = mmap.mmap(-1, 200_000_000, flags=mmap.MAP_PRIVATE)
+memory.madvise(mmap.MADV_HUGEPAGE)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for place in range(0, 200_000_000, 4096):
+    memory[place] = 1
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
 
 
 def compiled_in_the_second_turn(call: str) -> int:
@@ -88,9 +98,11 @@ def test_large_tensors_lie_on_large_pages(monkeypatch):
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
     before = new_pages(A_LARGE_TENSOR, "")
     ours = "from ghnqat_sdk.training.process import take_huge_pages as take; take()"
+    spared = [new_pages(AS_MUCH_ON_LARGE_PAGES, "")]
     after = new_pages(A_LARGE_TENSOR, ours)
-    if before < 40_000 or after > before / 2:
-        pytest.skip("this system always has large pages, or none to spare")
+    spared.append(new_pages(AS_MUCH_ON_LARGE_PAGES, ""))
+    if before < 40_000 or max(spared) > before / 10:
+        pytest.skip("this system always has large pages, or none to spare for those who ask")
     assert after < before / 10
 
 
