@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ghnqat_sdk.bits import FLOAT_BITS
+from ghnqat_sdk.graph.channels import Runs
 from ghnqat_sdk.graph.ops import BY_NAME, Role
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ class Node:
         kernel, stride, dilation: (height, width); (1, 1) where they mean nothing.
         groups: Groups of a convolution.
         bits: (weight, activation) bit-widths, 32 for float.
+        epsilon: What a norm adds to the variance that it divides by, 0 for others.
+        reads: Where the channels come from that its weight meets, () where they are those of one
+            tensor as it is.
     """
 
     op: str
@@ -52,6 +56,8 @@ class Node:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     bits: tuple[int, int] = (FLOAT_BITS, FLOAT_BITS)
+    epsilon: float = 0.0
+    reads: Runs = ()
 
     @property
     def quantized(self) -> bool:
@@ -69,6 +75,8 @@ class ComputationGraph:
         unreached: Parameters that no node claims, name to reason.
         outside: Modules whose weight is used by an operation that no layer runs, name to reason.
         dense: Weights of classifiers whose scores are those of places, not of a whole image.
+        joined: Where the channels of a module's output come from, by name, where it is not one
+            tensor as it is.
     """
 
     nodes: tuple[Node, ...]
@@ -76,6 +84,7 @@ class ComputationGraph:
     unreached: Mapping[str, str] = field(default_factory=dict)
     outside: Mapping[str, str] = field(default_factory=dict, compare=False)
     dense: tuple[str, ...] = field(default=(), compare=False)
+    joined: Mapping[str, Runs] = field(default_factory=dict, compare=False)
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """What was worked out from the structure alone; shared with the same graph at other
     bit-widths."""

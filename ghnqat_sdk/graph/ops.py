@@ -77,6 +77,10 @@ class Op:
             node, x + 1 is none.
         default_role: Role of a parameter that enters outside the slots: in x * p, with p a
             parameter, it is a "scale".
+        mixes: Whether each channel of the output is made of all that come in, so that channels mean
+            something new behind it.
+        axis: Of the channels, in what comes in and goes out.
+        epsilon: Position of the number, `eps`, that a norm adds to a variance; None for others.
     """
 
     name: str
@@ -90,6 +94,9 @@ class Op:
     keeps_shape: bool = False
     joins: bool = False
     default_role: Role = "table"
+    mixes: bool = False
+    axis: int = 1
+    epsilon: int | None = None
 
     @property
     def weight(self) -> Slot:
@@ -125,10 +132,11 @@ OPS: tuple[Op, ...] = (
         (nn.Conv1d, nn.Conv2d, nn.Conv3d),
         quantized=True,
         macs=_macs_by_output,
+        mixes=True,
     ),
     # Made from "conv" by torch_calls.refine.
     Op("depthwise_conv", (), _CONV_WEIGHT, quantized=True, macs=_macs_by_output),
-    Op("grouped_conv", (), _CONV_WEIGHT, quantized=True, macs=_macs_by_output),
+    Op("grouped_conv", (), _CONV_WEIGHT, quantized=True, macs=_macs_by_output, mixes=True),
     Op(
         "transposed_conv",
         (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
@@ -136,8 +144,18 @@ OPS: tuple[Op, ...] = (
         (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
         quantized=True,
         macs=_macs_by_input,
+        mixes=True,
     ),
-    Op("linear", (F.linear,), _CONV_WEIGHT, (nn.Linear,), quantized=True, macs=_macs_by_output),
+    Op(
+        "linear",
+        (F.linear,),
+        _CONV_WEIGHT,
+        (nn.Linear,),
+        quantized=True,
+        macs=_macs_by_output,
+        mixes=True,
+        axis=-1,
+    ),
     # Made from "linear" and "conv" by Recorder._mark_classifiers: the last on each path.
     Op("classifier", (), _CONV_WEIGHT, quantized=True, macs=_macs_by_output),
     Op("bias"),  # by Recorder._with_bias, behind each weight that has one
@@ -148,9 +166,17 @@ OPS: tuple[Op, ...] = (
         (nn.modules.batchnorm._BatchNorm,),
         statistics="batch",
         keeps_shape=True,
+        epsilon=7,
     ),
-    Op("group_norm", (F.group_norm, torch.group_norm), _norm(2, 3), keeps_shape=True),
-    Op("layer_norm", (F.layer_norm, torch.layer_norm), _norm(2, 3), keeps_shape=True),
+    Op("group_norm", (F.group_norm, torch.group_norm), _norm(2, 3), keeps_shape=True, epsilon=4),
+    Op(
+        "layer_norm",
+        (F.layer_norm, torch.layer_norm),
+        _norm(2, 3),
+        keeps_shape=True,
+        axis=-1,
+        epsilon=4,
+    ),
     Op(
         "instance_norm",
         (F.instance_norm, torch.instance_norm),
@@ -158,6 +184,7 @@ OPS: tuple[Op, ...] = (
         (nn.modules.instancenorm._InstanceNorm,),
         statistics="instance",
         keeps_shape=True,
+        epsilon=7,
     ),
     Op("relu", (F.relu, F.relu_, torch.relu, torch.relu_, _T.relu, _T.relu_), keeps_shape=True),
     Op(
@@ -229,8 +256,10 @@ OPS: tuple[Op, ...] = (
         "matmul",
         (torch.matmul, _T.matmul, _T.__matmul__, torch.bmm, _T.bmm, torch.einsum, torch.baddbmm),
         default_role="weight",
+        mixes=True,
+        axis=-1,
     ),
-    Op("attention", (F.scaled_dot_product_attention,)),
+    Op("attention", (F.scaled_dot_product_attention,), mixes=True, axis=-1),
     Op(
         "multi_head_attention",
         (F.multi_head_attention_forward,),
@@ -245,8 +274,10 @@ OPS: tuple[Op, ...] = (
         (nn.MultiheadAttention,),
         opaque=True,
         default_role="weight",
+        mixes=True,
+        axis=-1,
     ),
-    Op("embedding", (F.embedding,), (Slot(1, "weight", "table"),)),
+    Op("embedding", (F.embedding,), (Slot(1, "weight", "table"),), mixes=True, axis=-1),
     Op("other"),  # by torch_calls.type_or_other: any other call that a parameter enters
 )
 

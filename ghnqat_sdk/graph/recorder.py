@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from ghnqat_sdk.calls import meta_like, tensors_in
 from ghnqat_sdk.errors import TraceError
+from ghnqat_sdk.graph.channels import ChannelRecord, Runs
 from ghnqat_sdk.graph.graph import ComputationGraph, Node, ParameterSpec
 from ghnqat_sdk.graph.ops import BY_FUNCTION, BY_NAME, Op, Role
 from ghnqat_sdk.graph.torch_calls import (
@@ -56,6 +57,8 @@ class Recorder(TorchFunctionMode):
         self._since: dict[int, int] = {}  # tensor id → the call that gave it its data
         self._filled: dict[int, tuple[int, ...]] = {}  # memory that was written into → nodes
         self._written: dict[int, int] = {}  # memory → the last call that wrote into it
+        self._channels = ChannelRecord()
+        self.joined: dict[str, Runs] = {}
         self._calls = 0
         self._claimed: set[str] = set()
         self._used: set[str] = set()
@@ -72,9 +75,13 @@ class Recorder(TorchFunctionMode):
         """A module starts to run."""
         self._modules.append(module)
 
-    def leave(self) -> None:
+    def leave(self, output: Any = None) -> None:
         """The innermost module is done."""
-        self._modules.pop()
+        module = self._modules.pop()
+        if isinstance(output, Tensor) and output.ndim > 1:
+            runs = self._channels.read(output, 1)
+            if runs:
+                self.joined[module] = runs
 
     def add_input(self, tensor: Tensor) -> None:
         """Make `tensor` an input of the graph."""
@@ -94,7 +101,8 @@ class Recorder(TorchFunctionMode):
             if tensor.is_floating_point() and name not in self._claimed
         }
         edges = tuple(sorted(self.edges))
-        return ComputationGraph(tuple(self.nodes), edges, unreached, self.outside, dense)
+        nodes = tuple(self.nodes)
+        return ComputationGraph(nodes, edges, unreached, self.outside, dense, self.joined)
 
     # Recording
 
@@ -133,8 +141,11 @@ class Recorder(TorchFunctionMode):
             if name is not None and BY_NAME[name].joins and self._count(received) < 2:
                 name = None
             if name is not None or origin:
-                node = self._build(name or type_or_other(op), function, args, kwargs, received)
+                name = name or type_or_other(op)
+                node = self._build(name, function, args, kwargs, received)
                 sources = (self._with_bias(node, sources),)
+        if sources:
+            self._follow(name, function, args, kwargs, produced)
         for tensor in produced:
             self._alive.append(tensor)
             if sources:
@@ -143,6 +154,19 @@ class Recorder(TorchFunctionMode):
                 self._origin.pop(id(tensor), None)
             elif origin:
                 self._origin[id(tensor)] = origin
+
+    def _follow(
+        self, name: str | None, function: Any, args: Any, kwargs: Any, produced: list[Tensor]
+    ) -> None:
+        """Take down where the channels of outputs come from."""
+        if name is not None and BY_NAME[name].mixes:
+            self._channels.produced(produced, BY_NAME[name].axis)
+        else:
+            self._channels.follow(function, args, kwargs, produced)
+
+    def _reads(self, name: str, args: Any, kwargs: Any) -> Runs:
+        data = argument(args, kwargs, 0, "input")
+        return self._channels.read(data, BY_NAME[name].axis) if isinstance(data, Tensor) else ()
 
     def _spread(self, written: Tensor) -> None:
         """What was written into a tensor is in all that share its memory."""
@@ -176,7 +200,9 @@ class Recorder(TorchFunctionMode):
             module = _owner(claims[0].name)
         if not runs_layer:
             self._check_float(name, function, module, claims)
-        return replace(geometry(name, args, kwargs), module=module, parameters=tuple(claims))
+        node = geometry(name, args, kwargs)
+        reads = self._reads(name, args, kwargs) if claims else ()
+        return replace(node, module=module, parameters=tuple(claims), reads=reads)
 
     def _check_float(
         self, name: str, function: Any, module: str, claims: Sequence[ParameterSpec]

@@ -11,6 +11,9 @@ from torch import Tensor
 from ghnqat_sdk.graph.graph import Node
 from ghnqat_sdk.graph.ops import BY_NAME, Op, Role
 
+EPSILON = 1e-5
+"""What torch's norms add to variances by default."""
+
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
@@ -93,7 +96,11 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def geometry(name: str, args: Any, kwargs: Any) -> Node:
-    """A node with the kernel, stride, dilation and groups of a convolution or a pooling."""
+    """A node with the kernel, stride, dilation and groups of a convolution or a pooling, or a
+    norm's epsilon."""
+    epsilon = BY_NAME[name].epsilon
+    if epsilon is not None:
+        return Node(name, epsilon=float(argument(args, kwargs, epsilon, "eps", EPSILON) or EPSILON))
     if name in ("conv", "depthwise_conv", "grouped_conv", "transposed_conv"):
         transposed = name == "transposed_conv"
         kernel = _pair(tuple(argument(args, kwargs, 1, "weight").shape[2:]))

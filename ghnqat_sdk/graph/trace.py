@@ -254,10 +254,12 @@ def _announce(module: nn.Module, name: str, recorder: Recorder) -> None:
 
     def announced(*args: Any, **kwargs: Any) -> Any:
         recorder.enter(name)
+        output = None
         try:
-            return forward(*args, **kwargs)
+            output = forward(*args, **kwargs)
         finally:
-            recorder.leave()
+            recorder.leave(output)
+        return output
 
     vars(module)["forward"] = announced
 

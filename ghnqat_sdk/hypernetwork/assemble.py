@@ -87,23 +87,37 @@ def _as_tensor(rows: Tensor, piece: Cut, channels_last: bool) -> Tensor:
         places = whole.view(a, out, b, into, positions).permute(0, 2, 4, 1, 3)
     torch.mul(tiles, piece.factor, out=places)
     outputs, inputs = piece.matrix
-    if (outputs, inputs) == (a * out, b * into):
-        return whole
-    whole = whole[:outputs, :, :inputs] if channels_last else whole[:outputs, :inputs]
-    return whole.contiguous()
+    channels = piece.channels
+    if channels is None:
+        whole = whole[:outputs, :, :inputs] if channels_last else whole[:outputs, :inputs]
+        return whole.contiguous()
+    if piece.by_output:
+        return whole.index_select(0, channels.to(whole.device))
+    return whole[:outputs].index_select(2 if channels_last else 1, channels.to(whole.device))
 
 
 def _put_gradient(rows: Tensor, piece: Cut, gradient: Tensor) -> None:
     """(O, k, I) to the rows (A · B, k, o, i) of a tensor, in place."""
-    outputs, inputs = piece.matrix
     a, b = piece.tiles
     positions, out, into = rows.shape[1:]
+    channels = piece.channels
+    if channels is not None:
+        axis, length = (0, a * out) if piece.by_output else (2, b * into)
+        gradient = _scattered(gradient, axis, channels, length)
+    outputs, _, inputs = gradient.shape
     if len(rows) == 1:
         rows[0, :, :outputs, :inputs] = gradient.transpose(0, 1)
         return
     padded = F.pad(gradient, (0, b * into - inputs, 0, 0, 0, a * out - outputs))
     tiles = padded.view(a, out, positions, b, into).permute(0, 3, 2, 1, 4)
     rows.view(a, b, positions, out, into).copy_(tiles)
+
+
+def _scattered(gradient: Tensor, axis: int, channels: Tensor, length: int) -> Tensor:
+    """What came from some channels of an axis of `length`, in their places among zeros."""
+    shape = list(gradient.shape)
+    shape[axis] = length
+    return gradient.new_zeros(shape).index_copy_(axis, channels.to(gradient.device), gradient)
 
 
 def spatial(weight: Tensor, shape: Sequence[int]) -> Tensor:

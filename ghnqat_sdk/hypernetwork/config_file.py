@@ -8,6 +8,7 @@ from typing import get_args
 from pydantic import ValidationError
 
 from ghnqat_sdk.errors import CheckpointError, problems
+from ghnqat_sdk.hypernetwork.decoder import DecoderConfig
 from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
 from ghnqat_sdk.version import __version__
 
@@ -32,9 +33,17 @@ def read_config(path: Path) -> HypernetworkConfig:
             raise ValueError(
                 "the vocabulary needs 'other' for unknown node types, and each name once"
             )
-        return config
+        return _as_it_was(config)
     except ValueError as error:
         raise CheckpointError(f"{str(path)!r}: {_summary(error)}") from error
+
+
+def _as_it_was(config: HypernetworkConfig) -> HypernetworkConfig:
+    """With what is said nowhere in files that are older than it."""
+    decoder = config.decoder
+    if not isinstance(decoder, DecoderConfig) or "follows" in decoder.model_fields_set:
+        return config
+    return config.model_copy(update={"decoder": decoder.model_copy(update={"follows": False})})
 
 
 def _summary(error: ValueError) -> str:

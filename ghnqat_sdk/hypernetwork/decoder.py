@@ -84,6 +84,9 @@ class DecoderConfig(BaseModel):
     """Tables that are mixed by depth and added to the decoded tiles; 0 for none."""
     bank_kernel: int = Field(default=5, ge=1, le=31)
     """Kernel positions of a bank; it adds nothing outside of them."""
+    follows: bool = True
+    """Whether channels mean the same behind concatenations, shuffles and flattening as before: each
+    part of what a layer reads begins a tile of its own."""
 
     @model_validator(mode="before")
     @classmethod
@@ -269,12 +272,19 @@ class TileDecoder(Decoder):
         table = VECTOR_ROLES.index(role)
         hidden = task.hidden()[:, 0]
         raw = F.linear(hidden, self.vectors.weight[table], self.vectors.bias[table])  # (R, t)
-        sizes = []
-        for request in task.requests:
-            length = request.cut.matrix[0]
-            sizes += [length, request.cut.tiles[0] * self.config.tile - length]
-        pieces = scale_vectors(raw, role).flatten().split(sizes)[::2]
-        return [piece.view(r.cut.shape) for piece, r in zip(pieces, task.requests, strict=True)]
+        lengths = [request.cut.tiles[0] * self.config.tile for request in task.requests]
+        pieces = scale_vectors(raw, role).flatten().split(lengths)
+        return [_cropped(piece, r.cut) for piece, r in zip(pieces, task.requests, strict=True)]
+
+
+def _cropped(vector: Tensor, piece: Cut) -> Tensor:
+    """A vector of all that its tiles hold to the tensor's channels."""
+    if piece.factor != 1:
+        vector = vector * piece.factor
+    channels = piece.channels
+    if channels is None:
+        return vector[: piece.matrix[0]].view(piece.shape)
+    return vector.index_select(0, channels.to(vector.device)).view(piece.shape)
 
 
 class _Table(nn.Module):

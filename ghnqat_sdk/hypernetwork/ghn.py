@@ -15,6 +15,7 @@ from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.ops import VOCABULARY
 from ghnqat_sdk.hypernetwork.decoder import AnyDecoderConfig, DecoderConfig
 from ghnqat_sdk.hypernetwork.encoders import EncoderConfig, TransformerConfig
+from ghnqat_sdk.hypernetwork.scaling import norm_factors
 from ghnqat_sdk.hypernetwork.tiles import Cut, Request, cut
 from ghnqat_sdk.quantization.ranges import ClippedRanges, Ranges, range_rule
 
@@ -124,14 +125,20 @@ class GraphHypernetwork(nn.Module):
 
     def _cuts(self, graph: ComputationGraph) -> list[tuple[int, str, Cut]]:
         """(node, parameter, how it is decoded) of every parameter of a graph, worked out once."""
-        key = "cuts", self.config.decoder.tile, self.config.num_classes
+        key = "cuts", self.config.decoder.tile, self.config.num_classes, follows(self.config)
         if key not in graph.cache:
+            factors = norm_factors(graph)
             graph.cache[key] = [
-                (column, parameter.name, cut(node, parameter, *key[1:]))
+                (column, parameter.name, cut(node, parameter, *key[1:]).times(factors[column]))
                 for column, node in enumerate(graph.nodes)
                 for parameter in node.parameters
             ]
         return graph.cache[key]
+
+
+def follows(config: HypernetworkConfig) -> bool:
+    """Whether a hypernetwork follows channels through concatenations and shuffles."""
+    return isinstance(config.decoder, DecoderConfig) and config.decoder.follows
 
 
 def _check(graphs: Sequence[ComputationGraph]) -> None:

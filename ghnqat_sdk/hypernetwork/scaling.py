@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ghnqat_sdk.graph.graph import Node, ParameterSpec
+from ghnqat_sdk.graph.graph import ComputationGraph, Node, ParameterSpec
+from ghnqat_sdk.graph.torch_calls import EPSILON
 
 VECTOR_ROLES = ("bias", "scale", "shift", "slope")
 """Roles of parameters that are vectors, one number for each channel."""
@@ -24,6 +25,25 @@ def weight_factor(node: Node, parameter: ParameterSpec) -> float:
     fan_in = math.prod(parameter.shape[1:]) or 1
     beta = 1.0 if node.op in ("depthwise_conv", "classifier") else 2.0
     return math.sqrt(beta / fan_in)
+
+
+def norm_factors(graph: ComputationGraph) -> list[float]:
+    """What each node's weight and bias are multiplied by, for the norm behind it.
+
+    Training knows norms that add 1e-5 to the variance, and leaves the size of weights before them
+    open. To multiply what a norm reads by sqrt(ε / 1e-5) has the effect that its own ε becomes
+    1e-5, exactly. 1 where anything else than norms of one ε reads the node.
+    """
+    factors = [1.0] * len(graph)
+    for index, node in enumerate(graph.nodes):
+        behind = graph.successors[index]
+        if any(graph.nodes[reader].op == "bias" for reader in behind):
+            behind = tuple(after for reader in behind for after in graph.successors[reader])
+        found = {graph.nodes[reader].epsilon for reader in behind}
+        if len(found) == 1 and (node.quantized or node.op == "bias"):
+            (epsilon,) = found
+            factors[index] = math.sqrt(epsilon / EPSILON) if epsilon else 1.0
+    return factors
 
 
 def scale_vectors(raw: Tensor, role: str) -> Tensor:

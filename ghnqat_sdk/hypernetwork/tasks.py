@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ghnqat_sdk.hypernetwork.assemble import Assemble, spatial
 from ghnqat_sdk.hypernetwork.banks import Shares
-from ghnqat_sdk.hypernetwork.tiles import Cut, Request, TileIndex, grouped_places, mixture
+from ghnqat_sdk.hypernetwork.tiles import Cut, Request, TileIndex, mixture
 
 
 class Corner(NamedTuple):
@@ -119,7 +119,7 @@ def _grouped(values: Tensor, requests: Sequence[Request]) -> list[Tensor]:
     start = 0
     for request in requests:
         piece = request.cut
-        places, *indices = grouped_places(piece.matrix, piece.groups, piece.corner[0])
+        places, *indices = piece.grouped
         rows = values[start : start + len(places)]
         index = tuple(t.to(values.device) for t in indices)
         weight = rows.permute(0, 2, 3, 1)[index].float() * piece.factor  # (O, I, k)
@@ -132,11 +132,13 @@ def _mixed(parts: Tensor, tables: Sequence[Tensor], piece: Cut, channels_last: b
     """(A · B, p) parts of (…, k, o, i) tables, p in all, to (O, k, I) or (O, I, k)."""
     parts = (parts * piece.factor).view(*piece.tiles, -1)  # (A, B, p)
     outputs, inputs = piece.matrix
-    if channels_last:
-        whole = _mixed_channels_last(parts, tables)[:outputs, :, :inputs]
-    else:
-        whole = _mixed_in_rows(parts, tables)[:outputs, :inputs]
-    return whole.float().contiguous()
+    mix = _mixed_channels_last if channels_last else _mixed_in_rows
+    whole = mix(parts, tables)[:outputs]
+    axis = 2 if channels_last else 1
+    channels = piece.channels
+    if channels is None:
+        return whole.narrow(axis, 0, inputs).float().contiguous()
+    return whole.index_select(axis, channels.to(whole.device)).float()
 
 
 def _mixed_channels_last(parts: Tensor, tables: Sequence[Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ghnqat_sdk.graph.channels import Runs
 from ghnqat_sdk.graph.graph import Node, ParameterSpec
 from ghnqat_sdk.hypernetwork.scaling import VECTOR_ROLES, weight_factor
 
@@ -44,8 +45,12 @@ class Cut(NamedTuple):
         shape: Of the tensor.
         matrix: (O, I), channels of the tensor as a matrix for each kernel position.
         groups: Of a grouped convolution.
-        factor: See `weight_factor`; 1 for vectors.
+        factor: See `weight_factor`, 1 for vectors; and `norm_factors`.
         role: Of the parameter.
+        reads: Parts that the channels along its inputs come from, or along its outputs where each
+            output is made of one input; each part begins a tile of its own. () where channels stand
+            as they are counted.
+        most: Tiles that are all decoded.
     """
 
     table: Table
@@ -57,6 +62,12 @@ class Cut(NamedTuple):
     groups: int
     factor: float
     role: str
+    reads: Runs = ()
+    most: int = BASIS**2
+
+    def times(self, factor: float) -> Cut:
+        """The cut of a parameter that is so many times as large."""
+        return self._replace(factor=self.factor * factor)
 
     @property
     def group(self) -> tuple[object, ...]:
@@ -68,7 +79,7 @@ class Cut(NamedTuple):
     @property
     def large(self) -> bool:
         """Whether only some of its tiles are decoded, and the others mixed from them."""
-        return self.table == "dense" and math.prod(self.tiles) > BASIS**2
+        return self.table == "dense" and math.prod(self.tiles) > self.most
 
     @property
     def decoded(self) -> tuple[int, int]:
@@ -82,13 +93,107 @@ class Cut(NamedTuple):
     def places(self) -> list[tuple[int, int]]:
         """(tile along outputs, tile along inputs) of each decoded tile."""
         if self.table == "grouped":
-            places, *_ = grouped_places(self.matrix, self.groups, self.corner[0])
+            places, *_ = self.grouped
             return list(places)
         return _grid(self.decoded)
 
+    @property
+    def grouped(self) -> tuple[tuple[tuple[int, int], ...], Tensor, Tensor, Tensor]:
+        """See `grouped_places`."""
+        return grouped_places(self.matrix, self.groups, self.corner[0], self.reads)
 
-def cut(node: Node, parameter: ParameterSpec, tile: int, num_classes: int) -> Cut:
-    """How the parameter of a node is cut into tiles of `tile` × `tile` channels."""
+    @property
+    def by_output(self) -> bool:
+        """Whether each output is made of one input, so that outputs are what a layer reads."""
+        return self.table in ("depthwise", "vectors")
+
+    @property
+    def channels(self) -> Tensor | None:
+        """Where each input's channel, or each output's of a depthwise weight or vector, stands in
+        the tiles; None where that is as counted."""
+        if not self.reads or self.table == "grouped":
+            return None
+        length = self.corner[0] if self.by_output else self.corner[1]
+        return lay_out(self.reads, length).places(length)
+
+
+class Layout(NamedTuple):
+    """Channels of several parts in tiles, each part from a tile of its own on.
+
+    Attributes:
+        corner: Channels of a tile that are decoded.
+        tiles: Of all parts.
+        tile: (C,) in which of them each channel stands.
+        within: (C,) where in it.
+    """
+
+    corner: int
+    tiles: int
+    tile: Tensor
+    within: Tensor
+
+    def places(self, length: int) -> Tensor:
+        """(C,) where each channel stands among all tiles, of `length` channels each."""
+        return self.tile * length + self.within
+
+
+@functools.lru_cache(maxsize=4096)
+def lay_out(reads: Runs, tile: int) -> Layout:
+    """Where the channels of several parts stand in tiles of `tile` channels."""
+    lengths: dict[int, int] = {}
+    for part, first, count in reads:
+        lengths[part] = max(lengths.get(part, 0), first + count)
+    starts: dict[int, int] = {}
+    tiles = 0
+    for part in sorted(lengths):
+        starts[part] = tiles
+        tiles += _tiles(lengths[part], tile)
+    channels = torch.cat([torch.arange(first, first + count) for _, first, count in reads])
+    parts = torch.tensor([starts[part] for part, _, _ in reads])
+    start = parts.repeat_interleave(torch.tensor([count for _, _, count in reads]))
+    corner = corner_size(max(lengths.values()), tile)
+    return Layout(corner, tiles, start + channels // tile, channels % tile)
+
+
+def cut(
+    node: Node, parameter: ParameterSpec, tile: int, num_classes: int, follows: bool = False
+) -> Cut:
+    """How the parameter of a node is cut into tiles of `tile` × `tile` channels.
+
+    Args:
+        node: The node.
+        parameter: One of its parameters.
+        tile: Channels of a tile along each side.
+        num_classes: Of the hypernetwork.
+        follows: Whether each part of what a layer reads begins a tile of its own.
+    """
+    piece = _counted(node, parameter, tile, num_classes)
+    return _followed(piece, node.reads, tile) if follows and node.reads else piece
+
+
+def _followed(piece: Cut, reads: Runs, tile: int) -> Cut:
+    """The cut of a parameter whose channels come from several parts."""
+    channels = piece.matrix[0] if piece.by_output else piece.matrix[1] * piece.groups
+    if sum(run.length for run in reads) != channels:  # one that is not along these channels
+        return piece
+    if piece.table == "grouped":
+        return piece._replace(reads=reads)
+    layout = lay_out(reads, tile)
+    if piece.table == "vectors":
+        return piece._replace(tiles=(layout.tiles, 1), reads=reads)
+    if piece.table == "depthwise":
+        return piece._replace(corner=(layout.corner, 1), tiles=(layout.tiles, 1), reads=reads)
+    corner = piece.corner[0], layout.corner
+    return piece._replace(
+        corner=corner,
+        tiles=(piece.tiles[0], layout.tiles),
+        reads=reads,
+        most=(BASIS * tile) ** 2 // math.prod(corner),
+    )
+
+
+def _counted(node: Node, parameter: ParameterSpec, tile: int, num_classes: int) -> Cut:
+    """The cut of a parameter whose channels stand as they are counted."""
     shape = parameter.shape
     role = parameter.role
     if role in VECTOR_ROLES:
@@ -189,7 +294,7 @@ def centred(table: Tensor, kernel: tuple[int, int], size: int) -> Tensor:
 
 @functools.cache
 def grouped_places(
-    matrix: tuple[int, int], groups: int, tile: int
+    matrix: tuple[int, int], groups: int, tile: int, reads: Runs = ()
 ) -> tuple[tuple[tuple[int, int], ...], Tensor, Tensor, Tensor]:
     """The tiles of the dense weight that a grouped one is cut from, and where it lies in them.
 
@@ -203,6 +308,8 @@ def grouped_places(
     size = outputs // groups
     at = torch.arange(outputs).unsqueeze(1)
     inputs = at // size * depth + torch.arange(depth)  # (O, I)
+    if reads:
+        inputs = lay_out(reads, tile).places(tile)[inputs]
     pairs = torch.stack([(at // tile).expand_as(inputs), inputs // tile], dim=-1)
     unique, row = pairs.flatten(0, 1).unique(dim=0, return_inverse=True)
     places = tuple((a, b) for a, b in unique.tolist())

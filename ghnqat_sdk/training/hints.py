@@ -5,6 +5,7 @@ Letters: N images, C channels of a block's output, W those that are looked at, T
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from ghnqat_sdk.graph.channels import Runs
 from ghnqat_sdk.training.pooling import corner
 
 _POSITIONS = 4096
@@ -57,11 +59,14 @@ class Hints(nn.Module):
     Args:
         config: How many channels and blocks are looked at.
         channels: Of the features of each of the teacher's stages.
+        follows: Whether the hypernetwork follows channels through concatenations: then the first
+            channels are those of each part of a block's output, added up.
     """
 
-    def __init__(self, config: HintConfig, channels: Sequence[int]) -> None:
+    def __init__(self, config: HintConfig, channels: Sequence[int], follows: bool = False) -> None:
         super().__init__()
         self.config = config
+        self.follows = follows
         width = config.channels
         self.projections = nn.ParameterList(
             nn.Parameter(torch.randn(count, width) / math.sqrt(width)) for count in channels
@@ -73,6 +78,7 @@ class Hints(nn.Module):
         teacher_features: Sequence[Tensor],
         projections: Sequence[Tensor],
         rng: random.Random,
+        joined: Sequence[Runs] = (),
     ) -> Tensor:
         """Weighted mean over some of a network's blocks.
 
@@ -84,26 +90,43 @@ class Hints(nn.Module):
             teacher_features: (N, side, side, channels) features of each stage.
             projections: Of each stage.
             rng: Chooses blocks.
+            joined: Where the channels of each tap come from, see `Node.reads`.
         """
         chosen = rng.sample(range(len(taps)), min(self.config.blocks, len(taps)))
         total = taps[0].new_zeros((), dtype=torch.float32)
         weights = 0.0
-        for stage, weight, shown, target in self.dealt(taps, teacher_features, chosen):
+        for stage, weight, shown, target in self.dealt(taps, teacher_features, chosen, joined):
             total = total + weight * correlation_loss(shown, target, projections[stage])
             weights += weight
         return total / weights
 
     def dealt(
-        self, taps: Sequence[Tensor], teacher_features: Sequence[Tensor], chosen: Iterable[int]
+        self,
+        taps: Sequence[Tensor],
+        teacher_features: Sequence[Tensor],
+        chosen: Iterable[int],
+        joined: Sequence[Runs] = (),
     ) -> Iterator[tuple[int, float, Tensor, Tensor]]:
-        """Stage, weight, first channels (n, W, h, w) and target (n, s, s, T) of blocks `chosen`."""
+        """Stage, weight, first channels (n, W, h, w) and target (n, s, s, T) of blocks `chosen`.
+
+        The rest as in `loss`.
+        """
         places = [len(teacher_features) * (index + 1) / len(taps) for index in range(len(taps))]
         targets = _Targets(teacher_features)
         for index in chosen:
             stage = min(len(teacher_features) - 1, math.ceil(places[index] - 1e-9) - 1)
             target = targets.of(stage, taps[index].shape[2])
-            shown = corner(taps[index], len(target), self.config.channels)
+            reads = joined[index] if joined and self.follows else ()
+            shown = self._shown(taps[index], len(target), reads)
             yield stage, places[index] - stage, shown, target
+
+    def _shown(self, tap: Tensor, images: int, reads: Runs) -> Tensor:
+        """(n, W, h, w) of a block's output: its first channels, of each of its parts together."""
+        if not reads:
+            return corner(tap, images, self.config.channels)
+        first = corner(tap, images, tap.shape[1]).permute(0, 2, 3, 1)
+        fold = _fold(reads, self.config.channels).to(first)
+        return (first @ fold).permute(0, 3, 1, 2)
 
     def add_gradients(self, gradients: Sequence[Tensor | None], share: float) -> None:
         """Add a share of what one network gave; `gradients` are empty where it had no hints.
@@ -114,6 +137,14 @@ class Hints(nn.Module):
         for projection, gradient in zip(self.projections, gradients, strict=False):
             if gradient is not None:
                 projection.grad += gradient * share
+
+
+@functools.lru_cache(maxsize=4096)
+def _fold(reads: Runs, most: int) -> Tensor:
+    """(C, W) ones where a channel of a joined tensor is one of the first channels of a part."""
+    channels = torch.cat([torch.arange(first, first + count) for _, first, count in reads])
+    width = min(most, int(channels.max()) + 1)
+    return (channels.unsqueeze(1) == torch.arange(width)).float()
 
 
 class _Targets:

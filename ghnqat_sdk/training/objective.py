@@ -87,7 +87,8 @@ def network_loss(
     if hints is not None and hint_weight > 0:
         if network.takes_hints:
             projections = [p.detach().requires_grad_() for p in hints.projections]
-            hint = hints.loss(taps, teacher_features, projections, rng or random.Random(0))
+            rng = rng or random.Random(0)
+            hint = hints.loss(taps, teacher_features, projections, rng, network.joined)
             loss = fitted + hint_weight * hint
         else:
             loss = fitted * hints.config.weight_without(hint_weight)

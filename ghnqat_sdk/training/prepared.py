@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ghnqat_sdk.graph.channels import Runs
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.training.plan import ForwardPlan
@@ -20,11 +21,13 @@ class PreparedNetwork:
         architecture: What it is of.
         graph: Its computation graph, in float.
         plan: Runs it.
+        joined: Where the channels of each of the plan's taps come from; see `Node.reads`.
     """
 
     architecture: Architecture
     graph: ComputationGraph
     plan: ForwardPlan
+    joined: tuple[Runs, ...] = ()
 
     @property
     def takes_hints(self) -> bool:
@@ -42,7 +45,10 @@ def prepare_network(architecture: Architecture, num_classes: int) -> PreparedNet
     with torch.device("meta"):
         model = architecture.build(num_classes)
         image = torch.empty(2, 3, 32, 32)
-    return PreparedNetwork(architecture, trace(model, image), ForwardPlan(model))
+    graph = trace(model, image)
+    names = {id(module): name for name, module in model.named_modules()}
+    joined = tuple(graph.joined.get(names[id(end)], ()) for end in model.block_ends())  # type: ignore[operator]
+    return PreparedNetwork(architecture, graph, ForwardPlan(model), joined)
 
 
 class PreparedNetworks:

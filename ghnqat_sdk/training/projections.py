@@ -70,5 +70,6 @@ def _looks(
             assert trainer.features is not None
             teacher_features = trainer.features.gather(batch.indices, batch.moves)
             every = range(len(taps))
-            for stage, weight, shown, target in hints.dealt(taps, teacher_features, every):
+            dealt = hints.dealt(taps, teacher_features, every, network.joined)
+            for stage, weight, shown, target in dealt:
                 yield stage, weight, *compared(shown.cpu(), target)
