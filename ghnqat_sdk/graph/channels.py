@@ -10,17 +10,14 @@ Letters: C channels along one axis of a tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ghnqat_sdk.calls import tensors_in
-
-_PART = 1 << 32
-"""Labels of channels are part · 2³² + channel."""
 
 _T = Tensor
 _RESHAPES: tuple[Callable[..., Any], ...] = (
@@ -58,25 +55,41 @@ class Run(NamedTuple):
 Runs = tuple[Run, ...]
 
 
+class _Along(NamedTuple):
+    """What stands along the only axis that has channels."""
+
+    axis: int
+    runs: Runs
+
+
+class _Places(NamedTuple):
+    """A tensor of places among channels, where several axes have them."""
+
+    places: Tensor
+    runs: Runs
+
+
 class ChannelRecord:
-    """What the channels of each tensor of one run are; ids are those of tensors that live."""
+    """What the channels of each tensor of one run are; ids are those of tensors that live.
+
+    Of tensors that are not in it channels are those of axis 1, as they are.
+    """
 
     def __init__(self) -> None:
-        self._labels: dict[int, Tensor] = {}
+        self._found: dict[int, _Along | _Places] = {}
 
     def read(self, tensor: Tensor, axis: int) -> Runs:
         """What stands along an axis; () where it is one tensor's channels as they are."""
-        labels = self._labels.get(id(tensor))
-        if labels is None or not tensor.ndim:
+        found = self._found.get(id(tensor))
+        if not isinstance(found, _Along) or found.axis != axis % tensor.ndim:
             return ()
-        along = _along(labels, axis % tensor.ndim)
-        return () if along is None else _runs(along)
+        return _canonical(found.runs)
 
     def produced(self, outputs: Sequence[Tensor], axis: int) -> None:
         """Outputs of a layer: channels of their own along an axis."""
         for output in outputs:
             if output.ndim and axis % output.ndim != 1:
-                self._labels[id(output)] = _plain(output, axis % output.ndim)
+                self._found[id(output)] = _plain(output, axis % output.ndim)
 
     def follow(
         self, function: Any, args: Any, kwargs: Mapping[str, Any], outputs: Sequence[Tensor]
@@ -85,136 +98,162 @@ class ChannelRecord:
         given = list(tensors_in(args)) or list(tensors_in(kwargs))
         if function in _CONCATENATES:
             self._concatenate(given, _dimension(args, kwargs), outputs)
-        elif function in _REARRANGES and given:
-            self._rearrange(function, given[0], args, kwargs, outputs)
+        elif function in _REARRANGES and args and given and args[0] is given[0]:
+            self._rearrange(function, args, kwargs, outputs)
         else:
             self._carry(given, outputs)
 
     def _concatenate(self, given: Sequence[Tensor], axis: int, outputs: Sequence[Tensor]) -> None:
         axis %= max(1, given[0].ndim)
-        pieces = [_along(self._of(tensor), axis) for tensor in given]
-        if any(piece is None for piece in pieces) or len(outputs) != 1:
+        pieces = [self._of(tensor) for tensor in given]
+        if any(not isinstance(piece, _Along) or piece.axis != axis for piece in pieces):
             return self._carry(given, outputs)
+        runs: list[Run] = []
         parts = 0
-        moved = []
         for piece in pieces:
-            assert piece is not None
-            moved.append(piece + parts * _PART)
-            parts += 1 + int(piece.max()) // _PART if len(piece) else 0
-        self._labels[id(outputs[0])] = _spread(torch.cat(moved), outputs[0], axis)
+            runs += [Run(part + parts, first, length) for part, first, length in piece.runs]
+            parts += 1 + max((run.part for run in piece.runs), default=-1)
+        self._found[id(outputs[0])] = _Along(axis, tuple(runs))
         return None
 
     def _rearrange(
-        self,
-        function: Any,
-        first: Tensor,
-        args: Any,
-        kwargs: Mapping[str, Any],
-        outputs: Sequence[Tensor],
+        self, function: Any, args: Any, kwargs: Mapping[str, Any], outputs: Sequence[Tensor]
     ) -> None:
-        labels = self._labels.get(id(first))
-        kept = all(output.shape[:2] == first.shape[:2] for output in outputs)
-        if labels is None and function in _RESHAPES and kept:
-            return
-        if not args or args[0] is not first:
-            return
+        """Do to places among channels what the call does to numbers."""
+        first = args[0]
+        if function in _RESHAPES and all(o.shape[:2] == first.shape[:2] for o in outputs):
+            return self._carry([first], outputs)
+        places, runs = self._places(first)
         try:
-            moved = list(tensors_in(function(self._of(first), *args[1:], **kwargs)))
-        except Exception:  # indices without values, or whatever else labels cannot follow
-            return
-        for output, label in zip(outputs, moved, strict=False):
-            if label.shape == output.shape:
-                self._labels[id(output)] = _narrowed(label)
+            moved = list(tensors_in(function(places, *args[1:], **kwargs)))
+        except Exception:  # indices without values, or what else places cannot follow
+            return None
+        for output, found in zip(outputs, moved, strict=False):
+            if found.shape == output.shape and output.numel():
+                self._found[id(output)] = _told(found, runs)
+        return None
 
     def _carry(self, given: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         """A call that leaves channels where they are, where it gives as many; of several inputs
         those count that have the fewest parts."""
         for output in outputs:
             alike = [tensor for tensor in given if tensor.shape == output.shape]
-            if any(id(tensor) not in self._labels for tensor in alike):
-                self._labels.pop(id(output), None)
+            if any(id(tensor) not in self._found for tensor in alike):
+                self._found.pop(id(output), None)
                 continue
-            known = [self._labels[id(t)] for t in (alike or given) if id(t) in self._labels]
-            fitting = [found for label in known if (found := _fitted(label, output)) is not None]
+            known = [self._found[id(t)] for t in alike or given if id(t) in self._found]
+            fitting = [found for found in known if _fits(found, output)]
             if fitting:
-                self._labels[id(output)] = min(fitting, key=lambda label: int(label.max()))
+                self._found[id(output)] = min(fitting, key=lambda found: len(found.runs))
 
-    def _of(self, tensor: Tensor) -> Tensor:
-        """Labels of the shape of a tensor."""
-        labels = self._labels.get(id(tensor))
-        return _plain(tensor, min(1, tensor.ndim - 1)) if labels is None else labels
+    def _of(self, tensor: Tensor) -> _Along | _Places:
+        found = self._found.get(id(tensor))
+        if found is not None or not tensor.ndim:
+            return found or _Along(0, ())
+        return _plain(tensor, min(1, tensor.ndim - 1))
+
+    def _places(self, tensor: Tensor) -> _Places:
+        """Places among channels in the shape of a tensor, without memory of their own."""
+        found = self._of(tensor)
+        if isinstance(found, _Places):
+            return found
+        shape = [1] * tensor.ndim
+        if shape:
+            shape[found.axis] = -1
+        along = torch.arange(_length(found.runs), dtype=torch.int32, device="cpu")
+        return _Places(along.view(shape).expand(tensor.shape), found.runs)
 
 
 def _dimension(args: Any, kwargs: Mapping[str, Any]) -> int:
     return int(args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0)))
 
 
-def _plain(tensor: Tensor, axis: int) -> Tensor:
-    return _spread(torch.arange(tensor.shape[axis], device="cpu"), tensor, axis)
+def _plain(tensor: Tensor, axis: int) -> _Along:
+    return _Along(axis, (Run(0, 0, tensor.shape[axis]),))
 
 
-def _spread(along: Tensor, tensor: Tensor, axis: int) -> Tensor:
-    """(C,) labels in the shape of a tensor, without memory of their own."""
-    shape = [1] * tensor.ndim
-    shape[axis] = len(along)
-    return along.view(shape).expand(tensor.shape)
+def _length(runs: Runs) -> int:
+    return sum(run.length for run in runs)
 
 
-def _along(labels: Tensor, axis: int) -> Tensor | None:
-    """(C,) labels along an axis; None where they differ along others."""
-    if 0 in labels.shape:
-        return None
-    along = labels
-    for other in range(labels.ndim):
-        if other != axis:
-            along = along.narrow(other, 0, 1)
-    only = all(
-        size == 1 or step == 0
-        for other, (size, step) in enumerate(zip(labels.shape, labels.stride(), strict=True))
-        if other != axis
-    )
-    if not only and not bool((labels == along).all()):
-        return None
-    return along.flatten()
+def _fits(found: _Along | _Places, output: Tensor) -> bool:
+    """Whether an output can have these channels."""
+    if isinstance(found, _Places):
+        return found.places.shape == output.shape
+    return found.axis < output.ndim and output.shape[found.axis] == _length(found.runs)
 
 
-def _narrowed(labels: Tensor) -> Tensor:
-    """The same labels without memory of their own, where they differ along one axis alone."""
-    for axis in range(labels.ndim):
-        along = _along(labels, axis)
-        if along is not None:
-            return _spread(along, labels, axis)
-    return labels
+def _told(places: Tensor, runs: Runs) -> _Along | _Places:
+    """Places as runs, where one axis alone has channels."""
+    few = places
+    for axis, (size, stride) in enumerate(zip(places.shape, places.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            few = few.narrow(axis, 0, 1)
+    several = [axis for axis, size in enumerate(few.shape) if size > 1]
+    for axis in sorted(several, key=lambda axis: axis != 1) or [min(1, places.ndim - 1)]:
+        first = few
+        for other in several:
+            if other != axis:
+                first = first.narrow(other, 0, 1)
+        if first.shape == few.shape or bool((few == first).all()):
+            return _Along(axis, _picked(runs, first.flatten().tolist()))
+    return _Places(places, runs)
 
 
-def _fitted(labels: Tensor, output: Tensor) -> Tensor | None:
-    """Labels for an output of another size, where it has as many channels."""
-    if labels.shape == output.shape:
-        return labels
-    if labels.ndim != output.ndim:
-        return None
-    for axis in range(labels.ndim):
-        along = _along(labels, axis)
-        if along is not None and len(along) == output.shape[axis]:
-            return _spread(along, output, axis)
-    return None
+def _picked(runs: Runs, places: Sequence[int]) -> Runs:
+    """The channels at some places, as runs."""
+    every = [(part, first + i) for part, first, length in runs for i in range(length)]
+    return _joined([every[place] for place in places])
 
 
-def _runs(labels: Tensor) -> Runs:
-    """(C,) labels as runs; () where they are those of one tensor as it is."""
-    if torch.equal(labels, torch.arange(len(labels))):
-        return ()
-    seen: dict[int, int] = {}
-    parts: dict[tuple[int, int], int] = {}
-    pairs = []
-    for label in labels.tolist():
-        part, channel = divmod(label, _PART)
-        again = seen[label] = seen.get(label, -1) + 1  # the same channel at another position
-        pairs.append((parts.setdefault((part, again), len(parts)), channel))
-    runs = []
-    for _, group in groupby(enumerate(pairs), key=lambda e: (e[1][0], e[1][1] - e[0])):
-        members = [pair for _, pair in group]
-        runs.append(Run(*members[0], len(members)))
-    if len(parts) == 1 and len(runs) == 1 and runs[0].first == 0:
-        return ()
+def _joined(channels: Sequence[tuple[int, int]]) -> Runs:
+    """(part, channel) pairs as runs."""
+    runs: list[Run] = []
+    start = 0
+    for end in range(1, len(channels) + 1):
+        part, first = channels[start]
+        if end == len(channels) or channels[end] != (part, first + end - start):
+            runs.append(Run(part, first, end - start))
+            start = end
     return tuple(runs)
+
+
+def _canonical(runs: Runs) -> Runs:
+    """Parts by where they first appear, a channel that stands there again as one of another part;
+    () for one tensor's channels as they are."""
+    if len(runs) == 1 and runs[0].first == 0:
+        return ()
+    seen: dict[tuple[int, int], int] = {}
+    parts: dict[tuple[int, int], int] = {}
+    channels = []
+    if _apart(runs):
+        return tuple(
+            Run(parts.setdefault((part, 0), len(parts)), first, length)
+            for part, first, length in _merged(runs)
+        )
+    for part, first, length in runs:
+        for channel in range(first, first + length):
+            again = seen[part, channel] = seen.get((part, channel), -1) + 1
+            channels.append((parts.setdefault((part, again), len(parts)), channel))
+    return _joined(channels)
+
+
+def _apart(runs: Runs) -> bool:
+    """Whether no channel stands in two runs."""
+    ordered = sorted(runs)
+    return all(
+        before.part != after.part or before.first + before.length <= after.first
+        for before, after in pairwise(ordered)
+    )
+
+
+def _merged(runs: Runs) -> Iterator[Run]:
+    """Runs that go on in the next one become one."""
+    last = runs[0]
+    for run in runs[1:]:
+        if run.part == last.part and run.first == last.first + last.length:
+            last = last._replace(length=last.length + run.length)
+        else:
+            yield last
+            last = run
+    yield last

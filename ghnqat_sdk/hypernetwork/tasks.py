@@ -131,14 +131,22 @@ def _grouped(values: Tensor, requests: Sequence[Request]) -> list[Tensor]:
 def _mixed(parts: Tensor, tables: Sequence[Tensor], piece: Cut, channels_last: bool) -> Tensor:
     """(A · B, p) parts of (…, k, o, i) tables, p in all, to (O, k, I) or (O, I, k)."""
     parts = (parts * piece.factor).view(*piece.tiles, -1)  # (A, B, p)
-    outputs, inputs = piece.matrix
-    mix = _mixed_channels_last if channels_last else _mixed_in_rows
-    whole = mix(parts, tables)[:outputs]
-    axis = 2 if channels_last else 1
+    outputs = piece.matrix[0]
+    if not channels_last and not torch.is_grad_enabled():
+        return _mixed_row_by_row(parts, tables, piece)
+    if channels_last:
+        whole = _inputs(_mixed_channels_last(parts, tables)[:outputs], 2, piece)
+    else:
+        whole = _inputs(_mixed_in_rows(parts, tables)[:outputs], 1, piece)
+    return whole.float().contiguous()
+
+
+def _inputs(whole: Tensor, axis: int, piece: Cut) -> Tensor:
+    """Of all channels of the tiles along inputs, which lie along an axis, those of the tensor."""
     channels = piece.channels
     if channels is None:
-        return whole.narrow(axis, 0, inputs).float().contiguous()
-    return whole.index_select(axis, channels.to(whole.device)).float()
+        return whole.narrow(axis, 0, piece.matrix[1])
+    return whole.index_select(axis, channels.to(whole.device))
 
 
 def _mixed_channels_last(parts: Tensor, tables: Sequence[Tensor]) -> Tensor:
@@ -151,18 +159,36 @@ def _mixed_channels_last(parts: Tensor, tables: Sequence[Tensor]) -> Tensor:
     return tiles.permute(0, 3, 2, 1, 4).flatten(3).flatten(0, 1)
 
 
+def _by_output(tables: Sequence[Tensor]) -> Tensor:
+    """(…, k, o, i) tables, p in all, to (o, p, i · k)."""
+    return torch.cat([table.permute(2, 0, 3, 1) for table in tables], dim=1).flatten(2)
+
+
 def _mixed_in_rows(parts: Tensor, tables: Sequence[Tensor]) -> Tensor:
-    """The same to (A · o, B · i, k): one product for each output channel, written in its place."""
+    """The same to (A · o, B · i, k)."""
     _, positions, out, into = tables[0].shape
     rows, columns = parts.shape[:2]
-    by_output = torch.cat([table.permute(2, 0, 3, 1) for table in tables], dim=1).flatten(2)
-    if torch.is_grad_enabled():
-        whole = parts.unsqueeze(1) @ by_output  # (A, o, B, i · k)
-    else:
-        whole = parts.new_empty(rows, out, columns, into * positions)
-        for index in range(rows):
-            torch.matmul(parts[index], by_output, out=whole[index])
+    whole = parts.unsqueeze(1) @ _by_output(tables)  # (A, o, B, i · k)
     return whole.view(rows * out, columns * into, positions)
+
+
+def _mixed_row_by_row(parts: Tensor, tables: Sequence[Tensor], piece: Cut) -> Tensor:
+    """(O, I, k) without gradients: the outputs of one tile after another, each written in its
+    place."""
+    _, positions, out, into = tables[0].shape
+    by_output = _by_output(tables)
+    outputs, inputs = piece.matrix
+    whole = parts.new_empty(outputs, inputs, positions, dtype=torch.float32)
+    tile = parts.new_empty(out, parts.shape[1], into * positions)
+    channels = piece.channels
+    for row, written in enumerate(whole.split(out)):
+        torch.matmul(parts[row], by_output, out=tile)
+        every = tile.view(out, -1, positions)[: len(written)].float()
+        if channels is None:
+            written.copy_(every[:, :inputs])
+        else:
+            torch.index_select(every, 1, channels.to(every.device), out=written)
+    return whole
 
 
 def _shaped(tensor: Tensor, piece: Cut, channels_last: bool) -> Tensor:
