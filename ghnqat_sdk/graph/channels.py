@@ -33,7 +33,7 @@ _REARRANGES = {
     *(torch.index_select, _T.index_select, torch.flip, _T.flip, torch.roll, _T.roll),
     *(_T.expand, _T.contiguous, torch.channel_shuffle, torch.nn.functional.channel_shuffle),
 }
-"""Calls that move numbers and change none: they do to labels what they do to the tensor."""
+"""Calls that move numbers and change none: to places among channels they do the same."""
 
 _CONCATENATES = {torch.cat, torch.concat, torch.concatenate}
 

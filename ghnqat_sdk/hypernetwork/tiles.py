@@ -30,6 +30,9 @@ _CORNERS = (4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _MIXED = 0.3
 """Size of what is mixed into a tile beyond the basis, relative to the tile repeated there."""
 
+_ALONG_INPUTS = ("weight", "scale", "shift", "slope")
+"""Roles of parameters that meet what their node reads; biases are added behind it."""
+
 PLACE_FEATURES = 16
 """Numbers that tell a tile's place along one side."""
 
@@ -168,14 +171,21 @@ def cut(
         follows: Whether each part of what a layer reads begins a tile of its own.
     """
     piece = _counted(node, parameter, tile, num_classes)
-    return _followed(piece, node.reads, tile) if follows and node.reads else piece
+    if follows and node.reads and _is_along_inputs(piece, node):
+        return _followed(piece, node.reads, tile)
+    return piece
+
+
+def _is_along_inputs(piece: Cut, node: Node) -> bool:
+    """Whether a parameter has a number, or a column, for each channel that its node reads."""
+    if node.op == "transposed_conv" or piece.role not in _ALONG_INPUTS:
+        return False
+    channels = piece.matrix[0] if piece.by_output else piece.matrix[1] * piece.groups
+    return sum(run.length for run in node.reads) == channels
 
 
 def _followed(piece: Cut, reads: Runs, tile: int) -> Cut:
     """The cut of a parameter whose channels come from several parts."""
-    channels = piece.matrix[0] if piece.by_output else piece.matrix[1] * piece.groups
-    if sum(run.length for run in reads) != channels:  # one that is not along these channels
-        return piece
     if piece.table == "grouped":
         return piece._replace(reads=reads)
     layout = lay_out(reads, tile)

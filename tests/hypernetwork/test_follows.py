@@ -112,6 +112,14 @@ def test_parts_of_whole_tiles_are_decoded_as_if_counted():
     torch.testing.assert_close(output(as_it_is, last, 8), output(as_it_is, last, 8, follows=False))
 
 
+@pytest.mark.parametrize(
+    "last", [nn.ConvTranspose2d(12, 12, 2), nn.PReLU(1)], ids=["conv", "prelu"]
+)
+def test_parameters_that_have_no_place_for_each_input_are_as_counted(last):
+    found = output(shuffled, last)
+    torch.testing.assert_close(found, output(shuffled, last, follows=False))
+
+
 def test_counted_channels_do_not_follow():
     last = LAYERS["conv"](6)
     counted = output(as_it_is, last, follows=False)
