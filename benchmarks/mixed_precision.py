@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ghnqat_sdk import predict_quantized_params, suggest_bits
 from ghnqat_sdk.bits import Bits
 from ghnqat_sdk.data import load_images
-from ghnqat_sdk.graph.ops import quantizable_layers
+from ghnqat_sdk.graph.layers import quantizable_layers
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 from models import ResNet20, SmallMobileNetV2, accuracy

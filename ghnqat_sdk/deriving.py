@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from ghnqat_sdk.devices import at_home
 from ghnqat_sdk.generators import random_numbers_stay
-from ghnqat_sdk.graph.ops import quantizable_layers
+from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.graph.trace import hooks_of_objects
 from ghnqat_sdk.quantization.state import modes_stay
 

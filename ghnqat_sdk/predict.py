@@ -20,7 +20,7 @@ from ghnqat_sdk.errors import ArgumentError, RandomHeadWarning, ReplacedWeightsW
 from ghnqat_sdk.filling import copy_into, copy_with
 from ghnqat_sdk.graph.annotate import annotate_bits, first_last_layers, prevailing_bits
 from ghnqat_sdk.graph.graph import ComputationGraph
-from ghnqat_sdk.graph.ops import quantizable_layers
+from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.graph.trace import trace_with_call
 from ghnqat_sdk.heads import calibrate_and_fit, heads_to_keep
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork

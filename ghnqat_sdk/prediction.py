@@ -10,7 +10,7 @@ from torch import nn
 from ghnqat_sdk.errors import ArgumentError, GhnqatError
 from ghnqat_sdk.graph.annotate import layer_of
 from ghnqat_sdk.graph.graph import ComputationGraph
-from ghnqat_sdk.graph.ops import quantizable_layers
+from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 from ghnqat_sdk.quantization.state import QuantizationState
 

@@ -14,7 +14,7 @@ from torch import nn
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.demo.images import demo_images
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.graph.ops import quantizable_layers
+from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.predict import predict_quantized_params
 from ghnqat_sdk.quantization.calibrate import calibrate

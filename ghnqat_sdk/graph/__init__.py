@@ -1,10 +1,12 @@
 """Computation graphs of CNNs.
 
 ops.py          the table of node types: a new one is a row there
+layers.py       which modules can be fake-quantized
 graph.py        nodes and edges
 trace.py        a model becomes a graph
 merge.py        graphs of two modes become one
 recorder.py     sees the calls meanwhile
+channels.py     where the channels come from that a layer reads
 torch_calls.py  what one call says of itself
 annotate.py     bits written into a graph
 batch.py        graphs as tensors, for encoders

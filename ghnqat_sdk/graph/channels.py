@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ghnqat_sdk.calls import tensors_in
+from ghnqat_sdk.graph.ops import BY_NAME
 
 _T = Tensor
 _RESHAPES: tuple[Callable[..., Any], ...] = (
@@ -85,16 +86,23 @@ class ChannelRecord:
             return ()
         return _canonical(found.runs)
 
-    def produced(self, outputs: Sequence[Tensor], axis: int) -> None:
-        """Outputs of a layer: channels of their own along an axis."""
-        for output in outputs:
-            if output.ndim and axis % output.ndim != 1:
-                self._found[id(output)] = _plain(output, axis % output.ndim)
+    def reads(self, op: str, data: Any) -> Runs:
+        """What an operation reads of its first argument."""
+        return self.read(data, BY_NAME[op].axis) if isinstance(data, Tensor) else ()
 
-    def follow(
-        self, function: Any, args: Any, kwargs: Mapping[str, Any], outputs: Sequence[Tensor]
+    def note(
+        self,
+        op: str | None,
+        function: Any,
+        args: Any,
+        kwargs: Mapping[str, Any],
+        outputs: Sequence[Tensor],
     ) -> None:
-        """Outputs of a call that is no layer's."""
+        """Take down the channels of what a call gives; `op` is its type, None for transparent
+        ones."""
+        if op is not None and BY_NAME[op].mixes:
+            self._produced(outputs, BY_NAME[op].axis)
+            return
         given = list(tensors_in(args)) or list(tensors_in(kwargs))
         if function in _CONCATENATES:
             self._concatenate(given, _dimension(args, kwargs), outputs)
@@ -102,6 +110,12 @@ class ChannelRecord:
             self._rearrange(function, args, kwargs, outputs)
         else:
             self._carry(given, outputs)
+
+    def _produced(self, outputs: Sequence[Tensor], axis: int) -> None:
+        """Outputs of a layer: channels of their own along an axis."""
+        for output in outputs:
+            if output.ndim and axis % output.ndim != 1:
+                self._found[id(output)] = _plain(output, axis % output.ndim)
 
     def _concatenate(self, given: Sequence[Tensor], axis: int, outputs: Sequence[Tensor]) -> None:
         axis %= max(1, given[0].ndim)

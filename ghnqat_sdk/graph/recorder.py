@@ -145,7 +145,7 @@ class Recorder(TorchFunctionMode):
                 node = self._build(name, function, args, kwargs, received)
                 sources = (self._with_bias(node, sources),)
         if sources:
-            self._follow(name, function, args, kwargs, produced)
+            self._channels.note(name, function, args, kwargs, produced)
         for tensor in produced:
             self._alive.append(tensor)
             if sources:
@@ -154,19 +154,6 @@ class Recorder(TorchFunctionMode):
                 self._origin.pop(id(tensor), None)
             elif origin:
                 self._origin[id(tensor)] = origin
-
-    def _follow(
-        self, name: str | None, function: Any, args: Any, kwargs: Any, produced: list[Tensor]
-    ) -> None:
-        """Take down where the channels of outputs come from."""
-        if name is not None and BY_NAME[name].mixes:
-            self._channels.produced(produced, BY_NAME[name].axis)
-        else:
-            self._channels.follow(function, args, kwargs, produced)
-
-    def _reads(self, name: str, args: Any, kwargs: Any) -> Runs:
-        data = argument(args, kwargs, 0, "input")
-        return self._channels.read(data, BY_NAME[name].axis) if isinstance(data, Tensor) else ()
 
     def _spread(self, written: Tensor) -> None:
         """What was written into a tensor is in all that share its memory."""
@@ -201,7 +188,7 @@ class Recorder(TorchFunctionMode):
         if not runs_layer:
             self._check_float(name, function, module, claims)
         node = geometry(name, args, kwargs)
-        reads = self._reads(name, args, kwargs) if claims else ()
+        reads = self._channels.reads(name, argument(args, kwargs, 0, "input")) if claims else ()
         return replace(node, module=module, parameters=tuple(claims), reads=reads)
 
     def _check_float(

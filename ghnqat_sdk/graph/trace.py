@@ -18,8 +18,8 @@ from ghnqat_sdk.devices import at_home, on_cpu_by_default
 from ghnqat_sdk.errors import ArgumentError, TraceError
 from ghnqat_sdk.generators import generator_states, random_numbers_stay, seed_generators
 from ghnqat_sdk.graph.graph import ComputationGraph
+from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.graph.merge import with_parameters_of
-from ghnqat_sdk.graph.ops import quantizable_layers
 from ghnqat_sdk.graph.recorder import UNUSED, Recorder
 
 _SIZES = (224, 32, 28, 299, 64, 96, 128, 160, 192, 240, 256, 288, 320, 384, 448, 512, 16, 8)

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghnqat_sdk.hypernetwork.assemble import Corners
-from ghnqat_sdk.hypernetwork.tiles import PLACE_FEATURES, Cut, TileIndex, centre, centred, slices
+from ghnqat_sdk.hypernetwork.places import PLACE_FEATURES
+from ghnqat_sdk.hypernetwork.tiles import Cut, TileIndex, centre, centred, slices
 
 _SIZE = 3.0
 """What the mixture of banks is multiplied by: banks start at zero and learn faster for it."""

@@ -27,18 +27,10 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.hypernetwork.assemble import Corners
 from ghnqat_sdk.hypernetwork.banks import Banks, Shares
+from ghnqat_sdk.hypernetwork.places import PLACE_FEATURES, place_features
 from ghnqat_sdk.hypernetwork.scaling import VECTOR_ROLES, scale_vectors
 from ghnqat_sdk.hypernetwork.tasks import Corner, Task
-from ghnqat_sdk.hypernetwork.tiles import (
-    PLACE_FEATURES,
-    Cut,
-    Request,
-    TileIndex,
-    centre,
-    centred,
-    place_features,
-    slices,
-)
+from ghnqat_sdk.hypernetwork.tiles import Cut, Request, TileIndex, centre, centred, slices
 from ghnqat_sdk.plugins import Custom
 
 _IDENTITY = 3.0

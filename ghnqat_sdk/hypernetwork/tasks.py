@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ghnqat_sdk.hypernetwork.assemble import Assemble, spatial
 from ghnqat_sdk.hypernetwork.banks import Shares
-from ghnqat_sdk.hypernetwork.tiles import Cut, Request, TileIndex, mixture
+from ghnqat_sdk.hypernetwork.places import mixture
+from ghnqat_sdk.hypernetwork.tiles import Cut, Request, TileIndex
 
 
 class Corner(NamedTuple):

@@ -6,7 +6,6 @@ tile's corner, (O, I) channels of a weight.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ghnqat_sdk.graph.channels import Runs
 from ghnqat_sdk.graph.graph import Node, ParameterSpec
+from ghnqat_sdk.hypernetwork.places import corner_size, grouped_places, lay_out, tiles_of
 from ghnqat_sdk.hypernetwork.scaling import VECTOR_ROLES, weight_factor
 
 Table = Literal["dense", "grouped", "depthwise", "classes", "vectors"]
@@ -24,17 +24,8 @@ Table = Literal["dense", "grouped", "depthwise", "classes", "vectors"]
 BASIS = 4
 """Tiles along each side of a large weight that are decoded; the others are mixed from them."""
 
-_CORNERS = (4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""Sizes that a tile's channels are rounded up to, so that similar tensors are decoded together."""
-
-_MIXED = 0.3
-"""Size of what is mixed into a tile beyond the basis, relative to the tile repeated there."""
-
 _ALONG_INPUTS = ("weight", "scale", "shift", "slope")
 """Roles of parameters that meet what their node reads; biases are added behind it."""
-
-PLACE_FEATURES = 16
-"""Numbers that tell a tile's place along one side."""
 
 
 class Cut(NamedTuple):
@@ -120,44 +111,6 @@ class Cut(NamedTuple):
         return lay_out(self.reads, length).places(length)
 
 
-class Layout(NamedTuple):
-    """Channels of several parts in tiles, each part from a tile of its own on.
-
-    Attributes:
-        corner: Channels of a tile that are decoded.
-        tiles: Of all parts.
-        tile: (C,) in which of them each channel stands.
-        within: (C,) where in it.
-    """
-
-    corner: int
-    tiles: int
-    tile: Tensor
-    within: Tensor
-
-    def places(self, length: int) -> Tensor:
-        """(C,) where each channel stands among all tiles, of `length` channels each."""
-        return self.tile * length + self.within
-
-
-@functools.lru_cache(maxsize=4096)
-def lay_out(reads: Runs, tile: int) -> Layout:
-    """Where the channels of several parts stand in tiles of `tile` channels."""
-    lengths: dict[int, int] = {}
-    for part, first, count in reads:
-        lengths[part] = max(lengths.get(part, 0), first + count)
-    starts: dict[int, int] = {}
-    tiles = 0
-    for part in sorted(lengths):
-        starts[part] = tiles
-        tiles += _tiles(lengths[part], tile)
-    channels = torch.cat([torch.arange(first, first + count) for _, first, count in reads])
-    parts = torch.tensor([starts[part] for part, _, _ in reads])
-    start = parts.repeat_interleave(torch.tensor([count for _, _, count in reads]))
-    corner = corner_size(max(lengths.values()), tile)
-    return Layout(corner, tiles, start + channels // tile, channels % tile)
-
-
 def cut(
     node: Node, parameter: ParameterSpec, tile: int, num_classes: int, follows: bool = False
 ) -> Cut:
@@ -208,13 +161,13 @@ def _counted(node: Node, parameter: ParameterSpec, tile: int, num_classes: int) 
     role = parameter.role
     if role in VECTOR_ROLES:
         length = math.prod(shape)
-        tiles = (_tiles(length, tile), 1)
+        tiles = (tiles_of(length, tile), 1)
         return Cut("vectors", (1, 1), (tile, 1), tiles, shape, (length, 1), 1, 1.0, role)
     factor = weight_factor(node, parameter)
     if node.op == "classifier" and shape[0] == num_classes and role == "weight":
         columns = math.prod(shape[1:])
         corner = (num_classes, corner_size(columns, tile))
-        tiles = (1, _tiles(columns, tile))
+        tiles = (1, tiles_of(columns, tile))
         return Cut("classes", (1, 1), corner, tiles, shape, (num_classes, columns), 1, factor, role)
     return _cut_weight(node, parameter, tile, factor)
 
@@ -228,31 +181,21 @@ def _cut_weight(node: Node, parameter: ParameterSpec, tile: int, factor: float) 
     columns = shape[1] if len(shape) > 1 else 1
     if node.op == "depthwise_conv":
         corner = (corner_size(rows, tile), 1)
-        tiles = (_tiles(rows, tile), 1)
+        tiles = (tiles_of(rows, tile), 1)
         return Cut("depthwise", kernel, corner, tiles, shape, (rows, 1), 1, factor, role)
     matrix = (rows, columns)
     if node.op == "grouped_conv":
         corner = (tile, tile)
-        tiles = (_tiles(rows, tile), _tiles(columns * node.groups, tile))
+        tiles = (tiles_of(rows, tile), tiles_of(columns * node.groups, tile))
         return Cut("grouped", kernel, corner, tiles, shape, matrix, node.groups, factor, role)
     corner = (corner_size(rows, tile), corner_size(columns, tile))
-    tiles = (_tiles(rows, tile), _tiles(columns, tile))
+    tiles = (tiles_of(rows, tile), tiles_of(columns, tile))
     return Cut("dense", kernel, corner, tiles, shape, matrix, 1, factor, role)
 
 
 def _grid(tiles: tuple[int, int]) -> list[tuple[int, int]]:
     """The places of tiles, row by row."""
     return [(a, b) for a in range(tiles[0]) for b in range(tiles[1])]
-
-
-def _tiles(count: int, tile: int) -> int:
-    """Tiles that `count` channels take."""
-    return math.ceil(count / tile)
-
-
-def corner_size(count: int, tile: int) -> int:
-    """Channels of a tile that are decoded for a tensor of `count` channels."""
-    return min(tile, next((size for size in _CORNERS if size >= count), tile))
 
 
 def kernel_of(shape: Sequence[int]) -> tuple[int, int]:
@@ -300,60 +243,6 @@ def centred(table: Tensor, kernel: tuple[int, int], size: int) -> Tensor:
             padding[-2:] = [before, length - have - before]
             table = F.pad(table, padding)
     return table
-
-
-@functools.cache
-def grouped_places(
-    matrix: tuple[int, int], groups: int, tile: int, reads: Runs = ()
-) -> tuple[tuple[tuple[int, int], ...], Tensor, Tensor, Tensor]:
-    """The tiles of the dense weight that a grouped one is cut from, and where it lies in them.
-
-    A channel then means the same in both.
-
-    Returns:
-        places: (tile along outputs, tile along inputs) of each of R tiles.
-        row, out, into: (O, I) indices: the tile among R, and the channels in it.
-    """
-    outputs, depth = matrix
-    size = outputs // groups
-    at = torch.arange(outputs).unsqueeze(1)
-    inputs = at // size * depth + torch.arange(depth)  # (O, I)
-    if reads:
-        inputs = lay_out(reads, tile).places(tile)[inputs]
-    pairs = torch.stack([(at // tile).expand_as(inputs), inputs // tile], dim=-1)
-    unique, row = pairs.flatten(0, 1).unique(dim=0, return_inverse=True)
-    places = tuple((a, b) for a, b in unique.tolist())
-    return places, row.view_as(inputs), (at % tile).expand_as(inputs), inputs % tile
-
-
-@functools.cache
-def mixture(tiles: tuple[int, int], decoded: tuple[int, int]) -> Tensor:
-    """(A · B, a · b): how much of each decoded tile is in each tile of a weight, at unit norm.
-
-    Each is the tile that a repetition would put there, with a little of all of them in proportions
-    of its own, so that no filter is a copy of another.
-    """
-    across = torch.arange(math.prod(tiles))
-    rows = across // tiles[1] % decoded[0]
-    columns = across % tiles[1] % decoded[1]
-    count = math.prod(decoded)
-    repeated = F.one_hot(rows * decoded[1] + columns, count)
-    # Quadratic phases: as good as random, and the same everywhere.
-    numbers = torch.arange(1, len(across) * count + 1, dtype=torch.float64).view(-1, count)
-    phases = (numbers**2 * ((1 + math.sqrt(5)) / 2)).frac() - 0.5
-    little = F.normalize(phases, dim=1) * _MIXED
-    return F.normalize(repeated + little, dim=1).float()
-
-
-@functools.cache
-def place_features(tiles: int) -> Tensor:
-    """(tiles, 16): sines and cosines of a tile's index, all different below 256 tiles.
-
-    The first has zeros.
-    """
-    periods = 2.0 ** torch.arange(1, PLACE_FEATURES // 2 + 1, dtype=torch.float32)
-    angles = torch.arange(tiles).unsqueeze(1) * (2 * math.pi / periods)
-    return torch.cat([angles.sin(), angles.cos() - 1], dim=1)
 
 
 class Request(NamedTuple):

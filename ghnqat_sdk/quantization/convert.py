@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ghnqat_sdk.bits import Bits, Pair, resolve_bits
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.graph.ops import BY_NAME, op_of, quantizable_layers
+from ghnqat_sdk.graph.layers import quantizable_layers
+from ghnqat_sdk.graph.ops import BY_NAME, op_of
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.classes import CHANGED, fake_quantized_class, float_class
 from ghnqat_sdk.quantization.lookup import all_in_float, fake_quantized_layers

@@ -17,7 +17,7 @@ from ghnqat_sdk.calls import Signature
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, problems
 from ghnqat_sdk.files import digest, replacing, write_atomically
-from ghnqat_sdk.graph.ops import quantizable_layers
+from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.quantization.convert import fix_learned_steps, to_fake_quantized
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers, require_fake_quantized_layers
 from ghnqat_sdk.quantization.settings import LayerSettings, QuantizationSettings, Rules

@@ -4,17 +4,8 @@ from torch import Tensor
 
 from ghnqat_sdk.graph.graph import Node, ParameterSpec
 from ghnqat_sdk.hypernetwork.assemble import Assemble, Corners, spatial
-from ghnqat_sdk.hypernetwork.tiles import (
-    Cut,
-    centre,
-    centred,
-    corner_size,
-    cut,
-    grouped_places,
-    kernel_of,
-    mixture,
-    place_features,
-)
+from ghnqat_sdk.hypernetwork.places import corner_size, grouped_places, mixture, place_features
+from ghnqat_sdk.hypernetwork.tiles import Cut, centre, centred, cut, kernel_of
 
 
 def piece(shape: tuple[int, ...], op: str = "conv", role: str = "weight", groups: int = 1) -> Cut:
