@@ -36,6 +36,10 @@ _REARRANGES = {
 }
 """Calls that move numbers and change none: to places among channels they do the same."""
 
+_MOST = 100_000
+"""Channels that are followed; a layer that reads more, of an image flattened before any pooling,
+reads them as counted."""
+
 _CONCATENATES = {torch.cat, torch.concat, torch.concatenate}
 
 
@@ -78,13 +82,18 @@ class ChannelRecord:
 
     def __init__(self) -> None:
         self._found: dict[int, _Along | _Places] = {}
+        self._canonical: dict[int, tuple[Runs, Runs]] = {}  # ids stay unique while runs live
 
     def read(self, tensor: Tensor, axis: int) -> Runs:
         """What stands along an axis; () where it is one tensor's channels as they are."""
-        found = self._found.get(id(tensor))
+        if id(tensor) not in self._found:
+            return ()
+        found = self._told(tensor)
         if not isinstance(found, _Along) or found.axis != axis % tensor.ndim:
             return ()
-        return _canonical(found.runs)
+        if id(found.runs) not in self._canonical:
+            self._canonical[id(found.runs)] = found.runs, _canonical(found.runs)
+        return self._canonical[id(found.runs)][1]
 
     def reads(self, op: str, data: Any) -> Runs:
         """What an operation reads of its first argument."""
@@ -119,7 +128,7 @@ class ChannelRecord:
 
     def _concatenate(self, given: Sequence[Tensor], axis: int, outputs: Sequence[Tensor]) -> None:
         axis %= max(1, given[0].ndim)
-        pieces = [self._of(tensor) for tensor in given]
+        pieces = [self._told(tensor) for tensor in given]
         if any(not isinstance(piece, _Along) or piece.axis != axis for piece in pieces):
             return self._carry(given, outputs)
         runs: list[Run] = []
@@ -144,7 +153,7 @@ class ChannelRecord:
             return None
         for output, found in zip(outputs, moved, strict=False):
             if found.shape == output.shape and output.numel():
-                self._found[id(output)] = _told(found, runs)
+                self._found[id(output)] = _Places(found, runs)
         return None
 
     def _carry(self, given: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
@@ -155,10 +164,17 @@ class ChannelRecord:
             if any(id(tensor) not in self._found for tensor in alike):
                 self._found.pop(id(output), None)
                 continue
-            known = [self._found[id(t)] for t in alike or given if id(t) in self._found]
+            known = [self._told(t) for t in alike or given if id(t) in self._found]
             fitting = [found for found in known if _fits(found, output)]
             if fitting:
                 self._found[id(output)] = min(fitting, key=lambda found: len(found.runs))
+
+    def _told(self, tensor: Tensor) -> _Along | _Places:
+        """What is known of a tensor, along one axis if only one has channels."""
+        found = self._of(tensor)
+        if isinstance(found, _Places):
+            found = self._found[id(tensor)] = _told(*found)
+        return found
 
     def _of(self, tensor: Tensor) -> _Along | _Places:
         found = self._found.get(id(tensor))
@@ -209,6 +225,8 @@ def _told(places: Tensor, runs: Runs) -> _Along | _Places:
         for other in several:
             if other != axis:
                 first = first.narrow(other, 0, 1)
+        if first.numel() > _MOST:
+            break
         if first.shape == few.shape or bool((few == first).all()):
             return _Along(axis, _picked(runs, first.flatten().tolist()))
     return _Places(places, runs)

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from ghnqat_sdk.calls import meta_like, tensors_in
 from ghnqat_sdk.errors import TraceError
-from ghnqat_sdk.graph.channels import ChannelRecord, Runs
+from ghnqat_sdk.graph.channels import ChannelRecord
 from ghnqat_sdk.graph.graph import ComputationGraph, Node, ParameterSpec
 from ghnqat_sdk.graph.ops import BY_FUNCTION, BY_NAME, Op, Role
 from ghnqat_sdk.graph.torch_calls import (
@@ -58,7 +58,7 @@ class Recorder(TorchFunctionMode):
         self._filled: dict[int, tuple[int, ...]] = {}  # memory that was written into → nodes
         self._written: dict[int, int] = {}  # memory → the last call that wrote into it
         self._channels = ChannelRecord()
-        self.joined: dict[str, Runs] = {}
+        self._outputs: dict[str, Tensor] = {}
         self._calls = 0
         self._claimed: set[str] = set()
         self._used: set[str] = set()
@@ -79,9 +79,7 @@ class Recorder(TorchFunctionMode):
         """The innermost module is done."""
         module = self._modules.pop()
         if isinstance(output, Tensor) and output.ndim > 1:
-            runs = self._channels.read(output, 1)
-            if runs:
-                self.joined[module] = runs
+            self._outputs[module] = output
 
     def add_input(self, tensor: Tensor) -> None:
         """Make `tensor` an input of the graph."""
@@ -101,8 +99,9 @@ class Recorder(TorchFunctionMode):
             if tensor.is_floating_point() and name not in self._claimed
         }
         edges = tuple(sorted(self.edges))
-        nodes = tuple(self.nodes)
-        return ComputationGraph(nodes, edges, unreached, self.outside, dense, self.joined)
+        read = {name: self._channels.read(tensor, 1) for name, tensor in self._outputs.items()}
+        joined = {name: runs for name, runs in read.items() if runs}
+        return ComputationGraph(tuple(self.nodes), edges, unreached, self.outside, dense, joined)
 
     # Recording
 
