@@ -60,6 +60,16 @@ class Run(NamedTuple):
 Runs = tuple[Run, ...]
 
 
+def count_of(runs: Runs) -> int:
+    """C."""
+    return sum(run.length for run in runs)
+
+
+def numbers_of(runs: Runs) -> Tensor:
+    """(C,) the number of each channel in its part."""
+    return torch.cat([torch.arange(first, first + length) for _, first, length in runs])
+
+
 class _Along(NamedTuple):
     """What stands along the only axis that has channels."""
 
@@ -190,7 +200,7 @@ class ChannelRecord:
         shape = [1] * tensor.ndim
         if shape:
             shape[found.axis] = -1
-        along = torch.arange(_length(found.runs), dtype=torch.int32, device="cpu")
+        along = torch.arange(count_of(found.runs), dtype=torch.int32, device="cpu")
         return _Places(along.view(shape).expand(tensor.shape), found.runs)
 
 
@@ -202,15 +212,11 @@ def _plain(tensor: Tensor, axis: int) -> _Along:
     return _Along(axis, (Run(0, 0, tensor.shape[axis]),))
 
 
-def _length(runs: Runs) -> int:
-    return sum(run.length for run in runs)
-
-
 def _fits(found: _Along | _Places, output: Tensor) -> bool:
     """Whether an output can have these channels."""
     if isinstance(found, _Places):
         return found.places.shape == output.shape
-    return found.axis < output.ndim and output.shape[found.axis] == _length(found.runs)
+    return found.axis < output.ndim and output.shape[found.axis] == count_of(found.runs)
 
 
 def _told(places: Tensor, runs: Runs) -> _Along | _Places:

@@ -107,14 +107,21 @@ class ComputationGraph:
         """Of each node, the nodes that it reads, in the order of the edges."""
         return _neighbours(len(self), ((target, source) for source, target in self.edges))
 
+    def biases(self, index: int) -> tuple[int, ...]:
+        """The biases that are added to a node's output."""
+        return tuple(i for i in self.successors[index] if self.nodes[i].op == "bias")
+
+    def readers(self, index: int) -> tuple[int, ...]:
+        """The nodes that read a node's output, or it with its bias."""
+        biases = self.biases(index)
+        behind = (reader for bias in biases for reader in self.successors[bias])
+        return (*(i for i in self.successors[index] if i not in biases), *behind)
+
     def classifiers(self) -> Iterator[tuple[Node, tuple[int, ...], tuple[int, ...]]]:
-        """Each classifier, its biases, and the nodes that read its scores, biases or not."""
+        """Each classifier, its biases, and the nodes that read its scores."""
         for index, node in enumerate(self.nodes):
             if node.op == "classifier":
-                after = self.successors[index]
-                biases = tuple(other for other in after if self.nodes[other].op == "bias")
-                behind = (other for bias in biases for other in self.successors[bias])
-                yield node, biases, (*after, *behind)
+                yield node, self.biases(index), self.readers(index)
 
     def with_bits(
         self, bits: tuple[int, int] | Callable[[Node], tuple[int, int]]

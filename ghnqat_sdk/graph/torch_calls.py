@@ -100,7 +100,10 @@ def geometry(name: str, args: Any, kwargs: Any) -> Node:
     norm's epsilon."""
     epsilon = BY_NAME[name].epsilon
     if epsilon is not None:
-        return Node(name, epsilon=float(argument(args, kwargs, epsilon, "eps", EPSILON) or EPSILON))
+        given = argument(args, kwargs, epsilon, "eps", EPSILON)
+        return Node(
+            name, epsilon=float(given or EPSILON)
+        )  # with none there is nothing to scale for
     if name in ("conv", "depthwise_conv", "grouped_conv", "transposed_conv"):
         transposed = name == "transposed_conv"
         kernel = _pair(tuple(argument(args, kwargs, 1, "weight").shape[2:]))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +99,8 @@ class CustomDecoder(Custom):
     type: Literal["custom"] = "custom"
     tile: int = Field(default=64, ge=4, le=512)
     """Output and input channels of the tiles in the cuts that it is asked for."""
+    follows: ClassVar[bool] = False
+    """Its cuts are of channels as they are counted."""
 
     def build(self, width: int, num_classes: int) -> Decoder:
         """The decoder of embeddings of size `width`.

@@ -125,7 +125,7 @@ class GraphHypernetwork(nn.Module):
 
     def _cuts(self, graph: ComputationGraph) -> list[tuple[int, str, Cut]]:
         """(node, parameter, how it is decoded) of every parameter of a graph, worked out once."""
-        key = "cuts", self.config.decoder.tile, self.config.num_classes, follows(self.config)
+        key = "cuts", self.config.decoder.tile, self.config.num_classes, self.config.decoder.follows
         if key not in graph.cache:
             factors = norm_factors(graph)
             graph.cache[key] = [
@@ -134,11 +134,6 @@ class GraphHypernetwork(nn.Module):
                 for parameter in node.parameters
             ]
         return graph.cache[key]
-
-
-def follows(config: HypernetworkConfig) -> bool:
-    """Whether a hypernetwork follows channels through concatenations and shuffles."""
-    return isinstance(config.decoder, DecoderConfig) and config.decoder.follows
 
 
 def _check(graphs: Sequence[ComputationGraph]) -> None:

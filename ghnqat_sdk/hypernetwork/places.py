@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ghnqat_sdk.graph.channels import Runs
+from ghnqat_sdk.graph.channels import Runs, numbers_of
 
 _CORNERS = (4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Sizes that a tile's channels are rounded up to, so that similar tensors are decoded together."""
@@ -56,7 +56,7 @@ class Layout(NamedTuple):
         return self.tile * length + self.within
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=64)  # the parameters of one node read the same
 def lay_out(reads: Runs, tile: int) -> Layout:
     """Where the channels of several parts stand in tiles of `tile` channels."""
     lengths: dict[int, int] = {}
@@ -67,14 +67,14 @@ def lay_out(reads: Runs, tile: int) -> Layout:
     for part in sorted(lengths):
         starts[part] = tiles
         tiles += tiles_of(lengths[part], tile)
-    channels = torch.cat([torch.arange(first, first + count) for _, first, count in reads])
-    parts = torch.tensor([starts[part] for part, _, _ in reads])
-    start = parts.repeat_interleave(torch.tensor([count for _, _, count in reads]))
+    channels = numbers_of(reads)
+    parts = torch.tensor([starts[run.part] for run in reads])
+    start = parts.repeat_interleave(torch.tensor([run.length for run in reads]))
     corner = corner_size(max(lengths.values()), tile)
     return Layout(corner, tiles, start + channels // tile, channels % tile)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)
 def grouped_places(
     matrix: tuple[int, int], groups: int, tile: int, reads: Runs = ()
 ) -> tuple[tuple[tuple[int, int], ...], Tensor, Tensor, Tensor]:

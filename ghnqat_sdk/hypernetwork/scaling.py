@@ -36,10 +36,7 @@ def norm_factors(graph: ComputationGraph) -> list[float]:
     """
     factors = [1.0] * len(graph)
     for index, node in enumerate(graph.nodes):
-        behind = graph.successors[index]
-        if any(graph.nodes[reader].op == "bias" for reader in behind):
-            behind = tuple(after for reader in behind for after in graph.successors[reader])
-        found = {graph.nodes[reader].epsilon for reader in behind}
+        found = {graph.nodes[reader].epsilon for reader in graph.readers(index)}
         if len(found) == 1 and (node.quantized or node.op == "bias"):
             (epsilon,) = found
             factors[index] = math.sqrt(epsilon / EPSILON) if epsilon else 1.0

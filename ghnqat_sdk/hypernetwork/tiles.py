@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ghnqat_sdk.graph.channels import Runs
+from ghnqat_sdk.graph.channels import Runs, count_of
 from ghnqat_sdk.graph.graph import Node, ParameterSpec
 from ghnqat_sdk.hypernetwork.places import corner_size, grouped_places, lay_out, tiles_of
 from ghnqat_sdk.hypernetwork.scaling import VECTOR_ROLES, weight_factor
@@ -44,6 +44,8 @@ class Cut(NamedTuple):
         reads: Parts that the channels along its inputs come from, or along its outputs where each
             output is made of one input; each part begins a tile of its own. () where channels stand
             as they are counted.
+        channels: Where each of these channels stands in the tiles; None where that is as counted,
+            and of grouped convolutions, see `grouped`.
         most: Tiles that are all decoded.
     """
 
@@ -57,6 +59,7 @@ class Cut(NamedTuple):
     factor: float
     role: str
     reads: Runs = ()
+    channels: Tensor | None = None
     most: int = BASIS**2
 
     def times(self, factor: float) -> Cut:
@@ -101,15 +104,6 @@ class Cut(NamedTuple):
         """Whether each output is made of one input, so that outputs are what a layer reads."""
         return self.table in ("depthwise", "vectors")
 
-    @property
-    def channels(self) -> Tensor | None:
-        """Where each input's channel, or each output's of a depthwise weight or vector, stands in
-        the tiles; None where that is as counted."""
-        if not self.reads or self.table == "grouped":
-            return None
-        length = self.corner[0] if self.by_output else self.corner[1]
-        return lay_out(self.reads, length).places(length)
-
 
 def cut(
     node: Node, parameter: ParameterSpec, tile: int, num_classes: int, follows: bool = False
@@ -134,7 +128,7 @@ def _is_along_inputs(piece: Cut, node: Node) -> bool:
     if node.op == "transposed_conv" or piece.role not in _ALONG_INPUTS:
         return False
     channels = piece.matrix[0] if piece.by_output else piece.matrix[1] * piece.groups
-    return sum(run.length for run in node.reads) == channels
+    return count_of(node.reads) == channels
 
 
 def _followed(piece: Cut, reads: Runs, tile: int) -> Cut:
@@ -142,15 +136,15 @@ def _followed(piece: Cut, reads: Runs, tile: int) -> Cut:
     if piece.table == "grouped":
         return piece._replace(reads=reads)
     layout = lay_out(reads, tile)
-    if piece.table == "vectors":
-        return piece._replace(tiles=(layout.tiles, 1), reads=reads)
-    if piece.table == "depthwise":
-        return piece._replace(corner=(layout.corner, 1), tiles=(layout.tiles, 1), reads=reads)
-    corner = piece.corner[0], layout.corner
+    length = tile if piece.table == "vectors" else layout.corner
+    corner, tiles = (length, 1), (layout.tiles, 1)
+    if not piece.by_output:
+        corner, tiles = (piece.corner[0], length), (piece.tiles[0], layout.tiles)
     return piece._replace(
         corner=corner,
-        tiles=(piece.tiles[0], layout.tiles),
+        tiles=tiles,
         reads=reads,
+        channels=layout.places(length),
         most=(BASIS * tile) ** 2 // math.prod(corner),
     )
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from ghnqat_sdk.graph.channels import Runs
+from ghnqat_sdk.graph.channels import Runs, numbers_of
 from ghnqat_sdk.training.pooling import corner
 
 _POSITIONS = 4096
@@ -139,10 +139,10 @@ class Hints(nn.Module):
                 projection.grad += gradient * share
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=256)
 def _fold(reads: Runs, most: int) -> Tensor:
     """(C, W) ones where a channel of a joined tensor is one of the first channels of a part."""
-    channels = torch.cat([torch.arange(first, first + count) for _, first, count in reads])
+    channels = numbers_of(reads)
     width = min(most, int(channels.max()) + 1)
     return (channels.unsqueeze(1) == torch.arange(width)).float()
 

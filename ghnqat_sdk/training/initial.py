@@ -6,7 +6,7 @@ import torch
 
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, follows
+from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.features import FeatureCache
@@ -48,9 +48,8 @@ def initial_parts(
         hints = None
         if config.hints is not None and features is not None:
             channels = [stage.shape[-1] for stage in features.stages]
-            hints = Hints(config.hints, channels, follows(config.hypernetwork)).to(
-                config.compute.device
-            )
+            hints = Hints(config.hints, channels, config.hypernetwork.decoder.follows)
+            hints.to(config.compute.device)
     if config.initial is not None:
         _copy_weights(model, load_pretrained(config.initial))
     return model, hints
