@@ -92,7 +92,7 @@ def predict_quantized_params(
         torch.Size([2, 10])
     """
     _check_arguments(model, head, calibration, first_last_bits)
-    if isinstance(bits, Mapping) or parse_bits(bits) != _FLOAT:
+    if isinstance(bits, Mapping) or parse_bits(bits) != _FLOAT:  # in float, any model will do
         require_layers(model, "predict_quantized_params")
     by_layer = resolve_bits(bits, quantizable_layers(model))
     ghn = hypernetwork
@@ -105,16 +105,16 @@ def predict_quantized_params(
         graph = _with_bits(graph, by_layer, bits)
         _warn_of_trained_weights(model)
         kept_heads, mismatched = heads_to_keep(graph, ghn.config.num_classes, head)
-        kept = {**graph.unreached, **kept_heads, **_not_floating(model)}
+        kept = {**graph.unreached, **kept_heads, **_not_floating(model)}  # name to reason
         predicted = _predict(ghn, graph, kept)
         result = model if inplace else copy_with(model, predicted)
         guard = _restored_after_failure(model, predicted) if inplace else nullcontext()
         with guard as before:
             names, reasons = copy_into(result, predicted, kept, before)
-            derived = derive_again(result, names)
+            derived = derive_again(result, names)  # as spectral norm's weights
             state = to_fake_quantized(result, by_layer, rule)
             state.signature = call.signature
-            state.normalized = True
+            state.normalized = True  # made for normalized images: calibrate warns of others
             report = PredictionReport(names, reasons, left_in_float(graph, state), derived)
             if calibration is not None:
                 fitted = calibrate_and_fit(
@@ -167,7 +167,7 @@ def _restored_after_failure(
     """
     tensors = (*model.named_parameters(), *model.named_buffers())
     before = {name: x.detach().clone() for name, x in tensors if name not in predicted}
-    made = [
+    derived = [  # weights that hooks keep as attributes, in no parameter or buffer
         (module, name, x)
         for module in model.modules()
         for name, x in vars(module).items()
@@ -181,7 +181,7 @@ def _restored_after_failure(
             for name, tensor in (*model.named_parameters(), *model.named_buffers()):
                 if name in before:
                     tensor.copy_(before[name])
-        for module, name, value in made:
+        for module, name, value in derived:
             vars(module)[name] = value
         raise
 

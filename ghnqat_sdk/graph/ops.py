@@ -10,11 +10,12 @@ row, which is named for the most common of them: mish is a `silu`, and x - y a `
 To add a node type, add a row; checkpoints store the names, so its place does not matter. What else
 to touch:
 
-- its colour: a family of `draw.FAMILIES`, where it is drawn as "other" otherwise;
+- its colour: a family of `draw.FAMILIES`, of which every type has one (a test asks for it);
 - its test: a case of `test_every_kind_of_layer_has_its_node_type` in tests/graph/test_trace.py;
 - `torch_calls.refine` and `torch_calls.geometry`, where its type or its kernel follow from
   arguments;
-- the row's `macs`, if the type is quantized;
+- of a quantized type, the row's `macs`, how its weight is cut (`hypernetwork/tiles.py`), and
+  `training/plan.py`, which rounds convolutions and linear layers alone in training;
 - `ACTIVATIONS` in training/spaces/blocks.py, or another block there, for networks to train on that
   have it. A hypernetwork's vocabulary is saved with it: one trained before reads the new type as
   "other".
@@ -66,19 +67,20 @@ class Op:
         slots: Arguments that may hold parameters.
         modules: Layer classes that conversion changes or refuses; subclasses count. Leave empty
             for others.
-        quantized: Whether its weight, the slot of that role, and its input, the first argument,
-            `input`, are fake-quantized.
+        quantized: Whether its weight and its input are fake-quantized: the slot of the role
+            "weight", and the first argument, which torch calls `input`.
         macs: Multiply-accumulates of one call, from the shapes of input, weight and output.
         statistics: Of a norm with running statistics: over the batch, or of each image, averaged.
         opaque: Whether its module's layers are read, not called, so that they stay float:
             `nn.MultiheadAttention` hands the weight of its `out_proj` to a function.
-        keeps_shape: Whether the output is shaped as the first argument.
+        keeps_shape: Whether the output is shaped as the first argument; such a call is not run
+            while shapes alone are traced.
         joins: Whether it has a node only if two data sources, or a parameter, meet: x + y is a
             node, x + 1 is none.
-        default_role: Role of a parameter that enters outside the slots: in x * p, with p a
-            parameter, it is a "scale".
-        mixes: Whether each channel of the output is made of all that come in, so that channels mean
-            something new behind it.
+        default_role: Role of a parameter that enters outside the slots, unless its shape tells
+            more (`torch_calls.extra_role`): in x * p, with p a parameter, it is a "scale".
+        mixes: Whether each channel of the output is made of several that come in, so that channels
+            mean something new behind it.
         axis: Of the channels, in what comes in and goes out.
         epsilon: Position of the number, `eps`, that a norm adds to a variance; None for others.
     """
@@ -115,7 +117,7 @@ def _macs_by_input(input: Shape, weight: Shape, _: Shape) -> int:
 
 
 _T = torch.Tensor
-_CONV_WEIGHT = (Slot(1, "weight", "weight"), Slot(2, "bias", "bias"))
+_WEIGHT_AND_BIAS = (Slot(1, "weight", "weight"), Slot(2, "bias", "bias"))
 
 
 def _norm(scale: int, shift: int) -> tuple[Slot, Slot]:
@@ -128,19 +130,19 @@ OPS: tuple[Op, ...] = (
     Op(
         "conv",
         (F.conv1d, F.conv2d, F.conv3d),
-        _CONV_WEIGHT,
+        _WEIGHT_AND_BIAS,
         (nn.Conv1d, nn.Conv2d, nn.Conv3d),
         quantized=True,
         macs=_macs_by_output,
         mixes=True,
     ),
     # Made from "conv" by torch_calls.refine.
-    Op("depthwise_conv", (), _CONV_WEIGHT, quantized=True, macs=_macs_by_output),
-    Op("grouped_conv", (), _CONV_WEIGHT, quantized=True, macs=_macs_by_output, mixes=True),
+    Op("depthwise_conv", (), _WEIGHT_AND_BIAS, quantized=True, macs=_macs_by_output),
+    Op("grouped_conv", (), _WEIGHT_AND_BIAS, quantized=True, macs=_macs_by_output, mixes=True),
     Op(
         "transposed_conv",
         (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
-        _CONV_WEIGHT,
+        _WEIGHT_AND_BIAS,
         (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
         quantized=True,
         macs=_macs_by_input,
@@ -149,7 +151,7 @@ OPS: tuple[Op, ...] = (
     Op(
         "linear",
         (F.linear,),
-        _CONV_WEIGHT,
+        _WEIGHT_AND_BIAS,
         (nn.Linear,),
         quantized=True,
         macs=_macs_by_output,
@@ -157,7 +159,7 @@ OPS: tuple[Op, ...] = (
         axis=-1,
     ),
     # Made from "linear" and "conv" by Recorder._mark_classifiers: the last on each path.
-    Op("classifier", (), _CONV_WEIGHT, quantized=True, macs=_macs_by_output),
+    Op("classifier", (), _WEIGHT_AND_BIAS, quantized=True, macs=_macs_by_output),
     Op("bias"),  # by Recorder._with_bias, behind each weight that has one
     Op(
         "batch_norm",

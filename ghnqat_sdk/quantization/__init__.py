@@ -1,7 +1,7 @@
 """Fake quantization.
 
 functional.py  the arithmetic: scale, zero point, rounding with a gradient
-ranges.py      where values are clipped
+ranges.py      between which ends values are clipped; functional.py clamps
 roundings.py   how they come to levels
 quantizers.py  does both to one tensor
 layers.py      to a layer: its input and its weight

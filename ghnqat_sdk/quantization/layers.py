@@ -39,7 +39,7 @@ class FakeQuantizedLayer:
         Layers call it by its class: a class of the user's may have a member of this name.
         """
         if not self.training and self.input_quantizer.bits != FLOAT_BITS:
-            self.quantization.check_calibrated()
+            self.quantization.check_calibrated()  # warns, once
         weight = self.weight if weight is None else weight
         return self.input_quantizer(x), self.weight_quantizer(weight)
 
@@ -134,7 +134,7 @@ class _Operands(TorchFunctionMode):
         op = BY_FUNCTION.get(function)
         if op is None or not op.quantized:
             return function(*args, **(kwargs or {}))
-        given = dict(enumerate(args)) | (kwargs or {})
+        given = dict(enumerate(args)) | (kwargs or {})  # by position or keyword
         slot = op.weight
         places = [
             0 if 0 in given else "input",
@@ -161,13 +161,13 @@ class OwnForward(FakeQuantizedLayer):
 
 def used_weight(layer: Any) -> Tensor:
     """The weight that a fake-quantized layer hands to its quantizer: its own, or what a forward of
-    the user's makes of it, with the gradient; its own as well where that wants to see a true input.
+    the user's makes of it, with the gradient; its own as well where that forward fails on zeros.
     """
     if not isinstance(layer, OwnForward):
         return layer.weight
     seen: list[Tensor] = []
 
-    def see(x: Tensor) -> None:
+    def see(x: Tensor) -> None:  # before any product runs
         seen.append(x)
         raise _SeenError
 

@@ -18,7 +18,7 @@ class CalibratedNorm:
     """A norm that evaluates with the statistics of the batch until the model is calibrated.
 
     Predicted weights come without running statistics; the buffers of the user's model belong to
-    other weights.
+    other weights, and what training gathers in them before the first `calibrate` is not used.
     """
 
     quantization: QuantizationState

@@ -1,5 +1,8 @@
 """Hints: features of a teacher that blocks of a predicted network are compared with.
 
+`Hints` holds what the comparison learns, a projection for each stage of the teacher; the loss that
+it adds is a network's `hint`, and it fades where weights are decayed (`DecayConfig.hints`).
+
 Letters: N images, C channels of a block's output, W those that are looked at, T a teacher's.
 """
 

@@ -47,7 +47,7 @@ inline Range range_of(float low, float high, float levels) {
   if (scale < 1.17549435e-38f) scale = 1.f;
   return {scale, lesser(greater(std::rint(-low / scale), 0.f), levels)};
 }
-// `share` of the distances of both ends from 0, or from the value nearest to it.
+// `share` of the distances of both ends from 0, or from the value nearest to it. Twin of quantization/ranges.py.
 inline Range clipped_range_of(float low, float high, float share, float levels) {
   const float nearest = greater(low, 0.f) + lesser(high, 0.f);
   return range_of(nearest + (low - nearest) * share, nearest + (high - nearest) * share, levels);
@@ -191,6 +191,7 @@ void round_forward(const T* x, T* y, float* limits, int64_t count, float levels,
   onto_levels(x, y, limits, count, clipped_range_of(low, high, share, levels), levels);
 }
 
+// Ends at `sigmas` standard deviations from the mean. Twin of quantization/ranges.py.
 template <typename Y>
 void weight_forward(const float* x, Y* y, float* limits, int64_t count, float levels, float sigmas) {
   float low, high;

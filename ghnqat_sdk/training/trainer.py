@@ -2,7 +2,7 @@
 
 Networks and bit-widths of step t, those of all processes together, follow from (seed, t, number of
 processes), everything else random in process r from (seed, t, r): a resumed run sees the same as an
-uninterrupted one, and goes on with any number of processes.
+uninterrupted one with as many processes, and can go on with another number.
 """
 
 from __future__ import annotations
