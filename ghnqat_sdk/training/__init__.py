@@ -9,6 +9,7 @@ A run:
     sampler.py      which networks, bit-widths and images a step sees
     shares.py       of which spaces the networks are, how often, and within which limits
     optimizers.py   what makes a step of gradients
+    balance.py      how much each network counts in it, and each of its tensors
     gradients.py    these in one buffer: their mean over processes, and their clipping
     schedules.py    the rate: warm-up, stable, the end of a branch
     average.py      the running average of the weights, which users get

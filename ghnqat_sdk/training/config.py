@@ -108,6 +108,9 @@ class RunConfig(BaseModel):
     """Largest norm of the gradient of one step."""
     network_clip_norm: float = Field(default=1.0, gt=0)
     """Largest norm of one network's gradient with respect to its predicted parameters."""
+    relative_norm: bool = False
+    """Whether `network_clip_norm` is the relative norm, see `training.balance`, to which each
+    network's gradient is scaled, so that all of them count the same."""
     average: float = Field(default=0.998, ge=0, lt=1)
     """Decay of the running average of the weights, which is what validation and users get."""
     compute: ComputeConfig = ComputeConfig()

@@ -17,6 +17,7 @@ from torch import Tensor
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.training.average import averaging
+from ghnqat_sdk.training.balance import clipped, with_norm
 from ghnqat_sdk.training.compute import Setting
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.distributed import Processes
@@ -186,17 +187,20 @@ class Trainer:
         """
         tensors: list[Tensor] = []
         gradients: list[Tensor] = []
-        limit = self.config.network_clip_norm * self.config.gradient_scale_at(step)
+        limit = self.config.network_clip_norm * self.config.gradient_scale_at(step) / len(results)
         for parameters, result in zip(predicted, results, strict=True):
             if not result.finite:
                 continue
             # One network, an exploding one without norm above all, must not outweigh the others.
-            share = min(1.0, limit / max(result.norm, 1e-12)) / len(results)
-            for name, gradient in result.gradients.items():
-                tensors.append(parameters[name])
-                gradients.append(gradient * share)
+            own = [parameters[name] for name in result.gradients]
+            tensors += own
+            found = list(result.gradients.values())
+            if self.config.relative_norm:
+                gradients += with_norm(found, own, limit)
+            else:
+                gradients += clipped(found, limit)
             if self.hints is not None:
-                self.hints.add_gradients(result.of_projections, share)
+                self.hints.add_gradients(result.of_projections, limit)
         if tensors:
             torch.autograd.backward(tensors, gradients)
 

@@ -100,6 +100,7 @@ def test_the_remedy_of_a_broken_config_is_a_command_that_exists(tmp_path, capsys
         {"bits": {"settings": ({"bits": (4, 4), "share": 0},)}},
         {"average": 1.0},
         {"clip_norm": 0},
+        {"relative_norm": "x"},
         {"teacher": "t"},
     ],
 )

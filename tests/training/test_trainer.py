@@ -191,6 +191,17 @@ def test_a_network_that_explodes_does_not_outweigh_the_others(make):
     assert norms[3] == norms[2] > norms[1]
 
 
+def test_with_relative_norms_all_networks_count_the_same(make):
+    """Also those whose plain gradients would not have been clipped."""
+    norms = [
+        next(make(relative_norm=True, network_clip_norm=limit).steps(1)).gradient_norm
+        for limit in (1.0, 64.0)
+    ]
+    assert norms[1] == pytest.approx(64 * norms[0], rel=1e-3)
+    plain = next(make(network_clip_norm=64.0).steps(1)).gradient_norm
+    assert plain != pytest.approx(norms[1], rel=0.05)
+
+
 def test_the_gradient_of_a_step_is_clipped(make):
     trainer = make(clip_norm=1e-3)
     (report,) = trainer.steps(1)
