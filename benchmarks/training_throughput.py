@@ -31,7 +31,7 @@ import torch
 
 from ghnqat_sdk.bits import Bits
 from ghnqat_sdk.data import ImageSet
-from ghnqat_sdk.training import trainer as trainer_module
+from ghnqat_sdk.training import losses as losses_module
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.features import FeatureCache
 from ghnqat_sdk.training.hints import HintConfig
@@ -90,11 +90,11 @@ def timed(trainer: Trainer) -> Iterator[dict[str, float]]:
         return timed_call
 
     forward, backward = trainer.model.forward, torch.autograd.backward
-    loss = trainer_module.network_loss
+    loss = losses_module.network_loss
     with (
         patch.object(trainer.model, "forward", timing("hypernetwork", forward)),
         patch.object(torch.autograd, "backward", timing("hypernetwork", backward)),
-        patch.object(trainer_module, "network_loss", timing("networks", loss)),
+        patch.object(losses_module, "network_loss", timing("networks", loss)),
     ):
         yield seconds
 

@@ -18,7 +18,12 @@ from ghnqat_sdk.deriving import derive_again
 from ghnqat_sdk.devices import on_cpu_by_default
 from ghnqat_sdk.errors import ArgumentError, RandomHeadWarning, ReplacedWeightsWarning
 from ghnqat_sdk.filling import copy_into, copy_with
-from ghnqat_sdk.graph.annotate import annotate_bits, first_last_layers, prevailing_bits
+from ghnqat_sdk.graph.annotate import (
+    annotate_bits,
+    first_last_layers,
+    input_layers,
+    prevailing_bits,
+)
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.graph.trace import trace_with_call
@@ -112,7 +117,8 @@ def predict_quantized_params(
         with guard as before:
             names, reasons = copy_into(result, predicted, kept, before)
             derived = derive_again(result, names)  # as spectral norm's weights
-            state = to_fake_quantized(result, by_layer, rule)
+            first = input_layers(graph, by_layer)
+            state = to_fake_quantized(result, by_layer, rule, inputs=first)
             state.signature = call.signature
             state.normalized = True  # made for normalized images: calibrate warns of others
             report = PredictionReport(names, reasons, left_in_float(graph, state), derived)

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 import ghnqat_sdk as gq
+from ghnqat_sdk.qat import learn_steps
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers
+from ghnqat_sdk.quantization.ranges import ClippedRanges
 
 
 def cnn(classes: int = 10) -> nn.Module:
@@ -82,3 +84,42 @@ def test_float_bits_leave_values_alone(small):
         quantized = qmodel(images)
     model = gq.to_float(copy.deepcopy(qmodel)).train()
     torch.testing.assert_close(model(images), quantized)
+
+
+# ---- layers that read the images
+
+
+class TwoStems(nn.Module):
+    """Two layers read the images, one of them padded ones; a third what the others made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Conv2d(3, 8, 3, padding=1)
+        self.right = nn.Conv2d(3, 8, 3)
+        self.third = nn.Conv2d(8, 8, 3)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.left(x).relu() + self.right(nn.functional.pad(x, (1, 1, 1, 1))).relu()
+        return self.head(self.third(x).mean((2, 3)))
+
+
+def kinds(qmodel: nn.Module) -> dict[str, str]:
+    layers = fake_quantized_layers(qmodel)
+    return {name: layer.input_quantizer.kind for name, layer in layers.items()}
+
+
+def test_layers_that_read_the_images_have_a_range_of_images(small, tmp_path):
+    rule = ClippedRanges(input_ratio={4: 0.9})
+    qmodel = gq.predict_quantized_params(TwoStems(), (4, 4), ranges=rule, hypernetwork=small)
+    expected = {"left": "input", "right": "input", "third": "activation", "head": "activation"}
+    assert kinds(qmodel) == expected
+    low, high = qmodel.left.input_quantizer.range_of(torch.tensor([-1.0, 2.0]))
+    assert (low.item(), high.item()) == pytest.approx((-0.9, 1.8))
+    loaded = gq.load_quantized(TwoStems(), gq.save_quantized(qmodel, tmp_path))
+    assert kinds(loaded) == expected
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loaded.train()(x), qmodel.train()(x))
+    gq.calibrate(qmodel, [x])
+    learn_steps(qmodel)
+    assert kinds(qmodel) == expected

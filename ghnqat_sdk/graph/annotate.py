@@ -53,6 +53,13 @@ def first_last_layers(graph: ComputationGraph, by_layer: Mapping[str, Pair]) -> 
     ]
 
 
+def input_layers(graph: ComputationGraph, layers: Collection[str]) -> set[str]:
+    """Those among `layers` that read an input of the model as it is."""
+    inputs = (index for index, node in enumerate(graph.nodes) if node.op == "input")
+    readers = {graph.nodes[reader] for index in inputs for reader in graph.successors[index]}
+    return {layer_of(node, layers) for node in readers if node.quantized} & {*layers}
+
+
 def _reached(graph: ComputationGraph, following: Sequence[Sequence[int]], start: str) -> set[int]:
     """Quantized nodes that are reached from those of type `start` before any other one.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from ghnqat_sdk.quantization.classes import CHANGED, fake_quantized_class, float
 from ghnqat_sdk.quantization.lookup import all_in_float, fake_quantized_layers
 from ghnqat_sdk.quantization.norms import is_norm
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer, LearnedStepQuantizer
-from ghnqat_sdk.quantization.ranges import ClippedRanges, RangeRule, range_rule
+from ghnqat_sdk.quantization.ranges import ClippedRanges, Kind, RangeRule, range_rule
 from ghnqat_sdk.quantization.roundings import NEAREST, RoundingRule, rounding_rule
 from ghnqat_sdk.quantization.state import QuantizationState, require_module
 
@@ -34,6 +34,7 @@ def to_fake_quantized(
     ranges: RangeRule,
     *,
     rounding: RoundingRule = NEAREST,
+    inputs: Collection[str] = (),
     warn: bool = True,
 ) -> QuantizationState:
     """Make every convolution and linear layer of `model` fake-quantized, in place.
@@ -47,6 +48,7 @@ def to_fake_quantized(
         ranges: Rule that gives a tensor's range; transposed convolutions keep one for the weight
             where others have one for each channel.
         rounding: How values come to the levels of a range.
+        inputs: Layers that read the model's inputs, for which rules have a kind of their own.
         warn: Whether an evaluation before calibration is pointed out.
 
     Returns:
@@ -63,7 +65,8 @@ def to_fake_quantized(
             _change_class(module, state)
         if name in layers:
             weight_bits, input_bits = bits[name] if isinstance(bits, Mapping) else bits
-            of_input = FakeQuantizer(input_bits, "activation", ranges, rounding)
+            kind: Kind = "input" if name in inputs else "activation"
+            of_input = FakeQuantizer(input_bits, kind, ranges, rounding)
             rule = ranges.tensorwise() if op_of(module) is _TRANSPOSED else ranges
             of_weight = FakeQuantizer(weight_bits, "weight", rule, rounding)
             _put(module, "input_quantizer", of_input)

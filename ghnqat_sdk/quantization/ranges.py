@@ -13,13 +13,14 @@ import math
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from ghnqat_sdk.plugins import CustomRule, by_name, variant
 from ghnqat_sdk.quantization.functional import Range
 
-Kind = Literal["weight", "activation"]
+Kind = Literal["weight", "activation", "input"]
+"""A layer's weight, what it reads, and what the first layers read: the images."""
 _LowBits = Annotated[int, Field(ge=2, le=8)]
 
 
@@ -114,6 +115,7 @@ class ClippedRanges(RangeRule, BaseModel):
 
     Weights are clipped at a number of standard deviations around their mean, activations at a share
     of their minimum and maximum. The defaults for weights are near the optimum for Gaussian values.
+    The values of images lie evenly between their extremes, so that less of these is clipped.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -127,17 +129,31 @@ class ClippedRanges(RangeRule, BaseModel):
         2: 0.39, 3: 0.48, 4: 0.58, 5: 0.7, 6: 0.82, 7: 0.92, 8: 1.0,
     }  # fmt: skip
     """Share of the minimum and maximum kept, by activation bits; a missing width is min-max."""
+    input_ratio: dict[_LowBits, Annotated[float, Field(gt=0, le=1)]] = {
+        2: 0.6, 3: 0.75, 4: 0.85, 5: 0.92, 6: 0.97,
+    }  # fmt: skip
+    """The same where layers read the model's inputs; as `activation_ratio` where that alone is
+    given."""
     per_channel: bool = False
     """Whether each output channel of a weight has a range of its own; one for the whole tensor
     otherwise."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _inputs_as_activations(cls, values: Any) -> Any:
+        """Also what files of before there was an `input_ratio` mean."""
+        if isinstance(values, dict) and "activation_ratio" in values:
+            return {"input_ratio": values["activation_ratio"], **values}
+        return values
+
     def of(self, x: Tensor, kind: Kind, bits: int) -> Range:
-        by_row = kind == "weight" and self.per_channel
-        if kind == "weight" and bits in self.weight_sigmas:
-            return sigma_clipped_range(x, self.weight_sigmas[bits], by_row=by_row)
-        if kind == "activation" and self.activation_ratio.get(bits, 1.0) < 1.0:
-            return ratio_clipped_range(x, self.activation_ratio[bits])
-        return min_max_range(x, by_row=by_row)
+        if kind != "weight":
+            ratios = self.input_ratio if kind == "input" else self.activation_ratio
+            ratio = ratios.get(bits, 1.0)
+            return ratio_clipped_range(x, ratio) if ratio < 1 else min_max_range(x)
+        if bits in self.weight_sigmas:
+            return sigma_clipped_range(x, self.weight_sigmas[bits], by_row=self.per_channel)
+        return min_max_range(x, by_row=self.per_channel)
 
     def share_of_extremes(self, bits: int) -> float | None:
         return self.activation_ratio.get(bits, 1.0)

@@ -63,6 +63,8 @@ class LayerSettings(BaseModel):
     activation_bits: Literal[SUPPORTED_BITS]  # type: ignore[valid-type]
     weight_range: _Range | _RangesOfChannels | None
     activation_range: _Range | None
+    reads_inputs: bool = False
+    """Whether it reads the model's inputs, for which rules have a kind of their own."""
     rules: Rules | None = None
     """Where they are not those of the first layer."""
 
@@ -76,6 +78,7 @@ class LayerSettings(BaseModel):
             activation_bits=activation.bits,
             weight_range=weight.frozen_range,
             activation_range=activation.frozen_range,
+            reads_inputs=activation.kind == "input",
             rules=None if own == rules else own,
         )
 

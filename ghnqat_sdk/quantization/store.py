@@ -107,7 +107,13 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
             name: (layer.weight_bits, layer.activation_bits)
             for name, layer in settings.layers.items()
         }
-        state = to_fake_quantized(qmodel, bits, settings.ranges, rounding=settings.rounding)
+        state = to_fake_quantized(
+            qmodel,
+            bits,
+            settings.ranges,
+            rounding=settings.rounding,
+            inputs=[name for name, layer in settings.layers.items() if layer.reads_inputs],
+        )
         _load(qmodel, tensors)
     except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error)
@@ -120,6 +126,12 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
     state.calibrated = settings.calibrated
     state.normalized = settings.normalized
     state.signature = Signature(settings.inputs, settings.keywords)
+    _give_ranges(qmodel, settings)
+    return qmodel
+
+
+def _give_ranges(qmodel: nn.Module, settings: QuantizationSettings) -> None:
+    """Rules and fixed ranges to every layer."""
     for name, layer in fake_quantized_layers(qmodel).items():
         stored = settings.layers[name]
         ranges, rounding = (stored.rules or settings).made()
@@ -128,7 +140,6 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
             quantizer.rounding = rounding
         layer.weight_quantizer.frozen_range = stored.weight_range
         layer.input_quantizer.frozen_range = stored.activation_range
-    return qmodel
 
 
 def _tensors(model: nn.Module) -> list[tuple[list[str], Tensor]]:

@@ -23,6 +23,7 @@ A run:
     new_classes.py  these weights with an empty class table
 
 The loss of one network:
+    losses.py       those of a step, each on images of its own
     objective.py    cross-entropy, hints, and gradients by the predicted parameters
     prepared.py     an architecture, traced and planned
     plan.py         its forward pass as steps

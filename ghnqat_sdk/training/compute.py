@@ -96,6 +96,10 @@ class Setting(NamedTuple):
             return x
         return round_activations(x, self.kernel_rounding, self.compiled)
 
+    def rounded_images(self, images: Tensor) -> Tensor:
+        """The images (N, C, H, W), fake-quantized."""
+        return self._by_rule(images.float(), "input", self.bits[1]).to(images.dtype)
+
     def rounded_weight(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """A weight (...), fake-quantized, in the type of the product."""
         bits = self.bits[0]

@@ -18,7 +18,9 @@ from ghnqat_sdk.bits import FLOAT_BITS, Pair
 from ghnqat_sdk.choices import Protocol
 from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.graph.annotate import input_layers
 from ghnqat_sdk.graph.graph import ComputationGraph
+from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.quantization.calibrate import calibrate
@@ -60,7 +62,8 @@ def evaluated_network(
         model = architecture.build(num_classes)
         image = torch.empty(2, 3, 32, 32)
     graph = trace(model, image).with_bits(bits)
-    to_fake_quantized(model, bits, ranges, warn=False)
+    first = input_layers(graph, quantizable_layers(model))
+    to_fake_quantized(model, bits, ranges, inputs=first, warn=False)
     return EvaluatedNetwork(model.eval(), graph)
 
 

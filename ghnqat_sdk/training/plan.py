@@ -79,7 +79,7 @@ class ForwardPlan:
         """
         dtype = setting.compute.dtype("dense")
         values: dict[Any, Any] = {self._input: images.to(setting.compute.device, dtype)}
-        now = Pass(values, parameters, setting)
+        now = Pass(values, parameters, setting, self._input)
         for node, step in self._steps:
             values[node] = step(now)
         taps = [values[self._resolved(node)] for node in self._tapped]

@@ -65,7 +65,7 @@ def _looks(
             graph = network.graph.with_bits(setting.bits)
             (predicted,) = trainer.model([graph], dtype=config.compute.dtype("decoder"))
             generator = torch.Generator().manual_seed(rng.getrandbits(62))
-            batch = draw_batch(trainer.train_images, draw.images, 0, generator)
+            batch = draw_batch(trainer.losses.images, draw.images, 0, generator)
             _, taps = network.plan.run(predicted, batch.images, setting)
             assert trainer.features is not None
             teacher_features = trainer.features.gather(batch.indices, batch.moves)

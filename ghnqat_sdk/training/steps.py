@@ -26,11 +26,13 @@ class Pass(NamedTuple):
         values: Of the nodes so far.
         parameters: Of the network, by name.
         setting: Bit-widths and how to run.
+        images: The node whose value they are.
     """
 
     values: dict[Any, Any]
     parameters: Mapping[str, Tensor]
     setting: Setting
+    images: fx.Node
 
     def parameter(self, module: str, name: str) -> Tensor | None:
         """A parameter of a module, None where it has none of that name."""
@@ -44,7 +46,8 @@ class Pass(NamedTuple):
             return x
         key = ("rounded", source)
         if key not in self.values:
-            self.values[key] = setting.rounded(x)
+            of_images = source is self.images
+            self.values[key] = setting.rounded_images(x) if of_images else setting.rounded(x)
         return self.values[key]
 
     def given(self, arguments: Any) -> Any:

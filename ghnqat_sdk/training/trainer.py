@@ -7,7 +7,6 @@ uninterrupted one with as many processes, and can go on with another number.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterator, Sequence
 
@@ -18,16 +17,16 @@ from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.training.average import averaging
 from ghnqat_sdk.training.balance import clipped, with_norm
-from ghnqat_sdk.training.compute import Setting
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.features import FeatureCache
 from ghnqat_sdk.training.gradients import FlatGradients
 from ghnqat_sdk.training.initial import check_fit, initial_parts
-from ghnqat_sdk.training.objective import NetworkLoss, network_loss
+from ghnqat_sdk.training.losses import Losses
+from ghnqat_sdk.training.objective import NetworkLoss
 from ghnqat_sdk.training.prepared import PreparedNetwork, PreparedNetworks
 from ghnqat_sdk.training.reports import NetworkReport, Progress, StepReport
-from ghnqat_sdk.training.sampler import Draw, draw_batch, own_random_numbers
+from ghnqat_sdk.training.sampler import Draw
 
 Predicted = dict[str, Tensor]
 """Parameters of one network, by name."""
@@ -58,13 +57,13 @@ class Trainer:
     ) -> None:
         check_fit(config, train, features)
         self.config = config
-        self.train_images = train
         self.features = features
         self.processes = processes or Processes()
         self.model, self.hints = initial_parts(config, features)
+        self.losses = Losses(config, train, features, self.hints)
         modules = [self.model] if self.hints is None else [self.model, self.hints]
         self.parameters = [p for module in modules for p in module.parameters()]
-        self.gradients = FlatGradients(self.parameters)
+        self.gradients = FlatGradients(self.parameters)  # each `grad` is a part of it from here on
         self.average = averaging(self.model, config.average)
         self.optimizer = config.optimizer.build(modules)
         self.sampler = config.build_sampler()
@@ -101,12 +100,12 @@ class Trainer:
         drawn = self.sampler.step(step, self.processes.rank, self.processes.size)
         networks = [self.networks.prepared(draw.architecture) for draw in drawn]
         predicted = self._predict(networks, drawn)
-        results = self._losses(step, networks, drawn, predicted)
+        results = self.losses.of_step(step, self.processes.rank, networks, drawn, predicted)
         self.gradients.zero()
         self._backward(step, predicted, results)
         norm = self._update(step)
-        learned = [result.finite for result in results]
-        self.progress.count(drawn, learned, self.processes.size)
+        finite = [result.finite for result in results]
+        self.progress.count(drawn, finite, self.processes.size)
         reports = [
             NetworkReport(draw, result.loss, result.hint, result.accuracy)
             for draw, result in zip(drawn, results, strict=True)
@@ -127,55 +126,6 @@ class Trainer:
             for network, draw in zip(networks, drawn, strict=True)
         ]
         return self.model(graphs, dtype=self.config.compute.dtype("decoder"))
-
-    def _losses(
-        self,
-        step: int,
-        networks: Sequence[PreparedNetwork],
-        drawn: Sequence[Draw],
-        predicted: Sequence[Predicted],
-    ) -> list[NetworkLoss]:
-        """Of each network, on images of its own."""
-        source = f"{self.config.seed}/{step}/{self.processes.rank}"
-        rng = random.Random(f"{source}/images")
-        hint_weight = self.config.hint_weight_at(step)
-        with own_random_numbers(f"{source}/noise"):
-            return [
-                self._loss(*one, hint_weight, rng)
-                for one in zip(networks, drawn, predicted, strict=True)
-            ]
-
-    def _loss(
-        self,
-        network: PreparedNetwork,
-        draw: Draw,
-        predicted: Predicted,
-        hint_weight: float,
-        rng: random.Random,
-    ) -> NetworkLoss:
-        config = self.config
-        device = config.compute.device
-        generator = torch.Generator().manual_seed(rng.getrandbits(62))
-        batch = draw_batch(self.train_images, draw.images, config.data.padding, generator)
-        teacher_features: list[Tensor] = []
-        teacher_scores = None
-        if self.features is not None and self.hints is not None and self.hints.config.soft_labels:
-            teacher_scores = self.features.scores[batch.indices].to(device)
-        if self.features is not None and hint_weight > 0 and network.takes_hints:
-            teacher_features = self.features.gather(batch.indices, batch.moves)
-        return network_loss(
-            network,
-            predicted,
-            batch.images,  # its plan moves them to the device
-            batch.labels.to(device),
-            Setting(draw.bits, config.hypernetwork.ranges, config.bits.rounding, config.compute),
-            label_smoothing=config.label_smoothing,
-            hints=self.hints,
-            hint_weight=hint_weight,
-            teacher_features=[stage.to(device) for stage in teacher_features],
-            teacher_scores=teacher_scores,
-            rng=rng,
-        )
 
     def _backward(
         self, step: int, predicted: Sequence[Predicted], results: Sequence[NetworkLoss]
@@ -209,11 +159,11 @@ class Trainer:
         self.gradients.mean_over(self.processes)
         limit = self.config.clip_norm * self.config.gradient_scale_at(step)
         norm = self.gradients.clip(limit)
-        # Of zero, where no network was finite, an optimizer with momentum would still take a step;
+        # With a gradient of zero, where no network was finite, momentum would still change weights;
         # an infinite or undefined one cannot be clipped.
         if 0 < norm < float("inf"):
             self.optimizer.step()
-            if not self.config.optimizer.same_everywhere:
+            if not self.config.optimizer.same_everywhere:  # as decompositions, which round apart
                 self.processes.take_from_first(self.parameters)
             self.average.update_parameters(self.model)
         return norm

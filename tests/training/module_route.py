@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.bits import Bits
+from ghnqat_sdk.graph.annotate import input_layers
+from ghnqat_sdk.graph.layers import quantizable_layers
+from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.quantization.convert import to_fake_quantized
 from ghnqat_sdk.quantization.ranges import ClippedRanges
 from ghnqat_sdk.training.compute import ComputeConfig, Setting
@@ -50,7 +53,8 @@ def module_scores(
 ) -> tuple[Tensor, list[Tensor]]:
     """Scores, and the outputs of the blocks as forward hooks see them, before calibration."""
     model = copy.deepcopy(model)
-    to_fake_quantized(model, how.bits, how.ranges, rounding=how.rounding, warn=False)
+    first = input_layers(trace(model, x), quantizable_layers(model))
+    to_fake_quantized(model, how.bits, how.ranges, rounding=how.rounding, inputs=first, warn=False)
     seen: list[Tensor] = []
     for block in model.block_ends():
         block.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))

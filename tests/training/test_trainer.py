@@ -9,8 +9,8 @@ from toys import Toy
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.pretrained import save_pretrained
 from ghnqat_sdk.quantization.roundings import NoiseRounding
+from ghnqat_sdk.training import losses as losses_module
 from ghnqat_sdk.training import prepared as prepared_module
-from ghnqat_sdk.training import trainer as trainer_module
 from ghnqat_sdk.training.average import running_average
 from ghnqat_sdk.training.config import BitsConfig, BitsShare, RunConfig
 from ghnqat_sdk.training.distributed import Processes
@@ -145,7 +145,7 @@ def test_progress_counts_what_was_learned_from(make):
 
 def some_broken(monkeypatch, bad: float, every: int) -> None:
     """Let the gradient of every so manieth network be no number."""
-    real, calls = trainer_module.network_loss, Counter()
+    real, calls = losses_module.network_loss, Counter()
 
     def sometimes_broken(*args, **options):
         result = real(*args, **options)
@@ -155,7 +155,7 @@ def some_broken(monkeypatch, bad: float, every: int) -> None:
         broken = {name: bad * gradient for name, gradient in result.gradients.items()}
         return dataclasses.replace(result, loss=bad, gradients=broken)
 
-    monkeypatch.setattr(trainer_module, "network_loss", sometimes_broken)
+    monkeypatch.setattr(losses_module, "network_loss", sometimes_broken)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch.multiprocessing import start_processes
 
 from ghnqat_sdk.data import load_images
-from ghnqat_sdk.training import trainer as trainer_module
+from ghnqat_sdk.training import losses as losses_module
 from ghnqat_sdk.training.config import load_config
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.run import Run
@@ -48,19 +48,19 @@ def train(folder: Path, processes: Processes, data: str) -> None:
     run.resume()
     if folder.name == "apart":  # as if it had rounded otherwise
         run.trainer.model.decoder.dense.bias.data += 1e-3 * processes.rank
-    real = trainer_module.network_loss
+    real = losses_module.network_loss
     if folder.name == "broken" and processes.rank:
-        trainer_module.network_loss = broken_loss
+        losses_module.network_loss = broken_loss
     reports = list(run.run(int((folder / "steps").read_text())))
-    trainer_module.network_loss = real
+    losses_module.network_loss = real
     drawn = [[(*n.draw.architecture.key, *n.draw.bits) for n in r.networks] for r in reports]
     facts = {"drawn": drawn, "norms": [r.gradient_norm for r in reports], **vars(run.progress)}
     (folder / f"{processes.rank}.json").write_text(json.dumps(facts))
     save_file(run.trainer.model.state_dict(), folder / f"{processes.rank}.safetensors")
 
 
-def broken_loss(*arguments, **options) -> trainer_module.NetworkLoss:
-    return trainer_module.NetworkLoss(math.nan, None, 0.0, {"any": torch.tensor(math.nan)}, [])
+def broken_loss(*arguments, **options) -> losses_module.NetworkLoss:
+    return losses_module.NetworkLoss(math.nan, None, 0.0, {"any": torch.tensor(math.nan)}, [])
 
 
 if __name__ == "__main__":
