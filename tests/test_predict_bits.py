@@ -113,7 +113,7 @@ def test_layers_that_read_the_images_have_a_range_of_images(small, tmp_path):
     rule = ClippedRanges(input_ratio={4: 0.9})
     qmodel = gq.predict_quantized_params(TwoStems(), (4, 4), ranges=rule, hypernetwork=small)
     expected = {"left": "input", "right": "input", "third": "activation", "head": "activation"}
-    assert kinds(qmodel) == expected
+    assert kinds(qmodel) == kinds(gq.from_float(TwoStems())) == expected
     low, high = qmodel.left.input_quantizer.range_of(torch.tensor([-1.0, 2.0]))
     assert (low.item(), high.item()) == pytest.approx((-0.9, 1.8))
     loaded = gq.load_quantized(TwoStems(), gq.save_quantized(qmodel, tmp_path))
@@ -123,3 +123,18 @@ def test_layers_that_read_the_images_have_a_range_of_images(small, tmp_path):
     gq.calibrate(qmodel, [x])
     learn_steps(qmodel)
     assert kinds(qmodel) == expected
+
+
+class OfPairs(nn.Module):
+    """Its inputs cannot be guessed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, pair):
+        return self.conv(pair["left"] - pair["right"])
+
+
+def test_from_float_takes_models_that_cannot_be_traced():
+    assert kinds(gq.from_float(OfPairs())) == {"conv": "activation"}

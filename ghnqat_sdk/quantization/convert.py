@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.bits import Bits, Pair, resolve_bits
 from ghnqat_sdk.copying import copy_module
-from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.errors import ArgumentError, TraceError
+from ghnqat_sdk.graph.annotate import input_layers
 from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.graph.ops import BY_NAME, op_of
+from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.classes import CHANGED, fake_quantized_class, float_class
 from ghnqat_sdk.quantization.lookup import all_in_float, fake_quantized_layers
@@ -145,7 +147,8 @@ def from_float(
     """A fake-quantized copy of a float model with its own weights: QAT without a prediction.
 
     `to_float` leads back. Batch norm uses batch statistics until `calibrate`, as in a predicted
-    model.
+    model. Layers that read the model's inputs, for which range rules have a kind of their own, are
+    found by `trace` with inputs of a usual shape; where that fails, they count as the others.
 
     Args:
         model: With torch's own layers, or classes derived from them.
@@ -172,9 +175,18 @@ def from_float(
     resolved = resolve_bits(bits, list(quantizable_layers(model)))
     rule = ClippedRanges() if ranges is None else range_rule(ranges)
     rounding = rounding_rule(rounding)
+    inputs = _input_layers(model)
     qmodel = model if inplace else copy_module(model)
-    to_fake_quantized(qmodel, resolved, rule, rounding=rounding)
+    to_fake_quantized(qmodel, resolved, rule, rounding=rounding, inputs=inputs)
     return qmodel
+
+
+def _input_layers(model: nn.Module) -> set[str]:
+    try:
+        graph = trace(model)
+    except (ArgumentError, TraceError):
+        return set()
+    return input_layers(graph, quantizable_layers(model))
 
 
 def to_float(
