@@ -191,20 +191,29 @@ void round_forward(const T* x, T* y, float* limits, int64_t count, float levels,
   onto_levels(x, y, limits, count, clipped_range_of(low, high, share, levels), levels);
 }
 
+// Sums of 64 columns side by side, so that they are added as vectors; of 64 rows at a time, so that little is rounded away.
+inline void moments(const float* x, int64_t count, double* mean, double* variance) {
+  constexpr int W = 64;
+  double sum = 0, square = 0;
+  int64_t k = 0;
+  while (k + W <= count) {
+    float part[W] = {}, parts[W] = {};
+    for (int row = 0; row < 64 && k + W <= count; ++row, k += W)
+      for (int i = 0; i < W; ++i) part[i] += x[k + i], parts[i] += x[k + i] * x[k + i];
+    for (int i = 0; i < W; ++i) sum += part[i], square += parts[i];
+  }
+  for (; k < count; ++k) sum += x[k], square += static_cast<double>(x[k]) * x[k];
+  *mean = sum / count;
+  *variance = square / count - *mean * *mean;
+}
+
 // Ends at `sigmas` standard deviations from the mean. Twin of quantization/ranges.py.
 template <typename Y>
 void weight_forward(const float* x, Y* y, float* limits, int64_t count, float levels, float sigmas) {
   float low, high;
   extremes(x, count, &low, &high);
-  double sum = 0, square = 0;
-  for (int64_t start = 0; start < count; start += 4096) {
-    const int64_t end = start + 4096 < count ? start + 4096 : count;
-    float part = 0.f, parts = 0.f;
-    for (int64_t k = start; k < end; ++k) part += x[k], parts += x[k] * x[k];
-    sum += part;
-    square += parts;
-  }
-  const double mean = sum / count, variance = square / count - mean * mean;
+  double mean, variance;
+  moments(x, count, &mean, &variance);
   const float spread = sigmas * static_cast<float>(std::sqrt(variance > 0 ? variance : 0));
   if (sigmas < 1e30f) {
     low = greater(low, static_cast<float>(mean) - spread);
