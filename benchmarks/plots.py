@@ -4,8 +4,9 @@
 
 docs/figures/qat_start.svg shows accuracy over training steps from each start, of all networks in
 qat_initialization.json but the validation ones; docs/figures/table1.svg the means of table1.json
-beside the paper's, and docs/figures/graph.svg the graph of a small network. Colours are
-legible on light and on dark pages.
+beside the paper's, docs/figures/training.svg accuracy over the images of the stable run in LOG.md,
+and docs/figures/graph.svg the graph of a small network. Colours are legible on light and on dark
+pages.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import table1
 import table1_page
@@ -40,6 +41,10 @@ BARS = {
     ("GHN-Q", "ours"): "#e0a58f",
     ("GHN-QAT", "ours"): "#d1495b",
 }
+LOG = Path(__file__).with_name("LOG.md")
+HISTORY = "| step | M images | deepnets W4/A4, W2/A2, float | families W4/A4, W2/A2, float |"
+HISTORY_COLOURS = {"W4/A4": "#d1495b", "W2/A2": "#8f7ac2", "float": "#2f7fb5"}
+RINGS: dict[str, Any] = {"marker": "o", "fillstyle": "none", "linestyle": ""}
 FEWEST = 4
 """Networks in a mean that is drawn."""
 
@@ -144,6 +149,52 @@ def draw_table(summary: dict[str, Any]) -> Figure:
     return figure
 
 
+class Mark(NamedTuple):
+    """A row of the stable run's table: accuracies by space, at W4/A4, W2/A2 and in float."""
+
+    images: float
+    decayed: bool
+    deepnets: tuple[float, ...]
+    families: tuple[float, ...]
+
+
+def history(text: str) -> list[Mark]:
+    """The rows of the stable run's table in the journal."""
+    _, _, table = text.partition(HISTORY)
+    marks = []
+    for line in table.splitlines()[2:]:
+        if not line.startswith("|"):
+            break
+        step, images, *spaces = [cell.strip() for cell in line.strip("|").split("|")][:4]
+        deepnets, families = (tuple(map(float, cell.split(", "))) for cell in spaces)
+        marks.append(Mark(float(images), "decay" in step, deepnets, families))
+    return marks
+
+
+def draw_history(marks: Sequence[Mark]) -> Figure:
+    """Validation accuracy over images, a panel for each space; rings are decayed branches."""
+    figure = new_figure(9, 3.6)
+    first: Axes | None = None
+    names = {"deepnets": "ConvNets-250K (re-created)", "families": "as people write them"}
+    for place, (space, name) in enumerate(names.items()):
+        axes = new_axes(figure, 1, len(names), place + 1, first)
+        first = first or axes
+        for column, (bits, colour) in enumerate(HISTORY_COLOURS.items()):
+            for decayed, style in ((False, {"linewidth": 1.4}), (True, RINGS)):
+                points = [
+                    (mark.images, getattr(mark, space)[column])
+                    for mark in marks
+                    if mark.decayed is decayed
+                ]
+                label = f"{bits}, decayed" if decayed else bits
+                axes.plot(*zip(*points, strict=True), color=colour, label=label, **style)
+        axes.set_title(name, color=INK)
+        axes.set_xlabel("images, millions")
+        if place == 0:
+            axes.set_ylabel("validation accuracy, %")
+    return figure
+
+
 class Residual(nn.Module):
     """A stem, one block and a classifier."""
 
@@ -212,7 +263,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     draw_graph(trace(Residual(), example).with_bits((4, 4)), options.output / "graph.svg")
     curves = Curves.of_dict(json.loads(SUMMARY.read_text(encoding="utf-8")))
     summary = json.loads(table1.SUMMARY.read_text(encoding="utf-8"))
-    drawn = {"qat_start.svg": draw_starts(curves), "table1.svg": draw_table(summary)}
+    drawn = {
+        "qat_start.svg": draw_starts(curves),
+        "table1.svg": draw_table(summary),
+        "training.svg": draw_history(history(LOG.read_text(encoding="utf-8"))),
+    }
     for name, figure in drawn.items():
         add_legend(figure)
         figure.savefig(options.output / name, transparent=True, metadata={"Date": None})

@@ -54,12 +54,28 @@ def test_bars_of_ours_stand_beside_those_of_the_paper(plots):
     assert bars["GHN-QAT", "ours"] == [None, (30.0, 1.0), None, None]
 
 
+def test_the_history_of_training_is_read_from_the_journal(plots):
+    table = f"""before
+{plots.HISTORY} hint loss |
+| ---: | ---: | --- | --- | ---: |
+| 1,500 | 0.73 | 31.2, 14.9, 38.3 | 39.9, 24.9, 43.7 | 0.62 |
+| 1,500 + 200 of decay | 0.81 | 33.0, 16.0, 40.0 | 41.0, 26.0, 45.0 | – |
+
+| 9 | 9 | 1, 1, 1 | 1, 1, 1 | 1 |
+"""
+    stable, decayed = plots.history(table)
+    assert stable == (0.73, False, (31.2, 14.9, 38.3), (39.9, 24.9, 43.7))
+    assert decayed == (0.81, True, (33.0, 16.0, 40.0), (41.0, 26.0, 45.0))
+    assert len(plots.history(plots.LOG.read_text(encoding="utf-8"))) > 30
+
+
 def test_charts_are_drawn_from_the_figures_there_are(plots, tmp_path, capsys):
     plots.main(["--output", str(tmp_path)])
     assert {path.name for path in tmp_path.iterdir()} == {
         "graph.svg",
         "qat_start.svg",
         "table1.svg",
+        "training.svg",
     }
     assert "GHN-QAT, paper" in (tmp_path / "table1.svg").read_text(encoding="utf-8")
 
