@@ -95,8 +95,11 @@ class ForwardPlan:
         function: Any = method(str(node.target)) if node.op == "call_method" else node.target
         return partial(call, function, *self._arguments(node))
 
-    def _of_module(self, node: fx.Node, module: nn.Module) -> Step:
+    def _of_module(self, node: fx.Node, module: nn.Module) -> Step | None:
         source = self._resolved(node.args[0])
+        if isinstance(module, nn.Identity):  # what reads it reads the images, where they come by
+            self._aliases[node] = source
+            return None
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             run: Any = convolve if isinstance(module, nn.Conv2d) else multiply
             return partial(run, str(node.target), module, source, self._rounded_already(source))
