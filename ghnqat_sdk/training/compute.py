@@ -88,17 +88,15 @@ class Setting(NamedTuple):
         share = self.ranges.share_of_extremes(bits) if self._nearest else None
         return None if share is None else ActivationRounding(2**bits - 1, share)
 
-    def rounded(self, x: Tensor) -> Tensor:
-        """An input (...) of a layer, fake-quantized."""
+    def rounded(self, x: Tensor, kind: Kind) -> Tensor:
+        """What a layer reads (...), fake-quantized: an "activation", or an "input" of the model."""
+        if kind == "input":
+            return self._by_rule(x.float(), kind, self.bits[1]).to(x.dtype)
         if self.kernel_rounding is None:
-            return self._by_rule(x, "activation", self.bits[1])
+            return self._by_rule(x, kind, self.bits[1])
         if self.kernel_rounding.levels == NO_LEVELS:
             return x
         return round_activations(x, self.kernel_rounding, self.compiled)
-
-    def rounded_images(self, images: Tensor) -> Tensor:
-        """The images (N, C, H, W), fake-quantized."""
-        return self._by_rule(images.float(), "input", self.bits[1]).to(images.dtype)
 
     def rounded_weight(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """A weight (...), fake-quantized, in the type of the product."""

@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ghnqat_sdk.graph.channels import Runs, numbers_of
-from ghnqat_sdk.training.balance import clipped
 from ghnqat_sdk.training.pooling import corner
 
 _POSITIONS = 4096
@@ -132,21 +131,15 @@ class Hints(nn.Module):
         fold = _fold(reads, self.config.channels).to(first)
         return (first @ fold).permute(0, 3, 1, 2)
 
-    def add_gradients(self, gradients: Sequence[Tensor | None], limit: float) -> None:
-        """Add what one network gave, of a norm of at most `limit`; empty where it had no hints.
+    def add_gradients(self, gradients: Sequence[Tensor | None], share: float) -> None:
+        """Add a share of what one network gave; `gradients` are empty where it had no hints.
 
         By hand: they come from the networks' losses, which the backward pass of the hypernetwork
         does not reach.
         """
-        found = [
-            (projection, gradient)
-            for projection, gradient in zip(self.projections, gradients, strict=False)
-            if gradient is not None
-        ]
-        if found:
-            projections, own = zip(*found, strict=True)
-            for projection, gradient in zip(projections, clipped(own, limit), strict=True):
-                projection.grad += gradient
+        for projection, gradient in zip(self.projections, gradients, strict=False):
+            if gradient is not None:
+                projection.grad += gradient * share
 
 
 @functools.lru_cache(maxsize=256)

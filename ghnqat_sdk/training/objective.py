@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ghnqat_sdk.training.balance import norms
 from ghnqat_sdk.training.compute import Setting
 from ghnqat_sdk.training.hints import Hints
 from ghnqat_sdk.training.prepared import PreparedNetwork
@@ -43,8 +44,7 @@ class NetworkLoss:
     @cached_property
     def norm(self) -> float:
         """Of the gradients by the predicted parameters."""
-        norms = torch._foreach_norm(list(self.gradients.values()))
-        return torch.stack(list(norms)).norm().item()
+        return norms(self.gradients.values()).norm().item()
 
 
 def network_loss(

@@ -7,7 +7,7 @@ products may be in bfloat16.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.quantization.ranges import Kind
 from ghnqat_sdk.training.compute import Setting
 from ghnqat_sdk.training.pooling import average_pool
 from ghnqat_sdk.training.rounding import Clip
@@ -37,9 +38,10 @@ class ForwardPlan:
 
     Args:
         model: A `BlockedModule`, its parameters on any device: only their names are used.
+        inputs: Layers that read the images; see `input_layers`.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, inputs: Collection[str] = ()) -> None:
         tracer = _Tracer(list(model.block_ends()))  # type: ignore[operator]
         try:
             graph = tracer.trace(model)
@@ -50,6 +52,7 @@ class ForwardPlan:
                 f"that depends on tensors."
             ) from error
         self._modules = dict(model.named_modules())
+        self._inputs = inputs
         self._tapped = [tracer.tapped[index] for index in sorted(tracer.tapped)]
         self._steps: list[tuple[fx.Node, Step]] = []
         self._aliases: dict[fx.Node, fx.Node] = {}
@@ -79,7 +82,7 @@ class ForwardPlan:
         """
         dtype = setting.compute.dtype("dense")
         values: dict[Any, Any] = {self._input: images.to(setting.compute.device, dtype)}
-        now = Pass(values, parameters, setting, self._input)
+        now = Pass(values, parameters, setting)
         for node, step in self._steps:
             values[node] = step(now)
         taps = [values[self._resolved(node)] for node in self._tapped]
@@ -95,14 +98,13 @@ class ForwardPlan:
         function: Any = method(str(node.target)) if node.op == "call_method" else node.target
         return partial(call, function, *self._arguments(node))
 
-    def _of_module(self, node: fx.Node, module: nn.Module) -> Step | None:
+    def _of_module(self, node: fx.Node, module: nn.Module) -> Step:
         source = self._resolved(node.args[0])
-        if isinstance(module, nn.Identity):  # what reads it reads the images, where they come by
-            self._aliases[node] = source
-            return None
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             run: Any = convolve if isinstance(module, nn.Conv2d) else multiply
-            return partial(run, str(node.target), module, source, self._rounded_already(source))
+            kind: Kind = "input" if str(node.target) in self._inputs else "activation"
+            rounded = self._rounded_already(source)
+            return partial(run, str(node.target), module, source, rounded, kind)
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             clip, end = self._clip_after(node)
             fused = self._rounded_already(node, end)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from ghnqat_sdk.graph.annotate import input_layers
 from ghnqat_sdk.graph.channels import Runs
 from ghnqat_sdk.graph.graph import ComputationGraph
+from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.training.plan import ForwardPlan
 from ghnqat_sdk.training.spaces.protocol import Architecture
@@ -46,9 +48,10 @@ def prepare_network(architecture: Architecture, num_classes: int) -> PreparedNet
         model = architecture.build(num_classes)
         image = torch.empty(2, 3, 32, 32)
     graph = trace(model, image)
+    plan = ForwardPlan(model, input_layers(graph, quantizable_layers(model)))
     names = {id(module): name for name, module in model.named_modules()}
     joined = tuple(graph.joined.get(names[id(end)], ()) for end in model.block_ends())  # type: ignore[operator]
-    return PreparedNetwork(architecture, graph, ForwardPlan(model), joined)
+    return PreparedNetwork(architecture, graph, plan, joined)
 
 
 class PreparedNetworks:

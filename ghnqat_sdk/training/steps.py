@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS
+from ghnqat_sdk.quantization.ranges import Kind
 from ghnqat_sdk.training.compute import Setting
 from ghnqat_sdk.training.depthwise import Geometry, depthwise
 from ghnqat_sdk.training.kernels import normalise_clip_round
@@ -26,28 +27,25 @@ class Pass(NamedTuple):
         values: Of the nodes so far.
         parameters: Of the network, by name.
         setting: Bit-widths and how to run.
-        images: The node whose value they are.
     """
 
     values: dict[Any, Any]
     parameters: Mapping[str, Tensor]
     setting: Setting
-    images: fx.Node
 
     def parameter(self, module: str, name: str) -> Tensor | None:
         """A parameter of a module, None where it has none of that name."""
         return self.parameters.get(f"{module}.{name}" if module else name)
 
-    def rounded(self, source: fx.Node, rounded: bool) -> Tensor:
+    def rounded(self, source: fx.Node, rounded: bool, kind: Kind) -> Tensor:
         """An input of a layer, fake-quantized once for all that read it; or `rounded` before."""
         x = self.values[source]
         setting = self.setting
         if (rounded and setting.kernel_rounding is not None) or setting.bits[1] == FLOAT_BITS:
             return x
-        key = ("rounded", source)
+        key = ("rounded", source, kind)
         if key not in self.values:
-            of_images = source is self.images
-            self.values[key] = setting.rounded_images(x) if of_images else setting.rounded(x)
+            self.values[key] = setting.rounded(x, kind)
         return self.values[key]
 
     def given(self, arguments: Any) -> Any:
@@ -58,9 +56,11 @@ class Pass(NamedTuple):
 Step = Callable[[Pass], Any]
 
 
-def convolve(name: str, module: nn.Conv2d, source: fx.Node, rounded: bool, now: Pass) -> Tensor:
+def convolve(
+    name: str, module: nn.Conv2d, source: fx.Node, rounded: bool, kind: Kind, now: Pass
+) -> Tensor:
     """A fake-quantized convolution."""
-    x = now.rounded(source, rounded)
+    x = now.rounded(source, rounded, kind)
     weight = now.setting.rounded_weight(now.parameters[f"{name}.weight"], x.dtype)
     bias = now.parameter(name, "bias")
     bias = None if bias is None else bias.to(x.dtype)
@@ -99,9 +99,11 @@ def _only_position(module: nn.Conv2d) -> tuple[int, int] | None:
     return place[0], place[1]
 
 
-def multiply(name: str, module: nn.Linear, source: fx.Node, rounded: bool, now: Pass) -> Tensor:
+def multiply(
+    name: str, module: nn.Linear, source: fx.Node, rounded: bool, kind: Kind, now: Pass
+) -> Tensor:
     """A fake-quantized linear layer."""
-    x = now.rounded(source, rounded)
+    x = now.rounded(source, rounded, kind)
     weight = now.setting.rounded_weight(now.parameters[f"{name}.weight"], x.dtype)
     bias = now.parameter(name, "bias")
     return F.linear(x, weight, None if bias is None else bias.to(x.dtype))

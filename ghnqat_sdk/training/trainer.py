@@ -16,7 +16,7 @@ from torch import Tensor
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.training.average import averaging
-from ghnqat_sdk.training.balance import clipped, with_norm
+from ghnqat_sdk.training.balance import relative_norm
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.features import FeatureCache
@@ -137,20 +137,20 @@ class Trainer:
         """
         tensors: list[Tensor] = []
         gradients: list[Tensor] = []
-        limit = self.config.network_clip_norm * self.config.gradient_scale_at(step) / len(results)
+        limit = self.config.network_clip_norm * self.config.gradient_scale_at(step)
         for parameters, result in zip(predicted, results, strict=True):
             if not result.finite:
                 continue
             # One network, an exploding one without norm above all, must not outweigh the others.
-            own = [parameters[name] for name in result.gradients]
-            tensors += own
-            found = list(result.gradients.values())
+            norm = max(result.norm, limit)
             if self.config.relative_norm:
-                gradients += with_norm(found, own, limit)
-            else:
-                gradients += clipped(found, limit)
+                norm = max(relative_norm(result.gradients, parameters), 1e-12)
+            share = limit / norm / len(results)
+            for name, gradient in result.gradients.items():
+                tensors.append(parameters[name])
+                gradients.append(gradient * share)
             if self.hints is not None:
-                self.hints.add_gradients(result.of_projections, limit)
+                self.hints.add_gradients(result.of_projections, share)
         if tensors:
             torch.autograd.backward(tensors, gradients)
 

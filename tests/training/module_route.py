@@ -48,12 +48,16 @@ def drawn_parameters(model: nn.Module) -> dict[str, Tensor]:
     return drawn
 
 
+def readers_of_images(model: nn.Module, x: Tensor) -> set[str]:
+    return input_layers(trace(model, x), quantizable_layers(model))
+
+
 def module_scores(
     model: nn.Module, parameters: Mapping[str, Tensor], x: Tensor, how: Setting
 ) -> tuple[Tensor, list[Tensor]]:
     """Scores, and the outputs of the blocks as forward hooks see them, before calibration."""
     model = copy.deepcopy(model)
-    first = input_layers(trace(model, x), quantizable_layers(model))
+    first = readers_of_images(model, x)
     to_fake_quantized(model, how.bits, how.ranges, rounding=how.rounding, inputs=first, warn=False)
     seen: list[Tensor] = []
     for block in model.block_ends():
@@ -74,7 +78,7 @@ def gradients(scores: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
 def difference(model: nn.Module, x: Tensor, how: Setting) -> tuple[float, float]:
     """Of a plan from the module: in scores and taps, and in gradients; the largest of each."""
     parameters = drawn_parameters(model)
-    scores, taps = ForwardPlan(model).run(parameters, x, how)
+    scores, taps = ForwardPlan(model, readers_of_images(model, x)).run(parameters, x, how)
     # On AVX2, torch's weight gradient of a strided 1 x 1 convolution of an image in channels_last
     # corrupts memory.
     expected, seen = module_scores(model, parameters, x.contiguous(), how)

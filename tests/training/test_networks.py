@@ -6,6 +6,7 @@ from module_route import (
     gradients,
     images,
     module_scores,
+    readers_of_images,
     relative,
     setting,
 )
@@ -102,8 +103,9 @@ def test_noise_is_drawn_where_the_module_draws_it(index):
     parameters, x = drawn_parameters(model), images(4)
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        scores, _ = ForwardPlan(model).run(parameters, x, how)
-        again, _ = ForwardPlan(model).run(parameters, x, how)
+        plan = ForwardPlan(model, readers_of_images(model, x))
+        scores, _ = plan.run(parameters, x, how)
+        again, _ = plan.run(parameters, x, how)
         torch.manual_seed(3)
         expected, _ = module_scores(model, parameters, x, how)
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)

@@ -118,6 +118,12 @@ MODULES = {
         lambda self, x: self.b(torch.cat(self.norm(self.a(x)).chunk(2, dim=1)[::-1], dim=1)),
         **norm_and(b=inner()),
     ),
+    "images behind an identity and padding": Given(
+        lambda self, x: self.b(self.norm(self.a(self.pad(self.nothing(x)))).relu()),
+        nothing=nn.Identity(),
+        pad=nn.ZeroPad2d(1),
+        **norm_and(b=inner()),
+    ),
     "a strided branch of a stem": Given(
         lambda self, x: self.norm(self.a(x)) + self.norm2(self.b(x)),
         a=conv(stride=2),
