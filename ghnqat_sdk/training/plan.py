@@ -22,6 +22,7 @@ from ghnqat_sdk.training.pooling import average_pool
 from ghnqat_sdk.training.rounding import Clip
 from ghnqat_sdk.training.steps import (
     Pass,
+    Slot,
     Step,
     call,
     call_with_parameters,
@@ -51,19 +52,12 @@ class ForwardPlan:
                 f"{type(model).__name__} is not: {error}. Write its forward without control flow "
                 f"that depends on tensors."
             ) from error
-        self._modules = dict(model.named_modules())
-        self._inputs = inputs
-        self._tapped = [tracer.tapped[index] for index in sorted(tracer.tapped)]
-        self._steps: list[tuple[fx.Node, Step]] = []
-        self._aliases: dict[fx.Node, fx.Node] = {}
-        for node in graph.nodes:
-            step = self._step(node)
-            if step is not None:
-                self._steps.append((node, step))
-            if node.op == "placeholder":
-                self._input = node
-            elif node.op == "output":
-                self._output = node.args[0]
+        tapped = [tracer.tapped[index] for index in sorted(tracer.tapped)]
+        planner = _Planner(graph, dict(model.named_modules()), tapped, inputs)
+        self._steps = planner.steps
+        self._input = planner.input
+        self._output = planner.output
+        self._tapped = [planner.slot(node) for node in tapped]
 
     @property
     def taps(self) -> int:
@@ -83,10 +77,45 @@ class ForwardPlan:
         dtype = setting.compute.dtype("dense")
         values: dict[Any, Any] = {self._input: images.to(setting.compute.device, dtype)}
         now = Pass(values, parameters, setting)
-        for node, step in self._steps:
-            values[node] = step(now)
-        taps = [values[self._resolved(node)] for node in self._tapped]
-        return values[self._resolved(self._output)].float(), taps
+        for slot, step in self._steps:
+            values[slot] = step(now)
+        return values[self._output].float(), [values[slot] for slot in self._tapped]
+
+
+class _Planner:
+    """Makes steps of the nodes of a graph.
+
+    Attributes:
+        steps: With the slots of their values.
+        input: Slot of the images.
+        output: Slot of the scores.
+    """
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        modules: Mapping[str, nn.Module],
+        tapped: Sequence[fx.Node],
+        inputs: Collection[str],
+    ) -> None:
+        self._modules = modules
+        self._tapped = tapped
+        self._inputs = inputs
+        self._numbers = {node: number for number, node in enumerate(graph.nodes)}
+        self._aliases: dict[fx.Node, fx.Node] = {}
+        self.steps: list[tuple[Slot, Step]] = []
+        for node in graph.nodes:
+            step = self._step(node)
+            if step is not None:
+                self.steps.append((self.slot(node), step))
+            if node.op == "placeholder":
+                self.input = self.slot(node)
+            elif node.op == "output":
+                self.output = self.slot(node.args[0])
+
+    def slot(self, node: fx.Node) -> Slot:
+        """Of the value that a node has."""
+        return Slot(self._numbers[self._resolved(node)])
 
     def _step(self, node: fx.Node) -> Step | None:
         if node in self._aliases or node.op in ("placeholder", "output"):
@@ -104,11 +133,11 @@ class ForwardPlan:
             run: Any = convolve if isinstance(module, nn.Conv2d) else multiply
             kind: Kind = "input" if str(node.target) in self._inputs else "activation"
             rounded = self._rounded_already(source)
-            return partial(run, str(node.target), module, source, rounded, kind)
+            return partial(run, str(node.target), module, self.slot(source), rounded, kind)
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             clip, end = self._clip_after(node)
             fused = self._rounded_already(node, end)
-            return partial(normalise, str(node.target), module, source, clip, fused)
+            return partial(normalise, str(node.target), module, self.slot(source), clip, fused)
         if isinstance(module, nn.AvgPool2d):
             return partial(call, partial(average_pool, module), *self._arguments(node))
         if next(module.parameters(), None) is not None:
@@ -120,8 +149,7 @@ class ForwardPlan:
         return self._aliases.get(node, node)
 
     def _arguments(self, node: fx.Node) -> tuple[Any, Any]:
-        resolve = self._resolved
-        return fx.map_arg(node.args, resolve), fx.map_arg(node.kwargs, resolve)
+        return fx.map_arg(node.args, self.slot), fx.map_arg(node.kwargs, self.slot)
 
     def _clip_after(self, node: fx.Node) -> tuple[Clip, fx.Node]:
         """The activation that alone follows a norm and becomes part of it, and the last of both."""

@@ -1,6 +1,7 @@
 """The steps of a plan: what one node of a network computes from the values before it.
 
-Each takes what its plan knows of the node, and last the pass that it is a step of.
+Each takes what its plan knows of the node, and last the pass that it is a step of. Nothing here
+refers to nodes of torch.fx, which refer to each other: a plan is gone when its network is.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.quantization.ranges import Kind
@@ -20,11 +21,21 @@ from ghnqat_sdk.training.kernels import normalise_clip_round
 from ghnqat_sdk.training.rounding import ActivationRounding, Clip
 
 
+class Slot(NamedTuple):
+    """Stands for a node's value in the arguments of later steps.
+
+    Attributes:
+        number: Of the node.
+    """
+
+    number: int
+
+
 class Pass(NamedTuple):
     """One forward pass of a network.
 
     Attributes:
-        values: Of the nodes so far.
+        values: So far, by slot.
         parameters: Of the network, by name.
         setting: Bit-widths and how to run.
     """
@@ -37,7 +48,7 @@ class Pass(NamedTuple):
         """A parameter of a module, None where it has none of that name."""
         return self.parameters.get(f"{module}.{name}" if module else name)
 
-    def rounded(self, source: fx.Node, rounded: bool, kind: Kind) -> Tensor:
+    def rounded(self, source: Slot, rounded: bool, kind: Kind) -> Tensor:
         """An input of a layer, fake-quantized once for all that read it; or `rounded` before."""
         x = self.values[source]
         setting = self.setting
@@ -49,15 +60,23 @@ class Pass(NamedTuple):
         return self.values[key]
 
     def given(self, arguments: Any) -> Any:
-        """Arguments with values in place of nodes."""
-        return fx.map_arg(arguments, self.values.__getitem__)
+        """Arguments with values in place of slots."""
+        if isinstance(arguments, Slot):
+            return self.values[arguments]
+        if isinstance(arguments, (tuple, list)):
+            return type(arguments)(map(self.given, arguments))
+        if isinstance(arguments, dict):
+            return {name: self.given(value) for name, value in arguments.items()}
+        if isinstance(arguments, slice):
+            return slice(*map(self.given, (arguments.start, arguments.stop, arguments.step)))
+        return arguments
 
 
 Step = Callable[[Pass], Any]
 
 
 def convolve(
-    name: str, module: nn.Conv2d, source: fx.Node, rounded: bool, kind: Kind, now: Pass
+    name: str, module: nn.Conv2d, source: Slot, rounded: bool, kind: Kind, now: Pass
 ) -> Tensor:
     """A fake-quantized convolution."""
     x = now.rounded(source, rounded, kind)
@@ -100,7 +119,7 @@ def _only_position(module: nn.Conv2d) -> tuple[int, int] | None:
 
 
 def multiply(
-    name: str, module: nn.Linear, source: fx.Node, rounded: bool, kind: Kind, now: Pass
+    name: str, module: nn.Linear, source: Slot, rounded: bool, kind: Kind, now: Pass
 ) -> Tensor:
     """A fake-quantized linear layer."""
     x = now.rounded(source, rounded, kind)
@@ -112,7 +131,7 @@ def multiply(
 def normalise(
     name: str,
     module: nn.modules.batchnorm._BatchNorm,
-    source: fx.Node,
+    source: Slot,
     clip: Clip,
     fused: bool,
     now: Pass,

@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import pytest
 import torch
 from module_route import (
@@ -201,6 +204,21 @@ def test_a_network_with_and_without_norm_is_prepared_twice():
     graphs = [kept.prepared(network).graph for network in (normed, bare)]
     assert ["batch_norm" in {node.op for node in graph.nodes} for graph in graphs] == [True, False]
     assert kept.prepared(normed).graph is graphs[0]
+
+
+def test_a_prepared_network_is_gone_when_nothing_needs_it():
+    gc.collect()
+    gc.disable()
+    try:
+        network = prepare_network(Toy("val", 2), 10)
+        gc.collect()  # what preparing left
+        network.plan.run(drawn_parameters(built(Toy("val", 2))), images(2), setting((4, 4)))
+        parts = [weakref.ref(part) for part in (network, network.plan, network.graph)]
+        del network
+        assert [part() for part in parts] == [None] * 3
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 class Branching(nn.Module):

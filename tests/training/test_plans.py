@@ -118,6 +118,12 @@ MODULES = {
         lambda self, x: self.b(torch.cat(self.norm(self.a(x)).chunk(2, dim=1)[::-1], dim=1)),
         **norm_and(b=inner()),
     ),
+    "half of the channels, by a slice and by keywords": Given(
+        lambda self, x: self.b(
+            torch.stack(tensors=self.norm(self.a(x))[:, :4].split(2, dim=1)).sum(0)
+        ),
+        **norm_and(b=conv(2, 8)),
+    ),
     "images behind an identity and padding": Given(
         lambda self, x: self.b(self.norm(self.a(self.pad(self.nothing(x)))).relu()),
         nothing=nn.Identity(),
