@@ -11,6 +11,7 @@ runtime.py     what ONNX Runtime makes of a file
 report.py      what was exported, and how outputs compare
 classifier.py  an exported file on image files
 pt2e.py        weights and settings for torchao's PT2E flow
+xnnpack.py     what XNNPACK needs quantized beside the inputs of layers
 """
 
 from ghnqat_sdk.export.onnx import export_onnx

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.export.xnnpack import INTEGER_LAYERS, quantized_outputs
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
 from ghnqat_sdk.quantization.lookup import fixed_input_range, require_calibrated_layers
 from ghnqat_sdk.quantization.norms import CalibratedNorm
@@ -30,7 +31,7 @@ _TRANSPOSED = {
 }
 
 
-def pt2e_quantizer(qmodel: nn.Module, *, signed: bool = False) -> Any:
+def pt2e_quantizer(qmodel: nn.Module, *, signed: bool = False, xnnpack: bool = False) -> Any:
     """A torchao `Quantizer` that quantizes the float twin of a calibrated model exactly as the
     model does.
 
@@ -43,6 +44,10 @@ def pt2e_quantizer(qmodel: nn.Module, *, signed: bool = False) -> Any:
         signed: Store weights as signed bytes without zero points, which the integer kernels of
             Inductor on x86 processors need. Exact to 7 bits; 8-bit weights of channels with levels
             beyond ±127 are rounded again to a coarser step.
+        xnnpack: Quantize as XNNPACK in ExecuTorch needs it: weights and inputs as signed bytes, and
+            outputs of 2d convolutions and linear layers too, unless a quantized layer alone reads
+            them. Run images through the prepared model, which observes the ranges of these
+            outputs, before `convert_pt2e`.
 
     Returns:
         A quantizer for `prepare_pt2e(torch.export.export(float_twin, (images,)).module(),
@@ -51,8 +56,8 @@ def pt2e_quantizer(qmodel: nn.Module, *, signed: bool = False) -> Any:
     Raises:
         ArgumentError: the model is not calibrated, has a batch norm after a transposed convolution
             with groups, which torchao cannot fold, or torchao is not installed. Annotating raises
-            it for a layer that no image reached while calibrating, and for an exported model that
-            is not the float twin.
+            it for a layer that no image reached while calibrating, for an exported model that is
+            not the float twin, and with `xnnpack` for inputs of fewer than 8 bits.
     """
     layers = require_calibrated_layers(qmodel, "pt2e_quantizer")
     _require_foldable(qmodel)
@@ -68,14 +73,18 @@ def pt2e_quantizer(qmodel: nn.Module, *, signed: bool = False) -> Any:
     class CalibratedQuantizer(Quantizer):
         def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
             weights: dict[str, _Numbers] = {}
-            for node in model.graph.nodes:
-                if node.target in _CONVOLUTIONS | _TRANSPOSED:
-                    specs = {
-                        x: spec(n)
-                        for x, n in _numbers_of(node, model, layers, weights, signed).items()
-                    }
-                    annotation = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
-                    node.meta["quantization_annotation"] = annotation
+            inputs = {
+                node: _numbers_of(node, model, layers, weights, signed, xnnpack)
+                for node in model.graph.nodes
+                if node.target in _CONVOLUTIONS | _TRANSPOSED
+            }
+            outputs = quantized_outputs(model.graph.nodes, inputs) if xnnpack else {}
+            for node in {*inputs, *outputs}:
+                node.meta["quantization_annotation"] = QuantizationAnnotation(
+                    input_qspec_map={x: spec(n) for x, n in inputs.get(node, {}).items()},
+                    output_qspec=spec(outputs[node]) if node in outputs else None,
+                    _annotated=True,
+                )
             return model
 
         def validate(self, model: torch.fx.GraphModule) -> None:
@@ -130,7 +139,7 @@ class _Numbers:
 
 
 def _numbers_of(
-    node: Any, model: Any, layers: dict[str, Any], weights: dict[str, _Numbers], signed: bool
+    node: Any, model: Any, layers: Any, weights: dict[str, _Numbers], signed: bool, xnnpack: bool
 ) -> dict[Any, _Numbers]:
     """How the input and the weight of a node of the exported model are quantized; `weights` has
     those that other nodes read as well."""
@@ -139,9 +148,14 @@ def _numbers_of(
     numbers: dict[Any, _Numbers] = {}
     bits = layer.input_quantizer.bits
     if bits != FLOAT_BITS:
+        if xnnpack and bits != 8:  # it clips to the ends of a byte
+            raise ArgumentError(
+                f"XNNPACK needs inputs of 8 bits, and {name!r} has {bits}. Use bits such as (4, 8)."
+            )
         scale, zero_point = scale_and_zero_point(*fixed_input_range(name, layer), bits)
-        affine = scale.reshape(1), zero_point.reshape(1)
-        numbers[node.args[0]] = _Numbers(*affine, 0, 2**bits - 1)
+        lowest = -128 if xnnpack else 0
+        affine = scale.reshape(1), zero_point.reshape(1) + lowest
+        numbers[node.args[0]] = _Numbers(*affine, lowest, lowest + 2**bits - 1)
     bits = layer.weight_quantizer.bits
     if bits != FLOAT_BITS:
         axis, target = int(node.target in _TRANSPOSED), node.args[1].target
@@ -149,23 +163,24 @@ def _numbers_of(
             folded = operator.attrgetter(target)(model).detach()
             affine = _folded_numbers(name, layer, folded, axis)
             weights[target] = _Numbers(*affine, 0, 2**bits - 1, axis)
-            if signed and axis == 0:
+            if xnnpack or (signed and axis == 0):
                 weights[target], on_levels = _signed(folded, weights[target])
                 _replace(model, target, on_levels)
-        numbers[node.args[1]] = weights[target]
+        if not xnnpack or (node.target in INTEGER_LAYERS and numbers):
+            numbers[node.args[1]] = weights[target]
     return numbers
 
 
 def _signed(weight: Tensor, numbers: _Numbers) -> tuple[_Numbers, Tensor]:
-    """The same levels counted from the zero point, and the weight (O, ...) on them: outermost
-    levels are no ends of a signed byte, so that nothing else would clip it."""
-    by_row = -1, *[1] * (weight.ndim - 1)
-    scale, zero_point = (x.to(weight.device).view(by_row) for x in numbers.affine)
+    """The same levels counted from the zero point, and the weight on them: outermost levels are no
+    ends of a signed byte, so that nothing else would clip it."""
+    axis = numbers.axis or 0
+    by_channel = [-1 if each == axis else 1 for each in range(weight.ndim)]
+    scale, zero_point = (x.to(weight.device).view(by_channel) for x in numbers.affine)
     levels = (weight / scale).round().clamp(-zero_point, numbers.highest - zero_point)
-    top = levels.abs().flatten(1).amax(1)
+    top = levels.abs().movedim(axis, 0).flatten(1).amax(1)
     coarser = numbers.scale * (top.cpu() / 127).clamp(min=1.0)
-    nothing = torch.zeros_like(numbers.zero_point)
-    return _Numbers(coarser, nothing, -127, 127, numbers.axis), levels * scale
+    return _Numbers(coarser, 0 * numbers.zero_point, -127, 127, axis), levels * scale
 
 
 def _replace(model: Any, name: str, weight: Tensor) -> None:
@@ -176,8 +191,8 @@ def _replace(model: Any, name: str, weight: Tensor) -> None:
 
 
 def _spec_maker() -> Any:
-    """A function from numbers to torchao's QuantizationSpec."""
-    from torchao.quantization.pt2e import ObserverBase
+    """A function from numbers to torchao's QuantizationSpec; without, it is of observed ones."""
+    from torchao.quantization.pt2e import MinMaxObserver, ObserverBase
     from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
     # torchao tells the axis only to observers with PerChannel in the name.
@@ -199,7 +214,9 @@ def _spec_maker() -> Any:
         def calculate_qparams(self) -> tuple[Tensor, Tensor]:
             return self.scale, self.zero_point
 
-    def spec(numbers: _Numbers) -> Any:
+    def spec(numbers: _Numbers | None) -> Any:
+        if numbers is None:
+            return QuantizationSpec(torch.int8, MinMaxObserver, -128, 127, torch.per_tensor_affine)
         known = {"scale": numbers.scale, "zero_point": numbers.zero_point}
         return QuantizationSpec(
             dtype=numbers.dtype,
