@@ -18,6 +18,9 @@ import torch
 # from at a time.
 _COMPILED_CONVOLUTIONS = "12000"
 
+# Before garbage is collected: preparing a network makes some ten thousand.
+_NEW_OBJECTS = 50_000
+
 # Of mallopt(3).
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
@@ -81,8 +84,11 @@ def sparing_old_objects() -> Iterator[Callable[[], None]]:
     """Gives a function to call now and then: garbage collection passes over what survived it.
 
     Thousands of kept networks are millions of objects, and it walks all of them again and again.
-    They are still freed when nothing refers to them; cycles are freed after the block.
+    They are still freed when nothing refers to them; cycles are freed after the block. In the
+    block it also waits for more new objects: Python's 700 are a few layers of a network.
     """
+    thresholds = gc.get_threshold()
+    gc.set_threshold(_NEW_OBJECTS, *thresholds[1:])
 
     def spare() -> None:
         gc.collect()
@@ -92,4 +98,5 @@ def sparing_old_objects() -> Iterator[Callable[[], None]]:
     try:
         yield spare
     finally:
+        gc.set_threshold(*thresholds)
         gc.unfreeze()

@@ -140,8 +140,11 @@ def test_small_numbers_are_taken_for_zero_where_that_is_asked_for():
 
 
 def test_old_objects_are_spared_inside_the_block_only():
+    thresholds = gc.get_threshold()
     with sparing_old_objects() as spare:
         before = gc.get_freeze_count()  # Python 3.12 freezes some objects itself
         spare()
         assert gc.get_freeze_count() > before + 10_000
+        assert gc.get_threshold()[0] > 10_000  # a network's own objects are no reason to collect
     assert gc.get_freeze_count() == 0
+    assert gc.get_threshold() == thresholds
