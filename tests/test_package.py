@@ -180,8 +180,8 @@ def test_what_tests_and_examples_import_is_in_the_test_extra() -> None:
         for folder in ("tests", "examples", "benchmarks")
         for path in (ROOT / folder).rglob("*.py")
     }
-    # Some benchmarks leave out, or are for, what needs the last ones.
-    optional = {"numpy", "sklearn", "timm", "ppuda", "ghn3"}
+    # Some benchmarks and tests leave out, or are for, what needs the last ones.
+    optional = {"numpy", "sklearn", "timm", "ppuda", "ghn3", "executorch"}
     assert others - local - imported(PACKAGE) - optional <= own
 
 
