@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.node import map_aggregate
 
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.quantization.ranges import Kind
@@ -21,14 +22,8 @@ from ghnqat_sdk.training.kernels import normalise_clip_round
 from ghnqat_sdk.training.rounding import ActivationRounding, Clip
 
 
-class Slot(NamedTuple):
-    """Stands for a node's value in the arguments of later steps.
-
-    Attributes:
-        number: Of the node.
-    """
-
-    number: int
+class Slot(int):
+    """The number of a node, which stands for its value in the arguments of later steps."""
 
 
 class Pass(NamedTuple):
@@ -61,15 +56,10 @@ class Pass(NamedTuple):
 
     def given(self, arguments: Any) -> Any:
         """Arguments with values in place of slots."""
-        if isinstance(arguments, Slot):
-            return self.values[arguments]
-        if isinstance(arguments, (tuple, list)):
-            return type(arguments)(map(self.given, arguments))
-        if isinstance(arguments, dict):
-            return {name: self.given(value) for name, value in arguments.items()}
-        if isinstance(arguments, slice):
-            return slice(*map(self.given, (arguments.start, arguments.stop, arguments.step)))
-        return arguments
+        return map_aggregate(arguments, self._value)
+
+    def _value(self, argument: Any) -> Any:
+        return self.values[argument] if isinstance(argument, Slot) else argument
 
 
 Step = Callable[[Pass], Any]
