@@ -15,6 +15,9 @@ from ghnqat_sdk.hypernetwork.encoders import TransformerConfig
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    # Kernels in Triton are then run by its interpreter; it looks when it is imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 DATA = Path(__file__).parent / "data" / "cifar10"
 SMALL = HypernetworkConfig(

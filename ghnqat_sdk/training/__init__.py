@@ -33,6 +33,7 @@ The loss of one network:
     rounding.py     what these are told
     eager.py        these in torch's operations
     native.py       these compiled, from kernels.cpp and depthwise.cpp, which share numbers.h
+    gpu/            these in Triton
     depthwise.py    depthwise convolutions with fast gradients
     pooling.py      average pools, and corners of maps, with fast gradients
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ghnqat_sdk.training import native
+from ghnqat_sdk.training import gpu, native
 
 
 class Geometry(NamedTuple):
@@ -32,6 +32,11 @@ class _Depthwise(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.geometry = geometry
         ctx.compiled = compiled
+        ctx.on_gpu = compiled and gpu.runs_on(x, weight)
+        if ctx.on_gpu:
+            from ghnqat_sdk.training.gpu import depthwise as on_gpu
+
+            return on_gpu.forward(x, weight, geometry)
         return F.conv2d(x, weight, None, *geometry, groups=x.shape[1])
 
     @staticmethod
@@ -39,6 +44,13 @@ class _Depthwise(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         of_x, of_weight = None, None
+        if ctx.on_gpu:
+            from ghnqat_sdk.training.gpu import depthwise as on_gpu
+
+            inputs = (gradient, x, weight, ctx.geometry)
+            of_x = on_gpu.of_input(*inputs) if ctx.needs_input_grad[0] else None
+            of_weight = on_gpu.of_weight(*inputs) if ctx.needs_input_grad[1] else None
+            return of_x, of_weight, None, None
         if ctx.needs_input_grad[0]:
             of_x = _of_input(gradient, x, weight, ctx.geometry)
         if ctx.needs_input_grad[1]:

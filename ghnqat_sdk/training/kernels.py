@@ -1,21 +1,22 @@
 """Batch norm, activation, clip and round as one pass each way.
 
-They are what a fake-quantized network spends its time on. Each is here twice: in torch's operations
-(`eager.py`), which run anywhere, and as a call of kernels.cpp, which passes over its tensors once
-or twice instead of ten times. Where there is a C++ compiler and tensors are on the CPU, the second
-is used; both give the same numbers. Tensors are matrices (P, C) of P positions and C channels, or
-flat.
+They are what a fake-quantized network spends its time on. Each is here three times: in torch's
+operations (`eager.py`), which run anywhere; as a call of kernels.cpp, which passes over its tensors
+once or twice instead of ten times, where there is a C++ compiler and tensors are on the CPU; and in
+Triton (`gpu/`), where they are on a GPU. All give the same numbers. Tensors are matrices (P, C) of
+P positions and C channels, or flat.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ghnqat_sdk.quantization.ranges import ratio_clipped_range
-from ghnqat_sdk.training import native
+from ghnqat_sdk.training import gpu, native
 from ghnqat_sdk.training.eager import (
     inside,
     norm_backward,
@@ -87,8 +88,12 @@ class _NormaliseClipRound(torch.autograd.Function):
         compiled: bool,
     ) -> Tensor:
         matrix = _matrix(x).contiguous()
-        ctx.native = compiled and native.runs_on(matrix, gain, shift)
-        if ctx.native:
+        ctx.made_for = _made_for(compiled, matrix, gain, shift)
+        if ctx.made_for == "gpu":
+            from ghnqat_sdk.training.gpu import norms
+
+            y, saved, limits = norms.forward(matrix, gain, shift, eps, clip, rounding)
+        elif ctx.made_for == "cpu":
             y = torch.empty_like(matrix)
             saved = gain.new_empty(6, matrix.shape[1])
             limits = gain.new_empty(2)
@@ -104,7 +109,11 @@ class _NormaliseClipRound(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         matrix, saved, limits = ctx.saved_tensors
         along = _matrix(gradient).contiguous()
-        if ctx.native:
+        if ctx.made_for == "gpu":
+            from ghnqat_sdk.training.gpu import norms
+
+            of_x, of_gain, of_shift = norms.backward(along, matrix, saved, limits)
+        elif ctx.made_for == "cpu":
             of_x = torch.empty_like(matrix)
             of_gain = saved.new_empty(matrix.shape[1])
             of_shift = saved.new_empty(matrix.shape[1])
@@ -119,8 +128,13 @@ class _RoundActivations(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rounding: ActivationRounding, compiled: bool) -> Tensor:
         flat = _flat(x).contiguous()
-        ctx.native = compiled and native.runs_on(flat)
-        if ctx.native:
+        ctx.made_for = _made_for(compiled, flat)
+        if ctx.made_for == "gpu":
+            from ghnqat_sdk.training.gpu import rounding as on_gpu
+
+            every = (rounding.levels, rounding.share, math.inf)
+            rounded, limits = on_gpu.forward(flat, *every, x.dtype)
+        elif ctx.made_for == "cpu":
             rounded = torch.empty_like(flat)
             limits = flat.new_empty(2, dtype=torch.float32)
             numbers = (flat.numel(), float(rounding.levels), rounding.share)
@@ -136,7 +150,11 @@ class _RoundActivations(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         flat, limits = ctx.saved_tensors
         along = _flat(gradient).contiguous()
-        if ctx.native:
+        if ctx.made_for == "gpu":
+            from ghnqat_sdk.training.gpu import rounding as on_gpu
+
+            of_x = on_gpu.backward(along, flat, limits)
+        elif ctx.made_for == "cpu":
             of_x = torch.empty_like(flat)
             native.call("round_backward", flat.dtype, along, flat, of_x, limits, flat.numel())
         else:
@@ -150,8 +168,12 @@ class _RoundWeight(torch.autograd.Function):
         ctx: Any, weight: Tensor, sigmas: float, levels: int, dtype: torch.dtype, compiled: bool
     ) -> Tensor:
         flat = _flat(weight).contiguous()
-        ctx.native = compiled and native.runs_on(flat)
-        if ctx.native:
+        ctx.made_for = _made_for(compiled, flat)
+        if ctx.made_for == "gpu":
+            from ghnqat_sdk.training.gpu import rounding as on_gpu
+
+            rounded, limits = on_gpu.forward(flat, levels, 1.0, sigmas, dtype)
+        elif ctx.made_for == "cpu":
             rounded = torch.empty_like(flat, dtype=dtype)
             limits = flat.new_empty(2)
             numbers = (flat.numel(), float(levels), sigmas)
@@ -166,13 +188,24 @@ class _RoundWeight(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         flat, limits = ctx.saved_tensors
         along = _flat(gradient).contiguous()
-        if ctx.native:
+        if ctx.made_for == "gpu":
+            from ghnqat_sdk.training.gpu import rounding as on_gpu
+
+            of_weight = on_gpu.backward(along, flat, limits)
+        elif ctx.made_for == "cpu":
             of_weight = torch.empty_like(flat)
             tensors = (along, flat, of_weight, limits)
             native.call("weight_backward", along.dtype, *tensors, flat.numel())
         else:
             of_weight = inside(along, flat, limits)
         return _unflat(of_weight, gradient), None, None, None, None
+
+
+def _made_for(compiled: bool, *tensors: Tensor) -> Literal["cpu", "gpu", "any"]:
+    """Which code runs on these tensors."""
+    if compiled and gpu.runs_on(*tensors):
+        return "gpu"
+    return "cpu" if compiled and native.runs_on(*tensors) else "any"
 
 
 def _matrix(x: Tensor) -> Tensor:
