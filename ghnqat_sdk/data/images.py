@@ -111,6 +111,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def to(self, device: torch.device | str) -> ImageSet:
+        """The same images on another device."""
+        images, labels = self.images.to(device), self.labels.to(device)
+        return dataclasses.replace(self, images=images, labels=labels)
+
     def take(self, indices: Tensor) -> ImageSet:
         """The images at `indices` (M,)."""
         images, labels = self.images[indices], self.labels[indices]

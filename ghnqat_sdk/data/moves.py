@@ -46,17 +46,16 @@ def move_images(images: Tensor, moves: Moves) -> Tensor:
     rows, columns = moves.sources(height, width)
     # One cell of zeros all around stands for everything outside.
     padded = F.pad(images, (1, 1, 1, 1)).permute(0, 2, 3, 1)
-    rows = rows.add_(1).clamp_(0, height + 1).to(images.device)
-    columns = columns.add_(1).clamp_(0, width + 1).to(images.device)
-    indices = torch.arange(len(images), device=images.device)
-    return take_cells(padded, indices, rows, columns).permute(0, 3, 1, 2)
+    rows = rows.add_(1).clamp_(0, height + 1)
+    columns = columns.add_(1).clamp_(0, width + 1)
+    return take_cells(padded, torch.arange(len(images)), rows, columns).permute(0, 3, 1, 2)
 
 
 def take_cells(maps: Tensor, indices: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """(n, h, w, C) of maps (N, H, W, C): maps[indices[i], rows[i, y], columns[i, x]]."""
     _, height, width, channels = maps.shape
-    lines = indices[:, None] * height + rows
-    cells = lines[:, :, None] * width + columns[:, None, :]
+    lines = indices.to(maps.device)[:, None] * height + rows.to(maps.device)
+    cells = lines[:, :, None] * width + columns.to(maps.device)[:, None, :]
     # Several times faster than indexing with three tensors.
     taken = maps.reshape(-1, channels).index_select(0, cells.flatten())
     return taken.view(*cells.shape, channels)

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -63,6 +63,15 @@ class FeatureCache:
             stages.append(flat.view(shape))
         side = images.images.shape[-1]
         return cls(tuple(stages), side, teacher_digest(teacher), teacher.scores)
+
+    def to(self, device: torch.device | str) -> FeatureCache:
+        """The same features in the memory of a device."""
+
+        def classify(maps: Tensor) -> Tensor:
+            return self.classify(maps.cpu()).to(device)
+
+        stages = tuple(stage.to(device) for stage in self.stages)
+        return replace(self, stages=stages, classify=classify)
 
     @cached_property
     def scores(self) -> Tensor:

@@ -110,9 +110,9 @@ class _NormaliseClipRound(torch.autograd.Function):
         matrix, saved, limits = ctx.saved_tensors
         along = _matrix(gradient).contiguous()
         if ctx.made_for == "gpu":
-            from ghnqat_sdk.training.gpu import norms
+            from ghnqat_sdk.training.gpu import norm_gradients
 
-            of_x, of_gain, of_shift = norms.backward(along, matrix, saved, limits)
+            of_x, of_gain, of_shift = norm_gradients.backward(along, matrix, saved, limits)
         elif ctx.made_for == "cpu":
             of_x = torch.empty_like(matrix)
             of_gain = saved.new_empty(matrix.shape[1])

@@ -3,10 +3,11 @@
 A fake-quantized network is some thousand small kernels for torch, and a GPU waits for the processor
 that launches them. These are three launches each way for a norm with what follows it.
 
-    numbers.py    what kernels share: rounding, ranges, how a matrix is cut into tiles
-    norms.py      batch norm, activation, clip and round
-    rounding.py   fake quantization alone
-    depthwise.py  depthwise convolutions
+    numbers.py         what kernels share: rounding, ranges, how a matrix is cut into tiles
+    norms.py           batch norm, activation, clip and round
+    norm_gradients.py  their gradients
+    rounding.py        fake quantization alone
+    depthwise.py       depthwise convolutions
 
 Letters: P positions, C channels, G groups of rows whose sums are added up later, R × B rows and
 channels of a tile.

@@ -63,6 +63,11 @@ class Tiles(NamedTuple):
         rows_of_group = ceiling(ceiling(positions, groups), rows) * rows
         return cls(rows, width, blocks, ceiling(positions, rows_of_group), rows_of_group)
 
+    @property
+    def constants(self) -> dict[str, int]:
+        """What kernels that work on tiles are compiled for."""
+        return {"R": self.rows, "B": self.channels, "num_warps": 8}
+
 
 def ceiling(total: int, part: int) -> int:
     """How many parts make up a total."""
