@@ -21,7 +21,7 @@ from ghnqat_sdk.training.optimizers import AdamWConfig
 from ghnqat_sdk.training.trainer import Trainer
 
 WARMUP = 100
-"""Updates in which the rate rises: moments begin anew."""
+"""Updates in which the rate rises where moments begin anew."""
 
 
 class Fact(IntEnum):
@@ -61,8 +61,9 @@ class Plan:
         since = time.time() - self.began - self.stable
         return min(1.0, max(0.0, since / max(1e-9, self.total - self.stable)))
 
-    def rate_at(self, updates: float) -> float:
-        return self.rate * (1 - self.decayed()) * min(1.0, updates / WARMUP)
+    def rate_at(self, step: float) -> float:
+        """Of an optimizer that has made so many steps."""
+        return self.rate * (1 - self.decayed()) * min(1.0, step / WARMUP)
 
     def hint(self) -> float:
         """What the weight of hints is multiplied by: it is zero half-way through the decay."""
@@ -92,6 +93,18 @@ class Pool:
             torch.zeros_like(self.weights).share_memory_() for _ in range(3)
         )
         self.facts = torch.zeros(len(Fact), dtype=torch.float64).share_memory_()
+        self.steps = 0
+        self._take_moments(trainer)
+
+    def _take_moments(self, trainer: Trainer) -> None:
+        """Those of a run that was resumed with its optimizer's state."""
+        buffers = zip(self.first.split(self.sizes), self.second.split(self.sizes), strict=True)
+        for parameter, (first, second) in zip(trainer.parameters, buffers, strict=True):
+            state = trainer.optimizer.state.get(parameter)
+            if state:
+                first.copy_(state["exp_avg"].flatten())
+                second.copy_(state["exp_avg_sq"].flatten())
+                self.steps = int(state["step"])
 
     def parts(self, flat: Tensor, decays: bool) -> list[Tensor]:
         """The parts of a buffer whose parameters decay, or do not."""
@@ -121,22 +134,22 @@ class Pool:
             self.facts[Fact.UPDATES] += 1
             updates = self.facts[Fact.UPDATES].item()
             for decays in (True, False):
-                self._step(decays, gradient, plan.rate_at(updates), updates)
+                self._step(decays, gradient, plan, self.steps + updates)
             few = (1 + updates) / (10 + updates)
             self.average.lerp_(self.weights, 1 - min(kept, few))
             self.facts[Fact.NORM] = norm
         gradient.zero_()
         self.facts[Fact.GATHERED] = 0
 
-    def _step(self, decays: bool, gradient: Tensor, rate: float, updates: float) -> None:
+    def _step(self, decays: bool, gradient: Tensor, plan: Plan, step: float) -> None:
         parts = [
             self.parts(flat, decays) for flat in (self.weights, gradient, self.first, self.second)
         ]
         torch._fused_adamw_(
             *parts,
             [],
-            [torch.tensor(updates)] * len(parts[0]),
-            lr=rate,
+            [torch.tensor(float(step))] * len(parts[0]),
+            lr=plan.rate_at(step),
             beta1=self.betas[0],
             beta2=self.betas[1],
             weight_decay=self.decay if decays else 0.0,
@@ -164,7 +177,7 @@ class Pool:
             self._shaped(self.second, trainer),
             strict=True,
         )
-        step = self.facts[Fact.UPDATES].float()
+        step = (self.steps + self.facts[Fact.UPDATES]).float()
         for parameter, first, second in moments:
             trainer.optimizer.state[parameter] = {
                 "step": step.clone(),

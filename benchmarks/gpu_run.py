@@ -116,7 +116,7 @@ def config_for(config: RunConfig, options: argparse.Namespace) -> RunConfig:
             "window": 24,
             "image_batch": options.images,
             "least_images": max(2, options.images // 4),
-            "batch_macs": options.images * 30e6,
+            "batch_macs": options.images * options.macs,
         }
     )
     # Other networks and images than the run has seen already.
@@ -209,7 +209,8 @@ def main() -> None:
     parser.add_argument("--decay", type=float, default=0.0, help="share of the time (default: 0)")
     parser.add_argument("--output", type=Path, help="folder of decayed weights")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--images", type=int, default=512, help="of a network of up to 30 M MACs")
+    parser.add_argument("--images", type=int, default=512, help="of one network")
+    parser.add_argument("--macs", type=float, default=30e6, help="from which on it sees fewer")
     parser.add_argument("--gather", type=int, default=20, help="networks of an update")
     parser.add_argument("--rate", type=float, default=2e-3, help="0.005 made weights forget")
     parser.add_argument("--seed", type=int, default=7)

@@ -111,6 +111,22 @@ def test_an_update_is_a_step_of_the_runs_optimizer(parts, trainer):
     torch.testing.assert_close(pool.weights, theirs)
 
 
+def test_moments_of_a_run_are_taken_on(parts, trainer):
+    trainer.optimizer.param_groups[0]["lr"] = 1e-3
+    trainer.gradients.flat.normal_(generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        trainer.optimizer.step()
+    pool = parts["gpu_pool"].Pool(trainer)
+    assert pool.steps == 3
+    pool.add(trainer.gradients.flat, 1, a_plan(parts, gather=1), kept=0.9, limit=1e9)
+    trainer.optimizer.step()
+    torch.testing.assert_close(pool.weights, parts["gpu_pool"].flat_of(trainer.parameters))
+    theirs = [trainer.optimizer.state[p]["exp_avg_sq"] for p in trainer.parameters]
+    torch.testing.assert_close(pool.second, parts["gpu_pool"].flat_of(theirs))
+    pool.give(trainer)
+    assert {int(state["step"]) for state in trainer.optimizer.state.values()} == {4}
+
+
 def test_gradients_are_averaged_over_networks_and_clipped(parts, trainer):
     pool = parts["gpu_pool"].Pool(trainer)
     before = pool.weights.clone()
@@ -169,6 +185,7 @@ def test_workers_train_a_run_and_let_its_weights_decay(parts, config, data, tmp_
         output=tmp_path / "decayed",
         workers=1,
         images=8,
+        macs=30e6,
         gather=3,
         rate=1e-3,
         seed=7,
