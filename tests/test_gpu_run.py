@@ -95,11 +95,11 @@ def test_copies_keep_numbers_and_their_order_in_memory(parts):
         assert copies[name].stride() == tensor.stride()
 
 
-def test_an_update_is_a_step_of_the_runs_optimizer(parts, trainer):
+def test_an_update_is_a_step_of_the_runs_optimizer(parts, trainer, monkeypatch):
+    monkeypatch.setattr(parts["gpu_pool"], "WARMUP", 1)
     pool = parts["gpu_pool"].Pool(trainer)
     gradients = [torch.randn_like(pool.weights) for _ in range(4)]
     plan = a_plan(parts, gather=1)
-    parts["gpu_pool"].WARMUP = 1
     for gradient in gradients:
         pool.add(gradient, 1, plan, kept=0.9, limit=1e9)
     for group in trainer.optimizer.param_groups:
@@ -111,7 +111,8 @@ def test_an_update_is_a_step_of_the_runs_optimizer(parts, trainer):
     torch.testing.assert_close(pool.weights, theirs)
 
 
-def test_moments_of_a_run_are_taken_on(parts, trainer):
+def test_moments_of_a_run_are_taken_on(parts, trainer, monkeypatch):
+    monkeypatch.setattr(parts["gpu_pool"], "WARMUP", 1)
     trainer.optimizer.param_groups[0]["lr"] = 1e-3
     trainer.gradients.flat.normal_(generator=torch.Generator().manual_seed(0))
     for _ in range(3):
