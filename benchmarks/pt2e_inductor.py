@@ -1,0 +1,157 @@
+"""Quantized networks through PT2E, compiled by Inductor, beside their float twins.
+
+For each network at W8/A8: its convolutions that became integer kernels, milliseconds of one image
+on one thread, medians of five turns in which both follow each other, and for how many validation
+images the compiled network names the class that the model names. Needs the torchao extra and a C++
+compiler, and takes minutes for each network. Lines are kept in --lines, and nothing is measured
+twice.
+
+python benchmarks/pt2e_inductor.py --data data/cifar10 --lines inductor.jsonl
+python benchmarks/pt2e_inductor.py --data data/cifar10 --lines inductor.jsonl \\
+    --networks torchvision/resnet18
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import add_data, add_json, append, head, parser, read_lines, row, write_json
+from networks import classifier
+from onnx_export import NETWORKS, Images
+from torch import Tensor, nn
+
+from ghnqat_sdk import predict_quantized_params, to_float
+from ghnqat_sdk.export import pt2e_quantizer
+
+BITS = (8, 8)
+TURNS = 5
+LEAST_SECONDS = 0.2
+"""Of one turn of one network."""
+
+Run = Callable[[Tensor], Tensor]
+
+
+def lowered(qmodel: nn.Module, image: Tensor) -> torch.fx.GraphModule:
+    """The model with its own integers and ranges, its layers as calls of integer kernels."""
+    from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer  # noqa: F401
+
+    twin = to_float(copy.deepcopy(qmodel)).eval()
+    program = torch.export.export(twin, (image,)).module()
+    converted = convert_pt2e(prepare_pt2e(program, pt2e_quantizer(qmodel, signed=True)))
+    return lower_pt2e_quantized_to_x86(converted, (image,))
+
+
+def compiled(model: Callable[..., Any], image: Tensor) -> Run:
+    """By Inductor, with its weights as constants; ready, since it has run."""
+    run = torch.compile(model)
+    run(image)
+    return run
+
+
+def milliseconds(runs: Sequence[Run], image: Tensor) -> list[float]:
+    """Of one image on one thread: medians of turns in which the networks follow each other."""
+    taken: list[list[float]] = [[] for _ in runs]
+    for _ in range(TURNS):
+        for run, of_run in zip(runs, taken, strict=True):
+            of_run.append(_turn(run, image))
+    return [round(statistics.median(each), 3) for each in taken]
+
+
+def _turn(run: Run, image: Tensor) -> float:
+    """Median of the runs of one turn."""
+    each: list[float] = []
+    while sum(each) < 1000 * LEAST_SECONDS or len(each) < TURNS:
+        started = time.thread_time()  # of the processor: what else runs does not count
+        run(image)
+        each.append(1000 * (time.thread_time() - started))
+    return statistics.median(each)
+
+
+@torch.no_grad()
+def measure(name: str, images: Images) -> dict[str, Any]:
+    """What one network gives."""
+    from torch._inductor import config
+
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    chunks = images.calibration.split(64)
+    qmodel = predict_quantized_params(
+        classifier(name), BITS, calibration=chunks, example_inputs=chunks[0][:2]
+    ).eval()
+    image = images.validation[:1]
+    program = lowered(qmodel, image)
+    targets = [str(node.target) for node in program.graph.nodes]
+    twin = to_float(copy.deepcopy(qmodel)).eval()
+    with config.patch(freezing=True):
+        runs = [compiled(model, image) for model in (twin, program)]
+        in_float, in_integers = milliseconds(runs, image)
+        chosen = torch.cat([runs[1](x).argmax(1) for x in images.validation.split(1)])
+    expected = torch.cat([qmodel(x).argmax(1) for x in images.validation.split(50)])
+    convolutions = [module for module in twin.modules() if isinstance(module, nn.Conv2d)]
+    return {
+        "network": name,
+        "convolutions": len(convolutions),
+        "integer": sum("onednn.qconv" in target for target in targets),
+        "float_ms": in_float,
+        "integer_ms": in_integers,
+        "same_class": round(100 * (chosen == expected).float().mean().item(), 1),
+    }
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    columns = ["network", "integer kernels", "float, ms", "W8/A8, ms", "times", "same class, %"]
+    rows = [head(columns)]
+    for line in lines:
+        rows.append(
+            row(
+                [
+                    line["network"].partition("/")[2],
+                    f"{line['integer']} of {line['convolutions']}",
+                    f"{line['float_ms']:.2f}",
+                    f"{line['integer_ms']:.2f}",
+                    f"{line['float_ms'] / line['integer_ms']:.2f}",
+                    f"{line['same_class']:.1f}",
+                ]
+            )
+        )
+    return "\n".join(rows)
+
+
+def measure_all(options: argparse.Namespace) -> None:
+    images = Images.load(options.data, options.size)
+    done = {line["network"]: line for line in read_lines(options.lines)}
+    for name in options.networks:
+        if name not in done:
+            done[name] = measure(name, images)
+            append(options.lines, done[name])
+            print(done[name], flush=True)
+    lines = [done[name] for name in options.networks]
+    print(table(lines))
+    if options.json:
+        write_json(options.json, lines)
+
+
+def main() -> None:
+    options = parser(__doc__)
+    add_data(options)
+    add_json(options)
+    options.add_argument("--lines", type=Path, required=True, help="file for what is measured")
+    options.add_argument("--networks", nargs="+", default=NETWORKS, help="of torchvision and timm")
+    options.add_argument("--size", type=int, default=64, help="side of the images in pixels")
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    measure_all(options.parse_args())
+
+
+if __name__ == "__main__":
+    main()
