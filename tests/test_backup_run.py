@@ -1,5 +1,6 @@
 """benchmarks/backup_run.py and ship_weights.py: what comes back of what they write."""
 
+import copy
 import hashlib
 from pathlib import Path
 
@@ -136,10 +137,32 @@ def test_the_default_hypernetwork_and_teacher_fit(backup_run):
 
 def test_shipped_weights_are_halves_with_their_checksum(benchmark_module, small, tmp_path):
     source, target = save_pretrained(small, tmp_path / "last"), tmp_path / "weights"
-    checksum = benchmark_module("ship_weights").ship(source, target)
+    checksum = benchmark_module("ship_weights").ship([source], target)
     assert checksum == hashlib.sha256((target / "model.safetensors").read_bytes()).hexdigest()
     assert checksum in (target / "model.safetensors.sha256").read_text()
     shipped = load_pretrained(target)
     assert shipped.config == small.config
     for name, tensor in shipped.state_dict().items():
         assert torch.equal(tensor, small.state_dict()[name].half().float())
+
+
+def test_the_mean_of_two_branches_ships(benchmark_module, small, tmp_path):
+    one, two = small, copy.deepcopy(small)
+    with torch.no_grad():
+        for parameter in two.parameters():
+            parameter += 1
+    folders = [save_pretrained(model, tmp_path / name) for model, name in ((one, "a"), (two, "b"))]
+    benchmark_module("ship_weights").ship(folders, tmp_path / "weights")
+    shipped = load_pretrained(tmp_path / "weights").state_dict()
+    for name, tensor in one.state_dict().items():
+        assert torch.allclose(shipped[name], tensor + 0.5, atol=1e-3), name
+
+
+def test_the_mean_of_different_hypernetworks_is_refused(benchmark_module, small, tmp_path):
+    config = small.config.model_copy(update={"s_max": 3})
+    folders = [
+        save_pretrained(small, tmp_path / "a"),
+        save_pretrained(GraphHypernetwork(config), tmp_path / "b"),
+    ]
+    with pytest.raises(ArgumentError, match="another hypernetwork"):
+        benchmark_module("ship_weights").ship(folders, tmp_path / "weights")
