@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ghnqat_sdk.training.compute import ComputeConfig
+from ghnqat_sdk.training.kernels import flatten, unflatten
 from ghnqat_sdk.training.losses import Losses
 from ghnqat_sdk.training.objective import NetworkLoss
 from ghnqat_sdk.training.prepared import PreparedNetwork
@@ -84,23 +85,7 @@ class DeviceLosses(Losses):
 
 def moved(tensors: dict[str, Tensor], like: dict[str, Tensor], device: str) -> dict[str, Tensor]:
     """The same on a device, in memory as those of `like`, by one copy of all."""
-    flat = torch.cat([in_memory(tensor).flatten().float() for tensor in tensors.values()])
+    flat = torch.cat([flatten(tensor).float() for tensor in tensors.values()])
     sizes = [tensor.numel() for tensor in tensors.values()]
     parts = flat.detach().to(device).split(sizes)
-    return {
-        name: out_of_memory(part, like[name]) for name, part in zip(tensors, parts, strict=True)
-    }
-
-
-def in_memory(tensor: Tensor) -> Tensor:
-    """Weights of convolutions with their inputs next to each other, as they are predicted."""
-    return tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor
-
-
-def out_of_memory(flat: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `in_memory`, from flat numbers."""
-    return (
-        flat.view(in_memory(like).shape).permute(0, 3, 1, 2)
-        if like.ndim == 4
-        else flat.view_as(like)
-    )
+    return {name: unflatten(part, like[name]) for name, part in zip(tensors, parts, strict=True)}

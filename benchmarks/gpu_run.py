@@ -10,8 +10,8 @@ ordinary one with larger batches, and `ghnqat-train run --resume` can go on with
 the rate falls to zero in that share of the time: the weights before it are kept as the run, and
 the average of those after it goes to --output.
 
-It prints a line now and then: images a second, and losses. One H200 with 16 cores took 35,000
-images a second, of networks of 22 M multiply-accumulates.
+It prints a line now and then: images a second, and losses. LOG.md has what its first version did on
+an H200.
 """
 
 from __future__ import annotations

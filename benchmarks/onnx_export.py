@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import argparse
 import copy
-import statistics
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import add_data, add_json, append, head, parser, read_lines, row, write_json
+from common import add_data, add_json, append, head, parser, read_lines, row, turns_ms, write_json
 from networks import classifier
 from torch import Tensor, nn
 
@@ -162,24 +161,11 @@ def times(folder: Path, size: int) -> dict[str, float]:
         kind: session_of((folder / f"{kind}.onnx").read_bytes(), threads=1) for kind in KINDS
     }
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).numpy()
-    feeds = {kind: {s.get_inputs()[0].name: image} for kind, s in sessions.items()}
-    taken: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for kind, session in sessions.items():
-        session.run(None, feeds[kind])  # the first run allocates
-    for _ in range(TURNS):
-        for kind, session in sessions.items():
-            taken[kind].append(_turn(session, feeds[kind]))
-    return {kind: round(statistics.median(each), 3) for kind, each in taken.items()}
-
-
-def _turn(session: Any, feed: dict[str, Any]) -> float:
-    """Median of the runs of one turn."""
-    runs: list[float] = []
-    while sum(runs) < 1000 * LEAST_SECONDS or len(runs) < TURNS:
-        started = time.thread_time()  # of the processor: what else runs does not count
-        session.run(None, feed)
-        runs.append(1000 * (time.thread_time() - started))
-    return statistics.median(runs)
+    calls = [
+        partial(session.run, None, {session.get_inputs()[0].name: image})
+        for session in sessions.values()
+    ]
+    return dict(zip(sessions, turns_ms(calls, TURNS, LEAST_SECONDS), strict=True))
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:

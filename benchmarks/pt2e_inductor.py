@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import argparse
 import copy
-import statistics
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import add_data, add_json, append, head, parser, read_lines, row, write_json
+from common import add_data, add_json, append, head, parser, read_lines, row, turns_ms, write_json
 from networks import classifier
 from onnx_export import NETWORKS, Images
 from torch import Tensor, nn
@@ -36,45 +35,16 @@ TURNS = 5
 LEAST_SECONDS = 0.2
 """Of one turn of one network."""
 
-Run = Callable[[Tensor], Tensor]
 
-
-def lowered(qmodel: nn.Module, image: Tensor) -> torch.fx.GraphModule:
+def lowered(qmodel: nn.Module, twin: nn.Module, image: Tensor) -> torch.fx.GraphModule:
     """The model with its own integers and ranges, its layers as calls of integer kernels."""
     from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer  # noqa: F401
 
-    twin = to_float(copy.deepcopy(qmodel)).eval()
     program = torch.export.export(twin, (image,)).module()
     converted = convert_pt2e(prepare_pt2e(program, pt2e_quantizer(qmodel, signed=True)))
     return lower_pt2e_quantized_to_x86(converted, (image,))
-
-
-def compiled(model: Callable[..., Any], image: Tensor) -> Run:
-    """By Inductor, with its weights as constants; ready, since it has run."""
-    run = torch.compile(model)
-    run(image)
-    return run
-
-
-def milliseconds(runs: Sequence[Run], image: Tensor) -> list[float]:
-    """Of one image on one thread: medians of turns in which the networks follow each other."""
-    taken: list[list[float]] = [[] for _ in runs]
-    for _ in range(TURNS):
-        for run, of_run in zip(runs, taken, strict=True):
-            of_run.append(_turn(run, image))
-    return [round(statistics.median(each), 3) for each in taken]
-
-
-def _turn(run: Run, image: Tensor) -> float:
-    """Median of the runs of one turn."""
-    each: list[float] = []
-    while sum(each) < 1000 * LEAST_SECONDS or len(each) < TURNS:
-        started = time.thread_time()  # of the processor: what else runs does not count
-        run(image)
-        each.append(1000 * (time.thread_time() - started))
-    return statistics.median(each)
 
 
 @torch.no_grad()
@@ -89,12 +59,13 @@ def measure(name: str, images: Images) -> dict[str, Any]:
         classifier(name), BITS, calibration=chunks, example_inputs=chunks[0][:2]
     ).eval()
     image = images.validation[:1]
-    program = lowered(qmodel, image)
-    targets = [str(node.target) for node in program.graph.nodes]
     twin = to_float(copy.deepcopy(qmodel)).eval()
+    program = lowered(qmodel, twin, image)
+    targets = [str(node.target) for node in program.graph.nodes]
     with config.patch(freezing=True):
-        runs = [compiled(model, image) for model in (twin, program)]
-        in_float, in_integers = milliseconds(runs, image)
+        runs = [torch.compile(model) for model in (twin, program)]
+        calls = [partial(run, image) for run in runs]
+        in_float, in_integers = turns_ms(calls, TURNS, LEAST_SECONDS)
         chosen = torch.cat([runs[1](x).argmax(1) for x in images.validation.split(1)])
     expected = torch.cat([qmodel(x).argmax(1) for x in images.validation.split(50)])
     convolutions = [module for module in twin.modules() if isinstance(module, nn.Conv2d)]

@@ -127,7 +127,7 @@ class _NormaliseClipRound(torch.autograd.Function):
 class _RoundActivations(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rounding: ActivationRounding, compiled: bool) -> Tensor:
-        flat = _flat(x).contiguous()
+        flat = flatten(x).contiguous()
         ctx.made_for = _made_for(compiled, flat)
         if ctx.made_for == "gpu":
             from ghnqat_sdk.training.gpu import rounding as on_gpu
@@ -144,12 +144,12 @@ class _RoundActivations(torch.autograd.Function):
             rounded, limits = onto_levels(flat, low, high, rounding.levels)
             rounded = rounded.to(x.dtype)
         ctx.save_for_backward(flat, limits)
-        return _unflat(rounded, x)
+        return unflatten(rounded, x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         flat, limits = ctx.saved_tensors
-        along = _flat(gradient).contiguous()
+        along = flatten(gradient).contiguous()
         if ctx.made_for == "gpu":
             from ghnqat_sdk.training.gpu import rounding as on_gpu
 
@@ -159,7 +159,7 @@ class _RoundActivations(torch.autograd.Function):
             native.call("round_backward", flat.dtype, along, flat, of_x, limits, flat.numel())
         else:
             of_x = inside(along, flat, limits)
-        return _unflat(of_x, gradient), None, None
+        return unflatten(of_x, gradient), None, None
 
 
 class _RoundWeight(torch.autograd.Function):
@@ -167,7 +167,7 @@ class _RoundWeight(torch.autograd.Function):
     def forward(
         ctx: Any, weight: Tensor, sigmas: float, levels: int, dtype: torch.dtype, compiled: bool
     ) -> Tensor:
-        flat = _flat(weight).contiguous()
+        flat = flatten(weight).contiguous()
         ctx.made_for = _made_for(compiled, flat)
         if ctx.made_for == "gpu":
             from ghnqat_sdk.training.gpu import rounding as on_gpu
@@ -182,12 +182,12 @@ class _RoundWeight(torch.autograd.Function):
             rounded, limits = onto_levels(flat, *weight_range(flat, sigmas), levels)
             rounded = rounded.to(dtype)
         ctx.save_for_backward(flat, limits)
-        return _unflat(rounded, weight)
+        return unflatten(rounded, weight)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         flat, limits = ctx.saved_tensors
-        along = _flat(gradient).contiguous()
+        along = flatten(gradient).contiguous()
         if ctx.made_for == "gpu":
             from ghnqat_sdk.training.gpu import rounding as on_gpu
 
@@ -198,7 +198,7 @@ class _RoundWeight(torch.autograd.Function):
             native.call("weight_backward", along.dtype, *tensors, flat.numel())
         else:
             of_weight = inside(along, flat, limits)
-        return _unflat(of_weight, gradient), None, None, None, None
+        return unflatten(of_weight, gradient), None, None, None, None
 
 
 def _made_for(compiled: bool, *tensors: Tensor) -> Literal["cpu", "gpu", "any"]:
@@ -223,14 +223,14 @@ def _like(matrix: Tensor, x: Tensor) -> Tensor:
     return matrix.view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
-def _flat(weight: Tensor) -> Tensor:
+def flatten(weight: Tensor) -> Tensor:
     """Numbers of (O, I, Kh, Kw) in the order of channels_last, of any other tensor in its own."""
     channels_last = weight.permute(0, 2, 3, 1) if weight.ndim == 4 else weight
     return channels_last.reshape(-1)
 
 
-def _unflat(flat: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `_flat`."""
+def unflatten(flat: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `flatten`."""
     if like.ndim != 4:
         return flat.view(like.shape)
     outputs, inputs, height, width = like.shape
