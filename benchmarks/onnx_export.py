@@ -58,10 +58,10 @@ class Images:
     def load(cls, root: str, size: int) -> Images:
         train = load_images(root, "train").sample(128, seed=0)
         held_out = load_images(root, "val").sample(500, seed=0)
-        return cls(_enlarged(train, size), _enlarged(held_out, size), held_out.labels)
+        return cls(enlarged(train, size), enlarged(held_out, size), held_out.labels)
 
 
-def _enlarged(images: ImageSet, size: int) -> Tensor:
+def enlarged(images: ImageSet, size: int) -> Tensor:
     """Resized after decoding: decoding all of a folder at another size takes minutes."""
     normal = images.normalise(images.images).contiguous()
     resized = nn.functional.interpolate(normal, size=size, mode="bilinear", antialias=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ from torch import Tensor, nn
 
 from ghnqat_sdk import predict_quantized_params, to_float
 from ghnqat_sdk.export import pt2e_quantizer
+
+Line = dict[str, Any]
+Measure = Callable[[str], Line]
 
 BITS = (8, 8)
 TURNS = 5
@@ -47,8 +50,18 @@ def lowered(qmodel: nn.Module, twin: nn.Module, image: Tensor) -> torch.fx.Graph
     return lower_pt2e_quantized_to_x86(converted, (image,))
 
 
+def convolutions(twin: nn.Module, image: Tensor) -> int:
+    """How many a forward pass in evaluation mode computes."""
+    nodes = torch.export.export(twin, (image,)).graph.nodes
+    return sum("conv" in str(node.target) and node.op == "call_function" for node in nodes)
+
+
+def integer_convolutions(program: torch.fx.GraphModule) -> int:
+    return sum("onednn.qconv" in str(node.target) for node in program.graph.nodes)
+
+
 @torch.no_grad()
-def measure(name: str, images: Images) -> dict[str, Any]:
+def measure(name: str, images: Images) -> Line:
     """What one network gives."""
     from torch._inductor import config
 
@@ -61,25 +74,23 @@ def measure(name: str, images: Images) -> dict[str, Any]:
     image = images.validation[:1]
     twin = to_float(copy.deepcopy(qmodel)).eval()
     program = lowered(qmodel, twin, image)
-    targets = [str(node.target) for node in program.graph.nodes]
     with config.patch(freezing=True):
         runs = [torch.compile(model) for model in (twin, program)]
         calls = [partial(run, image) for run in runs]
         in_float, in_integers = turns_ms(calls, TURNS, LEAST_SECONDS)
         chosen = torch.cat([runs[1](x).argmax(1) for x in images.validation.split(1)])
     expected = torch.cat([qmodel(x).argmax(1) for x in images.validation.split(50)])
-    convolutions = [module for module in twin.modules() if isinstance(module, nn.Conv2d)]
     return {
         "network": name,
-        "convolutions": len(convolutions),
-        "integer": sum("onednn.qconv" in target for target in targets),
+        "convolutions": convolutions(twin, image),
+        "integer": integer_convolutions(program),
         "float_ms": in_float,
         "integer_ms": in_integers,
         "same_class": round(100 * (chosen == expected).float().mean().item(), 1),
     }
 
 
-def table(lines: Sequence[dict[str, Any]]) -> str:
+def table(lines: Sequence[Line]) -> str:
     columns = ["network", "integer kernels", "float, ms", "W8/A8, ms", "times", "same class, %"]
     rows = [head(columns)]
     for line in lines:
@@ -98,12 +109,14 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
-def measure_all(options: argparse.Namespace) -> None:
-    images = Images.load(options.data, options.size)
+def measure_networks(
+    options: argparse.Namespace, measure: Measure, table: Callable[[Sequence[Line]], str]
+) -> None:
+    """Measure the networks that have no line yet, and print the table of all."""
     done = {line["network"]: line for line in read_lines(options.lines)}
     for name in options.networks:
         if name not in done:
-            done[name] = measure(name, images)
+            done[name] = measure(name)
             append(options.lines, done[name])
             print(done[name], flush=True)
     lines = [done[name] for name in options.networks]
@@ -112,16 +125,22 @@ def measure_all(options: argparse.Namespace) -> None:
         write_json(options.json, lines)
 
 
-def main() -> None:
-    options = parser(__doc__)
+def options_of(description: str | None) -> argparse.ArgumentParser:
+    options = parser(description)
     add_data(options)
     add_json(options)
     options.add_argument("--lines", type=Path, required=True, help="file for what is measured")
     options.add_argument("--networks", nargs="+", default=NETWORKS, help="of torchvision and timm")
     options.add_argument("--size", type=int, default=64, help="side of the images in pixels")
+    return options
+
+
+def main() -> None:
+    options = options_of(__doc__).parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    measure_all(options.parse_args())
+    images = Images.load(options.data, options.size)
+    measure_networks(options, lambda name: measure(name, images), table)
 
 
 if __name__ == "__main__":
