@@ -18,7 +18,6 @@ from torch import Tensor, fx, nn
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.quantization.ranges import Kind
 from ghnqat_sdk.training.compute import Setting
-from ghnqat_sdk.training.pooling import average_pool
 from ghnqat_sdk.training.rounding import Clip
 from ghnqat_sdk.training.steps import (
     Pass,
@@ -31,6 +30,7 @@ from ghnqat_sdk.training.steps import (
     method,
     multiply,
     normalise,
+    pool,
 )
 
 
@@ -139,7 +139,7 @@ class _Planner:
             fused = self._rounded_already(node, end)
             return partial(normalise, str(node.target), module, self.slot(source), clip, fused)
         if isinstance(module, nn.AvgPool2d):
-            return partial(call, partial(average_pool, module), *self._arguments(node))
+            return partial(pool, module, self.slot(source))
         if next(module.parameters(), None) is not None:
             return partial(call_with_parameters, str(node.target), module, *self._arguments(node))
         return partial(call, module, *self._arguments(node))

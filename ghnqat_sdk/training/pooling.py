@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ghnqat_sdk.training.depthwise import Geometry, depthwise
 
 
-def average_pool(module: nn.AvgPool2d, x: Tensor) -> Tensor:
-    """What `module` computes of x (N, C, H, W), channels_last."""
+def average_pool(module: nn.AvgPool2d, x: Tensor, compiled: bool = True) -> Tensor:
+    """What `module` computes of x (N, C, H, W), channels_last; its gradient by compiled kernels, or
+    by torch's."""
     if module.ceil_mode or module.divisor_override is not None:
         return module(x)
     kernel, stride, padding = (
@@ -25,7 +26,7 @@ def average_pool(module: nn.AvgPool2d, x: Tensor) -> Tensor:
     )
     geometry = Geometry(stride, padding, (1, 1))
     ones = x.new_ones(x.shape[1], 1, *kernel)
-    total = depthwise(x, ones, geometry)
+    total = depthwise(x, ones, geometry, compiled)
     if module.count_include_pad:
         return total / math.prod(kernel)
     return total / F.conv2d(x.new_ones(1, 1, *x.shape[2:]), ones[:1], None, *geometry)

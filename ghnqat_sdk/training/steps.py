@@ -19,6 +19,7 @@ from ghnqat_sdk.quantization.ranges import Kind
 from ghnqat_sdk.training.compute import Setting
 from ghnqat_sdk.training.depthwise import Geometry, depthwise
 from ghnqat_sdk.training.kernels import normalise_clip_round
+from ghnqat_sdk.training.pooling import average_pool
 from ghnqat_sdk.training.rounding import ActivationRounding, Clip
 
 
@@ -145,6 +146,11 @@ def call_with_parameters(name: str, module: nn.Module, args: Any, kwargs: Any, n
     own = {key: now.parameters[f"{name}.{key}"].to(dtype) for key, _ in module.named_parameters()}
     args, kwargs = now.given((args, kwargs))
     return torch.func.functional_call(module, own, args, kwargs)
+
+
+def pool(module: nn.AvgPool2d, source: Slot, now: Pass) -> Tensor:
+    """An average pool."""
+    return average_pool(module, now.values[source], now.setting.compiled)
 
 
 def call(function: Callable[..., Any], args: Any, kwargs: Any, now: Pass) -> Any:

@@ -2,7 +2,11 @@ import pytest
 import torch
 from torch import nn
 
+from ghnqat_sdk.quantization.ranges import ClippedRanges
+from ghnqat_sdk.training import gpu
+from ghnqat_sdk.training.compute import ComputeConfig, Setting
 from ghnqat_sdk.training.pooling import average_pool, corner
+from ghnqat_sdk.training.steps import Pass, Slot, pool
 
 
 def image() -> torch.Tensor:
@@ -28,6 +32,15 @@ def test_average_pools_and_their_gradients_are_those_of_torch(pool: nn.AvgPool2d
     torch.testing.assert_close(pooled, expected)
     along = torch.randn_like(expected)
     ours, theirs = (torch.autograd.grad(y, x, along)[0] for y in (pooled, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_kernels_of_gpus_are_not_asked_for_where_nothing_is_to_be_compiled(monkeypatch):
+    monkeypatch.setattr(gpu, "runs_on", lambda *_: pytest.fail("asks for compiled kernels"))
+    x, module = image(), nn.AvgPool2d(2)
+    setting = Setting((4, 4), ClippedRanges(), compute=ComputeConfig(compile=False))
+    pooled = pool(module, Slot(0), Pass({0: x}, {}, setting))
+    ours, theirs = (torch.autograd.grad(y.square().sum(), x)[0] for y in (pooled, module(x)))
     torch.testing.assert_close(ours, theirs)
 
 
