@@ -29,6 +29,7 @@ from pt2e_inductor import (
     Line,
     convolutions,
     integer_convolutions,
+    lowered,
     measure_networks,
     options_of,
 )
@@ -81,7 +82,6 @@ def measure(
     """What one network gives."""
     from torch._inductor import config
     from torchao.quantization.pt2e import disable_observer
-    from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
     torch.manual_seed(0)
@@ -107,8 +107,9 @@ def measure(
     line["trained"] = right(trained)
 
     image = images.validation[:1]
+    program = convert_pt2e(prepared)
     with torch.no_grad():
-        program = lower_pt2e_quantized_to_x86(convert_pt2e(prepared), (image,))
+        in_kernels = lowered(program, image)
     with config.patch(freezing=True), torch.no_grad():
         runs = [torch.compile(model) for model in (twin, program)]
         calls = [lambda run=run: run(image) for run in runs]
@@ -118,8 +119,8 @@ def measure(
         "integers": right(chosen),
         "same_class": round(100 * (chosen == trained).float().mean().item(), 1),
         "convolutions": convolutions(twin, image),
-        "integer": integer_convolutions(program),
-        "left": sum("dequantize" in str(node.target) for node in program.graph.nodes),
+        "integer": integer_convolutions(in_kernels),
+        "left": sum("dequantize" in str(node.target) for node in in_kernels.graph.nodes),
     }
     return line
 

@@ -39,15 +39,20 @@ LEAST_SECONDS = 0.2
 """Of one turn of one network."""
 
 
-def lowered(qmodel: nn.Module, twin: nn.Module, image: Tensor) -> torch.fx.GraphModule:
-    """The model with its own integers and ranges, its layers as calls of integer kernels."""
-    from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
+def converted(qmodel: nn.Module, twin: nn.Module, image: Tensor) -> torch.fx.GraphModule:
+    """The model with its own integers and ranges, as Inductor compiles it."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer  # noqa: F401
 
     program = torch.export.export(twin, (image,)).module()
-    converted = convert_pt2e(prepare_pt2e(program, pt2e_quantizer(qmodel, signed=True)))
-    return lower_pt2e_quantized_to_x86(converted, (image,))
+    return convert_pt2e(prepare_pt2e(program, pt2e_quantizer(qmodel, signed=True)))
+
+
+def lowered(program: torch.fx.GraphModule, image: Tensor) -> torch.fx.GraphModule:
+    """A copy with its layers as calls of integer kernels, as Inductor makes them."""
+    from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer  # noqa: F401
+
+    return lower_pt2e_quantized_to_x86(copy.deepcopy(program), (image,))
 
 
 def convolutions(twin: nn.Module, image: Tensor) -> int:
@@ -73,7 +78,8 @@ def measure(name: str, images: Images) -> Line:
     ).eval()
     image = images.validation[:1]
     twin = to_float(copy.deepcopy(qmodel)).eval()
-    program = lowered(qmodel, twin, image)
+    program = converted(qmodel, twin, image)
+    in_kernels = lowered(program, image)
     with config.patch(freezing=True):
         runs = [torch.compile(model) for model in (twin, program)]
         calls = [partial(run, image) for run in runs]
@@ -83,7 +89,7 @@ def measure(name: str, images: Images) -> Line:
     return {
         "network": name,
         "convolutions": convolutions(twin, image),
-        "integer": integer_convolutions(program),
+        "integer": integer_convolutions(in_kernels),
         "float_ms": in_float,
         "integer_ms": in_integers,
         "same_class": round(100 * (chosen == expected).float().mean().item(), 1),
