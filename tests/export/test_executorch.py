@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
 )
 
-PAGE = Path(__file__).parents[2] / "docs" / "torchao.md"
+PAGE = Path(__file__).parents[2] / "docs" / "executorch.md"
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 INTEGER = "conv2d", "linear"
 
