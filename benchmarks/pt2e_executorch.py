@@ -41,16 +41,15 @@ _OF_LAYERS = "quantized_decomposed.dequantize_per_channel"
 
 @torch.no_grad()
 def quantized(qmodel: nn.Module, chunks: Sequence[Tensor]) -> nn.Module:
-    """The model as XNNPACK takes it, for one image."""
+    """The model as XNNPACK takes it."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    image = chunks[0][:1]
     twin = to_float(copy.deepcopy(qmodel)).eval()
-    program = torch.export.export(twin, (image,)).module()
+    any_batch = ({0: torch.export.Dim.AUTO},)
+    program = torch.export.export(twin, (chunks[0],), dynamic_shapes=any_batch).module()
     prepared = prepare_pt2e(program, pt2e_quantizer(qmodel, xnnpack=True))
     for images in chunks:  # ranges of outputs
-        for each in images.split(1):
-            prepared(each)
+        prepared(images)
     return convert_pt2e(prepared)
 
 
