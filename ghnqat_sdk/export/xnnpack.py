@@ -40,7 +40,8 @@ def quantized_outputs(nodes: Any, inputs: dict[Any, Any]) -> dict[Any, Any]:
     for node in reversed(nodes):
         numbers = _read_as(node, inputs)
         if node.target in _ALIKE and numbers:
-            inputs[node] = dict.fromkeys(node.all_input_nodes, numbers)
+            tensors = [source for source in node.all_input_nodes if not _is_size(source)]
+            inputs[node] = dict.fromkeys(tensors, numbers)
         elif node.target in INTEGER_LAYERS and node.args[1] in inputs[node]:
             if [reader.target in _FUSED for reader in node.users] == [True]:
                 (node,) = node.users
@@ -49,6 +50,11 @@ def quantized_outputs(nodes: Any, inputs: dict[Any, Any]) -> dict[Any, Any]:
             if not numbers or len(node.users) > 1:
                 outputs[node] = numbers
     return outputs
+
+
+def _is_size(node: Any) -> bool:
+    """Whether a node is a number, such as the size of a batch in a program for any batch size."""
+    return isinstance(node.meta.get("val"), (int, torch.SymInt))
 
 
 def _read_as(node: Any, inputs: dict[Any, Any]) -> Any:
