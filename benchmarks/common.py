@@ -86,25 +86,32 @@ def median_ms(call: Callable[[], Any], repeats: int) -> float:
     return statistics.median(times)
 
 
-def turns_ms(calls: Sequence[Callable[[], Any]], turns: int, least_seconds: float) -> list[float]:
+def turns_ms(
+    calls: Sequence[Callable[[], Any]],
+    turns: int,
+    least_seconds: float,
+    clock: Callable[[], float] = time.thread_time,
+) -> list[float]:
     """Milliseconds of each call: medians of turns, of at least so many seconds, in which they take
-    place one after the other."""
+    place one after the other. By default of the processor: what else runs does not count."""
     taken: list[list[float]] = [[] for _ in calls]
     for call in calls:
         call()  # the first run allocates
     for _ in range(turns):
         for call, of_call in zip(calls, taken, strict=True):
-            of_call.append(_turn(call, turns, least_seconds))
+            of_call.append(_turn(call, turns, least_seconds, clock))
     return [round(statistics.median(each), 3) for each in taken]
 
 
-def _turn(call: Callable[[], Any], least: int, least_seconds: float) -> float:
+def _turn(
+    call: Callable[[], Any], least: int, least_seconds: float, clock: Callable[[], float]
+) -> float:
     """Median of the runs of one turn, of which there are at least so many."""
     runs: list[float] = []
     while sum(runs) < 1000 * least_seconds or len(runs) < least:
-        started = time.thread_time()  # of the processor: what else runs does not count
+        started = clock()
         call()
-        runs.append(1000 * (time.thread_time() - started))
+        runs.append(1000 * (clock() - started))
     return statistics.median(runs)
 
 

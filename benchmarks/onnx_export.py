@@ -13,66 +13,33 @@ import argparse
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import add_data, add_json, append, head, parser, read_lines, row, turns_ms, write_json
-from networks import classifier
+from exported import CHUNK, NETWORKS, TURNS, Images, classes, percent, predicted
 from torch import Tensor, nn
 
-from ghnqat_sdk import predict_quantized_params
-from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.export import export_onnx
 from ghnqat_sdk.export.onnx_graph import Graph, float_twin, fold_batch_norms, separate_constants
 from ghnqat_sdk.export.program import require_ranges, to_onnx, with_onnx_quantizers
 from ghnqat_sdk.export.runtime import integer_convolutions, runner, session_of
 
-NETWORKS = (
-    "torchvision/resnet18", "torchvision/resnet50", "torchvision/mobilenet_v2",
-    "torchvision/mobilenet_v3_small", "torchvision/efficientnet_b0",
-    "torchvision/shufflenet_v2_x1_0", "torchvision/googlenet", "torchvision/densenet121",
-    "torchvision/regnet_y_400mf", "timm/mobilenetv4_conv_small", "timm/ghostnet_100",
-    "timm/rexnet_100",
-)  # fmt: skip
 OURS = {"w8a8": ((8, 8), "int8"), "w4a8": ((4, 8), "int4")}
 KINDS = ("float", *OURS, "own")
 FACTS = "facts.jsonl"
 TIMES = "times.jsonl"
-TURNS = 5
 LEAST_SECONDS = 0.1
 """Of one turn of one file."""
-
-
-@dataclass(frozen=True)
-class Images:
-    """Normalized images (N, 3, S, S): to choose ranges with, and to classify."""
-
-    calibration: Tensor
-    validation: Tensor
-    labels: Tensor
-
-    @classmethod
-    def load(cls, root: str, size: int) -> Images:
-        train = load_images(root, "train").sample(128, seed=0)
-        held_out = load_images(root, "val").sample(500, seed=0)
-        return cls(enlarged(train, size), enlarged(held_out, size), held_out.labels)
-
-
-def enlarged(images: ImageSet, size: int) -> Tensor:
-    """Resized after decoding: decoding all of a folder at another size takes minutes."""
-    normal = images.normalise(images.images).contiguous()
-    resized = nn.functional.interpolate(normal, size=size, mode="bilinear", antialias=True)
-    return resized.contiguous()
 
 
 class Reader:
     """Calibration images as ONNX Runtime's quantizer asks for them."""
 
     def __init__(self, name: str, images: Tensor) -> None:
-        self.feeds: Iterator[dict[str, Any]] = ({name: x.numpy()} for x in images.split(64))
+        self.feeds: Iterator[dict[str, Any]] = ({name: x.numpy()} for x in images.split(CHUNK))
 
     def get_next(self) -> dict[str, Any] | None:
         return next(self.feeds, None)
@@ -109,25 +76,15 @@ def own_quantizer(source: Path, images: Tensor, target: Path) -> None:
     prepared.unlink()
 
 
-def classes_of(content: bytes, images: Tensor) -> Tensor:
-    """(N,) class that a file gives each image."""
-    run = runner(content)
-    return torch.cat([run((x,))[0].argmax(1) for x in images.split(50)])
-
-
 @torch.no_grad()
 def make(name: str, images: Images, folder: Path) -> dict[str, Any]:
     """Writes the files of a network; what they hold and what they answer."""
     folder.mkdir(parents=True, exist_ok=True)
     facts: dict[str, Any] = {"network": name}
     for kind, (bits, storage) in OURS.items():
-        torch.manual_seed(0)
-        chunks = images.calibration.split(64)
-        qmodel = predict_quantized_params(
-            classifier(name), bits, calibration=chunks, example_inputs=chunks[0][:2]
-        ).eval()
+        qmodel = predicted(name, bits, images)
         if "own" not in facts:
-            in_float = float_file(qmodel, chunks[0])
+            in_float = float_file(qmodel, images.chunks[0])
             (folder / "float.onnx").write_bytes(in_float)
             own_quantizer(folder / "float.onnx", images.calibration, folder / "own.onnx")
             own = (folder / "own.onnx").read_bytes()
@@ -138,20 +95,17 @@ def make(name: str, images: Images, folder: Path) -> dict[str, Any]:
 
 def _exported(qmodel: nn.Module, storage: Any, images: Images, path: Path) -> dict[str, Any]:
     report = export_onnx(qmodel, path, images.calibration, storage=storage)
-    expected = torch.cat([qmodel(x).argmax(1) for x in images.validation.split(50)])
-    chosen = classes_of(path.read_bytes(), images.validation)
+    run = runner(path.read_bytes())
+    expected = classes(qmodel, images.validation)
+    chosen = classes(lambda x: run((x,))[0], images.validation)
     return {
         "convolutions": report.convolutions,
         "fused": report.integer_convolutions,
         "size": round(report.size / report.float_size, 3),
-        "same_class": _percent(chosen == expected),
-        "top1_torch": _percent(expected == images.labels),
-        "top1": _percent(chosen == images.labels),
+        "same_class": percent(chosen == expected),
+        "top1_torch": images.right(expected),
+        "top1": images.right(chosen),
     }
-
-
-def _percent(which: Tensor) -> float:
-    return round(100 * which.float().mean().item(), 1)
 
 
 def times(folder: Path, size: int) -> dict[str, float]:

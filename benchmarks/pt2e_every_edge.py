@@ -15,27 +15,26 @@ from __future__ import annotations
 
 import argparse
 import copy
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
-from common import head, row, turns_ms
-from networks import classifier
-from onnx_export import Images, enlarged
-from pt2e_inductor import (
-    BITS,
-    LEAST_SECONDS,
-    TURNS,
+from common import head, row
+from exported import (
+    Images,
     Line,
-    convolutions,
-    integer_convolutions,
-    lowered,
+    classes,
+    enlarged,
     measure_networks,
     options_of,
+    percent,
+    predicted,
+    times_cells,
 )
+from pt2e_inductor import BITS, compiled, convolutions, integer_convolutions, lowered
 from torch import Tensor, nn
 
-from ghnqat_sdk import predict_quantized_params, to_float
+from ghnqat_sdk import to_float
 from ghnqat_sdk.data import load_images
 
 _BATCH = 50
@@ -71,54 +70,34 @@ def train(prepared: nn.Module, images: Tensor, labels: Tensor, steps: int, rate:
         schedule.step()
 
 
-@torch.no_grad()
-def classes(model: Callable[[Tensor], Tensor], images: Tensor, batch: int = _BATCH) -> Tensor:
-    return torch.cat([model(x).argmax(1) for x in images.split(batch)])
-
-
 def measure(
     name: str, images: Images, training: tuple[Tensor, Tensor], options: argparse.Namespace
 ) -> Line:
     """What one network gives."""
-    from torch._inductor import config
     from torchao.quantization.pt2e import disable_observer
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    torch.manual_seed(0)
-    torch._dynamo.reset()
-    chunks = images.calibration.split(64)
-    qmodel = predict_quantized_params(
-        classifier(name), BITS, calibration=chunks, example_inputs=chunks[0][:2]
-    ).eval()
+    qmodel = predicted(name, BITS, images)
     twin = to_float(copy.deepcopy(qmodel)).eval()
-
-    def right(chosen: Tensor) -> float:
-        return round(100 * (chosen == images.labels).float().mean().item(), 1)
-
-    line = {"network": name, "predicted": right(classes(qmodel, images.validation))}
-    prepared = prepared_for_qat(copy.deepcopy(twin), chunks[0])
+    line = {"network": name, "predicted": images.right(classes(qmodel, images.validation))}
+    prepared = prepared_for_qat(copy.deepcopy(twin), images.chunks[0])
     with torch.no_grad():
-        for chunk in chunks:  # ranges of every edge
+        for chunk in images.chunks:  # ranges of every edge
             prepared(chunk)
     prepared.apply(disable_observer)
-    line["rounded"] = right(classes(prepared, images.validation))
+    line["rounded"] = images.right(classes(prepared, images.validation))
     train(prepared, *training, options.steps, options.rate)
     trained = classes(prepared, images.validation)
-    line["trained"] = right(trained)
+    line["trained"] = images.right(trained)
 
-    image = images.validation[:1]
     program = convert_pt2e(prepared)
     with torch.no_grad():
-        in_kernels = lowered(program, image)
-    with config.patch(freezing=True), torch.no_grad():
-        runs = [torch.compile(model) for model in (twin, program)]
-        calls = [lambda run=run: run(image) for run in runs]
-        line["float_ms"], line["integer_ms"] = turns_ms(calls, TURNS, LEAST_SECONDS)
-        chosen = classes(runs[1], images.validation, batch=1)
+        in_kernels = lowered(program, images.one)
+    (line["float_ms"], line["integer_ms"]), chosen = compiled(twin, program, images)
     line |= {
-        "integers": right(chosen),
-        "same_class": round(100 * (chosen == trained).float().mean().item(), 1),
-        "convolutions": convolutions(twin, image),
+        "integers": images.right(chosen),
+        "same_class": percent(chosen == trained),
+        "convolutions": convolutions(twin, images.one),
         "integer": integer_convolutions(in_kernels),
         "left": sum("dequantize" in str(node.target) for node in in_kernels.graph.nodes),
     }
@@ -140,9 +119,7 @@ def table(lines: Sequence[Line]) -> str:
                     line["same_class"],
                     f"{line['integer']} of {line['convolutions']}",
                     line["left"],
-                    f"{line['float_ms']:.2f}",
-                    f"{line['integer_ms']:.2f}",
-                    f"{line['float_ms'] / line['integer_ms']:.2f}",
+                    *times_cells(line),
                 ]
             )
         )
@@ -150,17 +127,14 @@ def table(lines: Sequence[Line]) -> str:
 
 
 def main() -> None:
-    options = options_of(__doc__)
-    options.add_argument("--steps", type=int, default=60, help="of QAT, of 50 images")
-    options.add_argument("--rate", type=float, default=1e-3, help="of Adam")
-    options.add_argument("--images", type=int, default=2000, help="to train on")
-    chosen = options.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    images = Images.load(chosen.data, chosen.size)
-    train_set = load_images(chosen.data, "train").sample(chosen.images, seed=1)
-    training = enlarged(train_set, chosen.size), train_set.labels
-    measure_networks(chosen, lambda name: measure(name, images, training, chosen), table)
+    parser = options_of(__doc__)
+    parser.add_argument("--steps", type=int, default=60, help="of QAT, of 50 images")
+    parser.add_argument("--rate", type=float, default=1e-3, help="of Adam")
+    parser.add_argument("--images", type=int, default=2000, help="to train on")
+    options = parser.parse_args()
+    train_set = load_images(options.data, "train").sample(options.images, seed=1)
+    training = enlarged(train_set, options.size), train_set.labels
+    measure_networks(options, partial(measure, training=training, options=options), table)
 
 
 if __name__ == "__main__":

@@ -13,27 +13,34 @@ taskset -c 0 python benchmarks/pt2e_executorch.py --data data/cifar10 --lines ex
 from __future__ import annotations
 
 import copy
-import warnings
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from common import head, median_ms, row
-from networks import classifier
-from onnx_export import Images
-from pt2e_inductor import TURNS, Line, measure_networks, options_of
+from common import head, row, turns_ms
+from exported import (
+    TURNS,
+    Images,
+    Line,
+    classes,
+    measure_networks,
+    options_of,
+    percent,
+    predicted,
+    times_cells,
+)
 from torch import Tensor, nn
 
-from ghnqat_sdk import predict_quantized_params, to_float
+from ghnqat_sdk import to_float
 from ghnqat_sdk.export import pt2e_quantizer
 
 BITS = (4, 8)
-_REPEATS = 50
-"""Runs of one turn."""
+LEAST_SECONDS = 0.1
+"""Of one turn of one network."""
 _PRODUCTS = ("conv", "linear", "addmm")
 _OF_LAYERS = "quantized_decomposed.dequantize_per_channel"
 """What an exported model does once for each layer whose weight is integers."""
@@ -85,35 +92,27 @@ def runner(file: Path, program: Any) -> Callable[[Tensor], Tensor]:
 @torch.no_grad()
 def measure(name: str, images: Images) -> Line:
     """What one network gives."""
-    torch.manual_seed(0)
-    chunks = images.calibration.split(64)
-    qmodel = predict_quantized_params(
-        classifier(name), BITS, calibration=chunks, example_inputs=chunks[0][:2]
-    ).eval()
-    image = images.validation[:1]
-    twin = to_float(copy.deepcopy(qmodel)).eval()
-    model = quantized(qmodel, chunks)
-    targets = calls(model.graph)
-    program = lowered(model, image)
+    qmodel = predicted(name, BITS, images)
+    model = quantized(qmodel, images.chunks)
+    in_float = lowered(to_float(copy.deepcopy(qmodel)).eval(), images.one)
+    in_integers = lowered(model, images.one)
     with TemporaryDirectory() as folder:
         files = [Path(folder) / "float.pte", Path(folder) / "integers.pte"]
-        runs = [
-            runner(file, each)
-            for file, each in zip(files, (lowered(twin, image), program), strict=True)
-        ]
+        runs = list(map(runner, files, (in_float, in_integers)))
         sizes = [file.stat().st_size for file in files]
-        turns = [[median_ms(partial(run, image), _REPEATS) for run in runs] for _ in range(TURNS)]
-        chosen = torch.cat([runs[1](x.contiguous()).argmax(1) for x in images.validation.split(1)])
-    expected = torch.cat([qmodel(x).argmax(1) for x in images.validation.split(50)])
-    in_float, in_integers = (round(median(times), 3) for times in zip(*turns, strict=True))
+        timed = [partial(run, images.one) for run in runs]
+        # XNNPACK computes in threads of its own, whose time is that of the clock.
+        float_ms, integer_ms = turns_ms(timed, TURNS, LEAST_SECONDS, time.perf_counter)
+        chosen = classes(runs[1], images.validation, batch=1)
+    targets = calls(model.graph)
     return {
         "network": name,
         "layers": products(targets),
-        "integer": sum(_OF_LAYERS in target for target in targets) - left_outside(program),
+        "integer": sum(_OF_LAYERS in target for target in targets) - left_outside(in_integers),
         "size": round(sizes[1] / sizes[0], 3),
-        "float_ms": in_float,
-        "integer_ms": in_integers,
-        "same_class": round(100 * (chosen == expected).float().mean().item(), 1),
+        "float_ms": float_ms,
+        "integer_ms": integer_ms,
+        "same_class": percent(chosen == classes(qmodel, images.validation)),
     }
 
 
@@ -127,9 +126,7 @@ def table(lines: Sequence[Line]) -> str:
                     line["network"].partition("/")[2],
                     f"{line['integer']} of {line['layers']}",
                     f"{line['size']:.2f}",
-                    f"{line['float_ms']:.2f}",
-                    f"{line['integer_ms']:.2f}",
-                    f"{line['float_ms'] / line['integer_ms']:.2f}",
+                    *times_cells(line),
                     f"{line['same_class']:.1f}",
                 ]
             )
@@ -137,13 +134,5 @@ def table(lines: Sequence[Line]) -> str:
     return "\n".join(rows)
 
 
-def main() -> None:
-    options = options_of(__doc__).parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    images = Images.load(options.data, options.size)
-    measure_networks(options, lambda name: measure(name, images), table)
-
-
 if __name__ == "__main__":
-    main()
+    measure_networks(options_of(__doc__).parse_args(), measure, table)

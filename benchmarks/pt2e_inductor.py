@@ -13,28 +13,29 @@ python benchmarks/pt2e_inductor.py --data data/cifar10 --lines inductor.jsonl \\
 
 from __future__ import annotations
 
-import argparse
 import copy
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
-from common import add_data, add_json, append, head, parser, read_lines, row, turns_ms, write_json
-from networks import classifier
-from onnx_export import NETWORKS, Images
+from common import head, row, turns_ms
+from exported import (
+    TURNS,
+    Images,
+    Line,
+    classes,
+    measure_networks,
+    options_of,
+    percent,
+    predicted,
+    times_cells,
+)
 from torch import Tensor, nn
 
-from ghnqat_sdk import predict_quantized_params, to_float
+from ghnqat_sdk import to_float
 from ghnqat_sdk.export import pt2e_quantizer
 
-Line = dict[str, Any]
-Measure = Callable[[str], Line]
-
 BITS = (8, 8)
-TURNS = 5
 LEAST_SECONDS = 0.2
 """Of one turn of one network."""
 
@@ -66,33 +67,32 @@ def integer_convolutions(program: torch.fx.GraphModule) -> int:
 
 
 @torch.no_grad()
-def measure(name: str, images: Images) -> Line:
-    """What one network gives."""
+def compiled(twin: nn.Module, program: nn.Module, images: Images) -> tuple[list[float], Tensor]:
+    """Milliseconds of one image in float and in integers, and the classes that the latter give."""
     from torch._inductor import config
 
-    torch.manual_seed(0)
     torch._dynamo.reset()
-    chunks = images.calibration.split(64)
-    qmodel = predict_quantized_params(
-        classifier(name), BITS, calibration=chunks, example_inputs=chunks[0][:2]
-    ).eval()
-    image = images.validation[:1]
-    twin = to_float(copy.deepcopy(qmodel)).eval()
-    program = converted(qmodel, twin, image)
-    in_kernels = lowered(program, image)
     with config.patch(freezing=True):
         runs = [torch.compile(model) for model in (twin, program)]
-        calls = [partial(run, image) for run in runs]
-        in_float, in_integers = turns_ms(calls, TURNS, LEAST_SECONDS)
-        chosen = torch.cat([runs[1](x).argmax(1) for x in images.validation.split(1)])
-    expected = torch.cat([qmodel(x).argmax(1) for x in images.validation.split(50)])
+        times = turns_ms([partial(run, images.one) for run in runs], TURNS, LEAST_SECONDS)
+        return times, classes(runs[1], images.validation, batch=1)
+
+
+@torch.no_grad()
+def measure(name: str, images: Images) -> Line:
+    """What one network gives."""
+    qmodel = predicted(name, BITS, images)
+    twin = to_float(copy.deepcopy(qmodel)).eval()
+    program = converted(qmodel, twin, images.one)
+    in_kernels = lowered(program, images.one)
+    (in_float, in_integers), chosen = compiled(twin, program, images)
     return {
         "network": name,
-        "convolutions": convolutions(twin, image),
+        "convolutions": convolutions(twin, images.one),
         "integer": integer_convolutions(in_kernels),
         "float_ms": in_float,
         "integer_ms": in_integers,
-        "same_class": round(100 * (chosen == expected).float().mean().item(), 1),
+        "same_class": percent(chosen == classes(qmodel, images.validation)),
     }
 
 
@@ -105,9 +105,7 @@ def table(lines: Sequence[Line]) -> str:
                 [
                     line["network"].partition("/")[2],
                     f"{line['integer']} of {line['convolutions']}",
-                    f"{line['float_ms']:.2f}",
-                    f"{line['integer_ms']:.2f}",
-                    f"{line['float_ms'] / line['integer_ms']:.2f}",
+                    *times_cells(line),
                     f"{line['same_class']:.1f}",
                 ]
             )
@@ -115,39 +113,5 @@ def table(lines: Sequence[Line]) -> str:
     return "\n".join(rows)
 
 
-def measure_networks(
-    options: argparse.Namespace, measure: Measure, table: Callable[[Sequence[Line]], str]
-) -> None:
-    """Measure the networks that have no line yet, and print the table of all."""
-    done = {line["network"]: line for line in read_lines(options.lines)}
-    for name in options.networks:
-        if name not in done:
-            done[name] = measure(name)
-            append(options.lines, done[name])
-            print(done[name], flush=True)
-    lines = [done[name] for name in options.networks]
-    print(table(lines))
-    if options.json:
-        write_json(options.json, lines)
-
-
-def options_of(description: str | None) -> argparse.ArgumentParser:
-    options = parser(description)
-    add_data(options)
-    add_json(options)
-    options.add_argument("--lines", type=Path, required=True, help="file for what is measured")
-    options.add_argument("--networks", nargs="+", default=NETWORKS, help="of torchvision and timm")
-    options.add_argument("--size", type=int, default=64, help="side of the images in pixels")
-    return options
-
-
-def main() -> None:
-    options = options_of(__doc__).parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    images = Images.load(options.data, options.size)
-    measure_networks(options, lambda name: measure(name, images), table)
-
-
 if __name__ == "__main__":
-    main()
+    measure_networks(options_of(__doc__).parse_args(), measure, table)

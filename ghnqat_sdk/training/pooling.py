@@ -17,8 +17,8 @@ from ghnqat_sdk.training.depthwise import Geometry, depthwise
 
 
 def average_pool(module: nn.AvgPool2d, x: Tensor, compiled: bool = True) -> Tensor:
-    """What `module` computes of x (N, C, H, W), channels_last; its gradient by compiled kernels, or
-    by torch's."""
+    """What `module` computes of x (N, C, H, W), channels_last; on a GPU by compiled kernels, unless
+    `compiled` says no."""
     if module.ceil_mode or module.divisor_override is not None:
         return module(x)
     kernel, stride, padding = (

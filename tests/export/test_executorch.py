@@ -67,8 +67,9 @@ def quantized(bits) -> nn.Module:
     return model.eval()
 
 
-def converted(qmodel) -> nn.Module:
-    program = torch.export.export(to_float(copy.deepcopy(qmodel)).eval(), (IMAGES,))
+def converted(qmodel, dynamic_shapes=None) -> nn.Module:
+    twin = to_float(copy.deepcopy(qmodel)).eval()
+    program = torch.export.export(twin, (IMAGES,), dynamic_shapes=dynamic_shapes)
     prepared = prepare_pt2e(program.module(), pt2e_quantizer(qmodel, xnnpack=True))
     with torch.no_grad():
         prepared(IMAGES)
@@ -121,6 +122,32 @@ def test_pooled_and_joined_outputs_are_quantized_as_their_reader_is():
     assert (len(alike), len(read_once)) == (3, 2)
 
 
+class Shuffled(nn.Module):
+    """Channels that change places between two layers, by views for any number of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 3)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        images, _, *sides = x.shape
+        x = x.view(images, 2, 4, *sides).transpose(1, 2).reshape(images, 8, *sides)
+        return self.last(x).mean((2, 3))
+
+
+def test_programs_for_any_number_of_images_are_quantized():
+    torch.manual_seed(0)
+    qmodel = Shuffled()
+    to_fake_quantized(qmodel, (4, 8), ClippedRanges())
+    calibrate(qmodel, [IMAGES])
+    any_number = ({0: torch.export.Dim.AUTO},)
+    model = converted(qmodel.eval(), dynamic_shapes=any_number)
+    assert_near(model, qmodel)
+    with torch.no_grad():
+        assert model(IMAGES[:2]).shape == (2, 5)
+
+
 def test_inputs_of_other_bits_are_refused():
     with pytest.raises(ArgumentError, match="inputs of 8 bits, and 'stem' has 4"):
         converted(quantized((4, 4)))
@@ -156,8 +183,7 @@ def test_the_snippet_of_the_page_runs(tmp_path, monkeypatch):
     """`py` rather than `python`: ExecuTorch is no dependency of the other snippets."""
     pytest.importorskip("executorch")
     monkeypatch.chdir(tmp_path)
-    snippets = re.findall(r"^```py\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    (snippet,) = [text for text in snippets if "executorch" in text]
+    (snippet,) = re.findall(r"^```py\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     qmodel = quantized((4, 8))
     twin = to_float(copy.deepcopy(qmodel)).eval()
     known = {"torch": torch, "qmodel": qmodel, "twin": twin, "images": IMAGES}
