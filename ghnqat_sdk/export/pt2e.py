@@ -62,9 +62,9 @@ def pt2e_quantizer(qmodel: nn.Module, *, signed: bool = False, xnnpack: bool = F
     layers = require_calibrated_layers(qmodel, "pt2e_quantizer")
     _require_foldable(qmodel)
     try:
-        from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantizer
+        from torchao.quantization.pt2e.quantizer import Quantizer
 
-        spec = _spec_maker()
+        annotations = _annotator()
     except ImportError as error:
         raise ArgumentError(
             'torchao is not installed. Write pip install "ghnqat-sdk[torchao]".'
@@ -79,12 +79,8 @@ def pt2e_quantizer(qmodel: nn.Module, *, signed: bool = False, xnnpack: bool = F
                 if node.target in _CONVOLUTIONS | _TRANSPOSED
             }
             outputs = quantized_outputs(model.graph.nodes, inputs) if xnnpack else {}
-            for node in {*inputs, *outputs}:
-                node.meta["quantization_annotation"] = QuantizationAnnotation(
-                    input_qspec_map={x: spec(n) for x, n in inputs.get(node, {}).items()},
-                    output_qspec=spec(outputs[node]) if node in outputs else None,
-                    _annotated=True,
-                )
+            for node, annotation in annotations(inputs, outputs).items():
+                node.meta["quantization_annotation"] = annotation
             return model
 
         def validate(self, model: torch.fx.GraphModule) -> None:
@@ -126,6 +122,11 @@ class _Numbers:
     @property
     def affine(self) -> tuple[Tensor, Tensor]:
         return self.scale, self.zero_point
+
+    @property
+    def key(self) -> tuple[float, ...]:
+        """Equal where numbers are."""
+        return (self.lowest, self.highest, *torch.cat(self.affine).tolist())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -188,6 +189,35 @@ def _replace(model: Any, name: str, weight: Tensor) -> None:
     owner, _, last = name.rpartition(".")
     frozen = nn.Parameter(weight, requires_grad=False)
     setattr(model.get_submodule(owner), last, frozen)
+
+
+def _annotator() -> Any:
+    """A function from how nodes quantize their inputs and outputs to torchao's annotations."""
+    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, SharedQuantizationSpec
+
+    spec = _spec_maker()
+
+    def annotations(inputs: dict[Any, Any], outputs: dict[Any, Any]) -> dict[Any, Any]:
+        readers: dict[Any, Any] = {}
+
+        def of_input(source: Any, reader: Any, numbers: _Numbers | None) -> Any:
+            """Readers that quantize a value alike share one quantization of it."""
+            if numbers is None:
+                return None
+            first = readers.setdefault((source, numbers.key), reader)
+            return spec(numbers) if first is reader else SharedQuantizationSpec((source, first))
+
+        return {
+            node: QuantizationAnnotation(
+                input_qspec_map={x: of_input(x, node, n) for x, n in inputs.get(node, {}).items()},
+                output_qspec=spec(outputs[node]) if node in outputs else None,
+                allow_implicit_sharing=False,  # it does not ask for equal ranges
+                _annotated=True,
+            )
+            for node in dict.fromkeys((*inputs, *outputs))
+        }
+
+    return annotations
 
 
 def _spec_maker() -> Any:

@@ -34,7 +34,8 @@ def quantized_outputs(nodes: Any, inputs: dict[Any, Any]) -> dict[Any, Any]:
 
     Args:
         nodes: Of the exported model, in their order.
-        inputs: How each layer's inputs are quantized; gains what stands between layers.
+        inputs: How each layer's inputs are quantized; gains what stands between layers, with None
+            for what is read in float.
     """
     outputs: dict[Any, Any] = {}
     for node in reversed(nodes):
@@ -49,7 +50,25 @@ def quantized_outputs(nodes: Any, inputs: dict[Any, Any]) -> dict[Any, Any]:
                 numbers = _read_as(node, inputs)
             if not numbers or len(node.users) > 1:
                 outputs[node] = numbers
+    _read_alone(outputs, inputs)
     return outputs
+
+
+def _read_alone(outputs: dict[Any, Any], inputs: dict[Any, Any]) -> None:
+    """Have each reader of a quantized output dequantize it for itself.
+
+    XNNPACK takes a dequantization for part of the integer operation after it: what reads the same
+    one in float, such as the product with a gate beside the pooling before that gate, would be
+    given integers. What gives its result as it reads it needs the numbers of its result, and others
+    take those of the output.
+    """
+    for node, numbers in outputs.items():
+        for reader in node.users:
+            own = inputs.setdefault(reader, {})
+            if numbers or reader.target not in _ALIKE:
+                own[node] = None
+            else:
+                own.setdefault(node, None)
 
 
 def _is_size(node: Any) -> bool:
@@ -60,5 +79,5 @@ def _is_size(node: Any) -> bool:
 def _read_as(node: Any, inputs: dict[Any, Any]) -> Any:
     """How every reader of a node quantizes it, where that is the same."""
     found = [inputs.get(reader, {}).get(node) for reader in node.users]
-    same = None not in found and len({(*torch.cat(n.affine).tolist(),) for n in found}) == 1
+    same = None not in found and len({n.key for n in found}) == 1
     return found[0] if same else None

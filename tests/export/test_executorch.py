@@ -148,6 +148,38 @@ def test_programs_for_any_number_of_images_are_quantized():
         assert model(IMAGES[:2]).shape == (2, 5)
 
 
+class Gated(nn.Module):
+    """A result that is pooled for a gate, multiplied by the gate, and joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.gate = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+        self.last = nn.Conv2d(16, 5, 1)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        gated = x * torch.sigmoid(self.gate(F.adaptive_avg_pool2d(x, 1)))
+        return self.last(torch.cat((gated, x), 1)).mean((2, 3))
+
+
+def gated() -> nn.Module:
+    torch.manual_seed(0)
+    qmodel = Gated()
+    to_fake_quantized(qmodel, (4, 8), ClippedRanges())
+    calibrate(qmodel, [IMAGES])
+    return qmodel.eval()
+
+
+def test_each_reader_dequantizes_an_output_for_itself():
+    qmodel = gated()
+    model = converted(qmodel)
+    assert_near(model, qmodel)
+    steps = [node for node in model.graph.nodes if node_name(node) == "dequantize_per_tensor"]
+    readers = {node_name(reader) for node in steps for reader in node.users}
+    assert {"adaptive_avg_pool2d", "mul", "cat"} <= readers
+    assert [len(node.users) for node in steps] == [1] * len(steps)
+
+
 def test_inputs_of_other_bits_are_refused():
     with pytest.raises(ArgumentError, match="inputs of 8 bits, and 'stem' has 4"):
         converted(quantized((4, 4)))
@@ -163,20 +195,29 @@ def test_layers_without_integers_stay_in_float(bits):
 
 @pytest.mark.parametrize("bits", [(8, 8), (4, 8), (4, 32)])
 def test_the_lowered_program_agrees_with_the_model(bits, tmp_path):
+    qmodel = quantized(bits)
+    assert_near(lowered(qmodel, tmp_path / "model.pte"), qmodel)
+
+
+def test_the_lowered_program_of_a_gate_agrees_with_the_model(tmp_path):
+    qmodel = gated()
+    assert_near(lowered(qmodel, tmp_path / "model.pte"), qmodel)
+
+
+def lowered(qmodel, file):
+    """What a program of ExecuTorch does to images."""
     pytest.importorskip("executorch")
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
     from executorch.runtime import Runtime
 
-    qmodel = quantized(bits)
     program = torch.export.export(converted(qmodel), (IMAGES,))
-    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
-    outside = {str(node.target) for node in lowered.exported_program().graph.nodes}
+    edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+    outside = {str(node.target) for node in edge.exported_program().graph.nodes}
     assert not [name for name in outside if "convolution" in name or "addmm" in name]
-    file = tmp_path / "model.pte"
-    lowered.to_executorch().save(str(file))
+    edge.to_executorch().save(str(file))
     method = Runtime.get().load_program(file).load_method("forward")
-    assert_near(lambda images: method.execute([images])[0], qmodel)
+    return lambda images: method.execute([images])[0]
 
 
 def test_the_snippet_of_the_page_runs(tmp_path, monkeypatch):

@@ -159,6 +159,17 @@ def test_learned_steps_are_taken_over(no_search):
         assert (model(IMAGES) - qmodel(IMAGES)).abs().median() < 1e-5
 
 
+def test_readers_of_one_value_keep_ranges_of_their_own(no_search):
+    qmodel = quantized((4, 4))
+    with torch.no_grad():
+        log_scales = learn_steps(qmodel)
+        for number, log_scale in enumerate(log_scales):
+            log_scale += 0.1 * number
+    model = converted(qmodel, pt2e_quantizer(qmodel))
+    with torch.no_grad():
+        assert (model(IMAGES) - qmodel(IMAGES)).abs().median() < 1e-5
+
+
 def test_the_model_stays_as_it_is(no_search):
     qmodel = quantized((4, 4)).train()
     before = {name: tensor.clone() for name, tensor in qmodel.state_dict().items()}
