@@ -117,7 +117,7 @@ def digits() -> Images:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    everything = ImageSet.of(bunch.images, bunch.target, size=32)
+    everything = ImageSet.of(bunch.images, bunch.target, size=32, white=16)
     order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(0))
     train, val, test = (everything.take(part) for part in order.split((1000, 297, 500)))
     return Images(*(part.with_statistics_of(train) for part in (train, val, test)))

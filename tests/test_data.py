@@ -195,7 +195,7 @@ def test_unknown_split_is_refused(data):
 
 def test_data_of_other_libraries_is_normalised_by_its_own_statistics():
     dots = torch.tensor([[[0.0, 16.0], [0.0, 16.0]], [[8.0, 8.0], [8.0, 8.0]]])  # 16 is white
-    images = ImageSet.of(dots, [1, 0])
+    images = ImageSet.of(dots, [1, 0], white=16)
     assert images.images.shape == (2, 1, 2, 2)
     assert images.images.unique().tolist() == [0, 128, 255]
     assert images.classes == ("0", "1")
@@ -231,6 +231,64 @@ def test_pairs_of_tensors_are_read(data):
     images = ImageSet.of(iter(pairs))
     assert images.images.flatten(1).tolist() == [[0] * 48, [255] * 48]
     assert images.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("largest", "byte"), [(1.0, 128), (1.005, 128), (200.0, 0), (40000, 0), (0.4, 128)]
+)
+def test_white_does_not_depend_on_the_images(largest, byte):
+    values = torch.tensor([0.5, largest]).view(2, 1, 1)
+    assert ImageSet.of(values, [0, 1]).images.flatten()[0] == byte
+
+
+@pytest.mark.parametrize("largest", [16, 100.0, 1023, 70000])
+def test_values_that_leave_white_open_are_refused_and_white_can_be_given(largest):
+    values = torch.tensor([0, largest]).view(2, 1, 1)
+    with pytest.raises(ArgumentError, match=rf"{largest:g}, and white may be 1, 255, 65535"):
+        ImageSet.of(values, [0, 1])
+    assert ImageSet.of(values, [0, 1], white=largest).images.flatten().tolist() == [0, 255]
+    with pytest.raises(ArgumentError, match="less than the largest value"):
+        ImageSet.of(values, [0, 1], white=largest / 2)
+
+
+def test_pairs_may_have_their_channels_last_or_colours_by_number(data):
+    from PIL import Image
+
+    array = torch.randint(256, (9, 8, 8, 3), dtype=torch.uint8).numpy()
+    images = ImageSet.of([(each, row % 3) for row, each in enumerate(array)])
+    assert torch.equal(images.images, ImageSet.of(array, [0, 1, 2] * 3).images)
+    picture = Image.fromarray(array[0] // 64 * 64).convert("P", palette=Image.Palette.ADAPTIVE)
+    by_number = ImageSet.of([(picture, 0), (picture, 1)])
+    plain = ImageSet.of([(picture.convert("RGB"), 0), (picture.convert("RGB"), 1)])
+    assert torch.equal(by_number.images, plain.images)
+
+
+def test_images_of_16_bits_keep_their_brightness(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for label, value in (("dark", 257 * 10), ("bright", 257 * 200)):
+            (tmp_path / split / label).mkdir(parents=True)
+            pixels = np.full((8, 8), value, dtype=np.uint16)
+            Image.fromarray(pixels).save(tmp_path / split / label / "0.png")
+    images = load_images(tmp_path, "test", 8, channels=1)
+    assert images.classes == ("bright", "dark")
+    assert [each.unique().tolist() for each in images.images] == [[200], [10]]
+
+
+def test_folders_are_read_again_once_they_change_and_what_was_read_is_the_readers_own(
+    data, tmp_path
+):
+    shutil.copytree(data / "test", tmp_path / "test")
+    (tmp_path / "test" / ".thumbnails").mkdir()
+    first = load_images(tmp_path, "test")
+    assert ".thumbnails" not in first.classes
+    expected = first.images.clone()
+    first.images.zero_()
+    assert torch.equal(load_images(tmp_path, "test").images, expected)
+    shutil.copy(tmp_path / "test" / "cat" / "0003.jpg", tmp_path / "test" / "cat" / "more.jpg")
+    assert len(load_images(tmp_path, "test")) == len(first) + 1
 
 
 @pytest.mark.parametrize(

@@ -72,22 +72,25 @@ class ImageSet:
         *,
         classes: Sequence[str] | None = None,
         size: int | None = None,
+        white: float | None = None,
     ) -> ImageSet:
         """Images as other libraries hold them, normalized by their own statistics.
 
         Args:
             data: A torchvision data set, or any sequence of (image, label) where an image is a PIL
                 image or what `torch.as_tensor` takes; or, with `labels`, an array of all images:
-                (N, H, W), (N, H, W, C) or (N, C, H, W). Values are uint8, or floats between 0 and
-                any maximum.
+                (N, H, W), (N, H, W, C) or (N, C, H, W).
             labels: (N,) whole numbers from 0.
             classes: Names in the order of the labels; by default those of `data.classes`, or
                 numbers.
             size: Images of another size are resized to size × size; needed where they differ in
                 size.
+            white: The value of white, where 0 is black. By default 255 for uint8, and otherwise 1,
+                255 or 65535, if the largest value is above the half of it.
 
         Raises:
-            ArgumentError: no images, labels that do not fit, or arrays of no such shape.
+            ArgumentError: no images, labels that do not fit, arrays of no such shape, or values of
+                which it is not known what is white.
 
         Examples:
             >>> images = ImageSet.of(torch.rand(6, 8, 8), [0, 1, 2, 0, 1, 2], size=32)
@@ -96,9 +99,9 @@ class ImageSet:
         """
         if labels is None:
             classes = getattr(data, "classes", None) if classes is None else classes
-            images, labels = from_pairs(data, size)
+            images, labels = from_pairs(data, size, white)
         else:
-            images = from_array(data, size)
+            images = from_array(data, size, white)
         numbers = as_labels(labels, len(images))
         names = range(int(numbers.max()) + 1) if classes is None else classes
         return cls(images, numbers, tuple(map(str, names)), *statistics_of(images))
@@ -263,7 +266,8 @@ def _held_out(labels: Tensor, validation: bool) -> Tensor:
     chosen = []
     for label in labels.unique().tolist():
         of_class = (labels == label).nonzero().flatten()
-        held = min(VALIDATION_PER_CLASS, max(1, len(of_class) // 10))
+        alone = len(of_class) == 1  # then it is for training
+        held = 0 if alone else min(VALIDATION_PER_CLASS, max(1, len(of_class) // 10))
         cut = len(of_class) - held
         chosen.append(of_class[cut:] if validation else of_class[:cut])
     return torch.cat(chosen).sort().values

@@ -3,6 +3,7 @@ tensors."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -19,13 +20,18 @@ Labelled = tuple[Tensor, Tensor, tuple[str, ...]]
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's name for images of so many channels."""
 
+_File = tuple[Path, int, int]
+"""Path, time of its last change, and size."""
+
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+_OVERSHOOT = 1.01
+"""Resized images may be a little brighter than white."""
+
 _MOST_CHANNELS = 4  # of an array that may have its channels first or last
 
 
-@lru_cache(maxsize=2)  # "train" and "val" are cut from the same images
 def from_folder(folder: Path, size: int, channels: int) -> Labelled:
-    """Every image of `folder/<class>/`, decoded once.
+    """Every image of `folder/<class>/`, decoded once as long as the files stay as they are.
 
     Raises:
         DataError: a broken image, fewer than two classes, or other ones than the folder beside it
@@ -37,14 +43,20 @@ def from_folder(folder: Path, size: int, channels: int) -> Labelled:
         raise DataError(
             f"{str(folder)!r} and {str(other)!r} hold different classes; expected the same."
         )
-    paths = [_image_files(folder / name) for name in classes]
-    if sum(map(bool, paths)) < 2:
+    files = [_image_files(folder / name) for name in classes]
+    if sum(map(bool, files)) < 2:
         raise DataError(f"{str(folder)!r} holds fewer than two classes; expected <class>/*.jpg.")
-    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(p) for p in paths]))
-    images = torch.empty(len(labels), channels, size, size, dtype=torch.uint8)
-    for row, path in enumerate(path for of_class in paths for path in of_class):
+    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(f) for f in files]))
+    return _decoded(sum(files, ()), size, channels).clone(), labels, classes
+
+
+@lru_cache(maxsize=2)  # "train" and "val" are cut from the same images
+def _decoded(files: tuple[_File, ...], size: int, channels: int) -> Tensor:
+    """(N, C, H, W) uint8"""
+    images = torch.empty(len(files), channels, size, size, dtype=torch.uint8)
+    for row, (path, *_) in enumerate(files):
         images[row] = decode_image(path, (size, size), MODES[channels])
-    return images, labels, classes
+    return images
 
 
 def from_torchvision(root: Path, train: bool, size: int) -> Labelled:
@@ -80,11 +92,12 @@ def download_cifar10(root: str | Path) -> None:
         ) from error
 
 
-def from_pairs(pairs: Any, size: int | None) -> tuple[Tensor, list[Any]]:
+def from_pairs(pairs: Any, size: int | None, white: float | None) -> tuple[Tensor, list[Any]]:
     """Images (N, C, H, W) uint8 and their labels, from a sequence of (image, label).
 
     Raises:
-        ArgumentError: no pairs, or images of different sizes and no `size`.
+        ArgumentError: no pairs, images of different sizes and no `size`, or values of which it is
+            not known what is white.
     """
     images, labels = [], []
     for pair in _entries(pairs):
@@ -103,14 +116,15 @@ def from_pairs(pairs: Any, size: int | None) -> tuple[Tensor, list[Any]]:
         )
     if not images[0].ndim == 3:
         raise ArgumentError(f"An image has shape {tuple(images[0].shape)}; expected (C, H, W).")
-    return _resized(_as_bytes(torch.stack(images)), size), labels
+    return _resized(_as_bytes(torch.stack(images), white), size), labels
 
 
-def from_array(array: Any, size: int | None) -> Tensor:
+def from_array(array: Any, size: int | None, white: float | None) -> Tensor:
     """(N, C, H, W) uint8 of an array (N, H, W), (N, H, W, C) or (N, C, H, W).
 
     Raises:
-        ArgumentError: an array of another shape, or values that are negative or not finite.
+        ArgumentError: an array of another shape, values that are negative or not finite, or of
+            which it is not known what is white.
     """
     images = torch.as_tensor(array)
     if images.ndim == 3:
@@ -120,9 +134,13 @@ def from_array(array: Any, size: int | None) -> Tensor:
             f"Images are of shape {tuple(images.shape)}; expected (N, H, W), (N, H, W, C) or "
             f"(N, C, H, W). Write images.reshape(-1, height, width) for rows of pixels."
         )
-    if images.shape[3] <= _MOST_CHANNELS < images.shape[1]:
-        images = images.permute(0, 3, 1, 2)
-    return _resized(_as_bytes(images.contiguous()), size)
+    return _resized(_as_bytes(_channels_first(images).contiguous(), white), size)
+
+
+def _channels_first(images: Tensor) -> Tensor:
+    """(…, C, H, W) of that or of (…, H, W, C)."""
+    last = images.shape[-1] <= _MOST_CHANNELS < images.shape[-3]
+    return images.movedim(-1, -3) if last else images
 
 
 def as_labels(labels: Any, count: int) -> Tensor:
@@ -157,17 +175,21 @@ def _single(image: Any, size: int | None) -> Tensor:
     """(C, H, W) of a PIL image or an array, of a whole number or a floating-point type."""
     if not hasattr(image, "getbands"):
         array = torch.as_tensor(image)
-        return array[None] if array.ndim == 2 else array
+        if array.ndim != 3:
+            return array[None] if array.ndim == 2 else array
+        return _channels_first(array)
     from torchvision.transforms.functional import pil_to_tensor
 
+    if image.mode in ("P", "PA"):  # numbers of colours
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     if size is not None and image.size != (size, size):
         image = image.resize((size, size))
     return pil_to_tensor(image)
 
 
-def _as_bytes(images: Tensor) -> Tensor:
-    """uint8 as it is; other values from 0 to 255, where the largest one, at least 1, is white."""
-    if images.dtype == torch.uint8:
+def _as_bytes(images: Tensor, white: float | None) -> Tensor:
+    """uint8 as it is unless something else is white; other values from 0 to 255."""
+    if images.dtype == torch.uint8 and white is None:
         return images
     values = images.double()
     if not values.isfinite().all() or values.min() < 0:
@@ -175,8 +197,31 @@ def _as_bytes(images: Tensor) -> Tensor:
             "Images hold negative values, NaN or infinity; expected brightness from 0. Pass them "
             "before they are normalized."
         )
-    white = max(1.0, values.max().item())
-    return (values * (255 / white)).round().to(torch.uint8)
+    largest = values.max().item()
+    white = _white(largest) if white is None else white
+    if not 0 < white < math.inf or largest > white * _OVERSHOOT:
+        raise ArgumentError(
+            f"white={white!r} is less than the largest value of the images, {largest:g}, or no "
+            f"positive number. Write the value of white, such as white={_least_power(largest)}."
+        )
+    return (values * (255 / white)).round().clamp_(max=255).to(torch.uint8)
+
+
+def _white(largest: float) -> float:
+    """What is white where the largest value is as given. It must not depend on the images: those
+    for training and those for testing have to be read alike."""
+    for white in (1, 255, 65535):
+        if white / 2 < largest <= white * _OVERSHOOT or largest <= white == 1:
+            return white
+    raise ArgumentError(
+        f"The largest value of the images is {largest:g}, and white may be 1, 255, 65535 or "
+        f"something else. Write ImageSet.of(…, white={_least_power(largest)}), or another number."
+    )
+
+
+def _least_power(largest: float) -> int:
+    """1, 2, 4, …"""
+    return 2 ** math.ceil(math.log2(max(1.0, largest)))
 
 
 def _resized(images: Tensor, size: int | None) -> Tensor:
@@ -188,28 +233,44 @@ def _resized(images: Tensor, size: int | None) -> Tensor:
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    """Names of its folders; hidden ones are of other programs."""
+    entries = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    return tuple(sorted(entry.name for entry in entries if entry.is_dir()))
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+def _image_files(folder: Path) -> tuple[_File, ...]:
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    facts = [(path, path.stat()) for path in paths if not path.name.startswith(".")]
+    return tuple((path, each.st_mtime_ns, each.st_size) for path, each in facts)
 
 
 def decode_image(path: Path, size: tuple[int, int], mode: str) -> Tensor:
     """(C, H, W) uint8, resized to the height and width of `size`; `mode` is Pillow's.
 
     Raises:
-        DataError: it is no image, or a broken one.
+        DataError: it is no image, a broken one, or one of numbers without a largest one.
     """
     from PIL import Image
     from torchvision.transforms.functional import pil_to_tensor
 
     try:
         with Image.open(path) as file:
-            image = file.convert(mode)
-    except OSError as error:
+            image = _of_8_bits(file).convert(mode)
+    except Exception as error:  # Pillow has many for broken files
         raise DataError(
             f"{str(path)!r} is not a readable image ({error}). Remove or replace the file."
         ) from error
     width_height = size[::-1]
     return pil_to_tensor(image if image.size == width_height else image.resize(width_height))
+
+
+def _of_8_bits(image: Any) -> Any:
+    """A Pillow image whose values are bytes: of 16 bits it would keep those up to 255 alone."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floats, of which none is known to be white")
+    if not image.mode.startswith("I"):
+        return image
+    levels = image.convert("I")
+    if levels.getextrema()[1] > 65535:
+        raise ValueError("its pixels have more than 16 bits, of which none is known to be white")
+    return levels.point(lambda value: value * (1 / 257)).convert("L")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -26,6 +26,10 @@ ARITHMETIC = {
 }  # fmt: skip
 _UNIT = {"HardSigmoid", "Sigmoid"}
 """Operations whose outputs lie between 0 and 1, whatever the images."""
+
+_UNEVEN = 16
+"""How many times wider than one of its inputs a concatenation may be to be made on its levels: half
+of the 8 bits are left for that input."""
 
 _NEARLY = 1 + 1e-6  # a scale in float32 need not give back the end of its range
 
@@ -98,7 +102,8 @@ def plan_edges(
         ArgumentError: a pattern in `float_edges` that no value has.
     """
     _require_known(graph, given, float_edges)
-    integer = _integer_nodes(graph, given, float_edges)
+    uneven = _uneven(graph, given, inputs, float_edges)
+    integer = _integer_nodes(graph, given, float_edges, uneven)
     edges = _edges_of(graph, integer, given, float_edges)
     activations = {n.output[0]: n for n in graph.nodes if n.op_type in ACTIVATIONS}
     before = {n.input[0] for name, n in activations.items() if name in edges}
@@ -141,8 +146,50 @@ def data_inputs(graph: Graph, node: Any) -> list[str]:
     return [name for name in node.input if name]
 
 
-def _integer_nodes(graph: Graph, given: Given, float_edges: Sequence[str]) -> set[str]:
-    """Outputs of the layers, and of what lies around them and has an integer form."""
+def _uneven(
+    graph: Graph, given: Given, inputs: Sequence[Tensor], float_edges: Sequence[str]
+) -> set[str]:
+    """Concatenations on whose levels one of their inputs would have few left.
+
+    Where layers alone read the result, they read it on such levels in any case.
+    """
+    integer = _integer_nodes(graph, given, float_edges)
+    joins = {
+        node.output[0]: [*node.input]
+        for node in graph.nodes
+        if node.op_type == "Concat" and node.output[0] in integer
+        if not _read_by_layers(graph, node.output[0], given)
+    }
+    seen = observed_ranges(graph, inputs, sorted({n for names in joins.values() for n in names}))
+
+    def uneven(names: list[str]) -> bool:
+        widths = [max(0.0, seen[name][1]) - min(0.0, seen[name][0]) for name in names]
+        return max(widths) > _UNEVEN * min((w for w in widths if w > 0), default=1.0)
+
+    return {output for output, names in joins.items() if uneven(names)}
+
+
+def _read_by_layers(graph: Graph, name: str, given: Given) -> bool:
+    """Whether 8-bit layers alone read a value, as it is or moved."""
+    readers = graph.readers()
+    waiting = [name]
+    while waiting:
+        name = waiting.pop()
+        if name in graph.outputs:
+            return False
+        for node in readers.get(name, []):
+            if node.op_type in MOVES:
+                waiting.extend(node.output)
+            elif node.output[0] not in given.layers:
+                return False
+    return True
+
+
+def _integer_nodes(
+    graph: Graph, given: Given, float_edges: Sequence[str], left_out: Collection[str] = ()
+) -> set[str]:
+    """Outputs of the layers, and of what lies around them and has an integer form, but for nodes
+    that are left out."""
     floats = _float_values(graph)
     candidates: dict[str, Any] = {}
     for node in graph.nodes:
@@ -150,7 +197,7 @@ def _integer_nodes(graph: Graph, given: Given, float_edges: Sequence[str]) -> se
         if output in given.layers:
             candidates[output] = node
             continue
-        if node.op_type not in MOVES | ARITHMETIC | ACTIVATIONS:
+        if node.op_type not in MOVES | ARITHMETIC | ACTIVATIONS or output in left_out:
             continue
         values = [*data_inputs(graph, node), *node.output]
         if node.op_type in ACTIVATIONS:
@@ -259,8 +306,17 @@ def _range_of(
         elif not moves or not all(moves):
             needed.append(_useful(seen[name], readers.get(name, [])))
     low, high = min(low for low, _ in needed), max(high for _, high in needed)
-    lowest = min(seen[name][0] for name in group)
-    return (0.0 if lowest >= 0 else min(low, 0.0)), max(high, 0.0)
+    moved = {output for node in graph.nodes if node.op_type in MOVES for output in node.output}
+    made = [makers.get(name) for name in group if name not in moved & integer]
+    never_negative = all(node is not None and _is_never_negative(graph, node) for node in made)
+    return (0.0 if never_negative else min(low, 0.0)), max(high, 0.0)
+
+
+def _is_never_negative(graph: Graph, node: Any) -> bool:
+    """Whether an activation gives nothing below 0, whatever the images."""
+    if node.op_type == "Clip":
+        return bool(node.input[1]) and graph.read(node.input[1]).item() >= 0
+    return node.op_type == "Relu" or node.op_type in _UNIT
 
 
 def _useful(range_: Range, readers: list[Any]) -> Range:

@@ -40,6 +40,7 @@ from ghnqat_sdk.export.runtime import (
     require_opset,
     runner,
 )
+from ghnqat_sdk.export.sizes import holding
 from ghnqat_sdk.export.storage import pack
 from ghnqat_sdk.files import write_atomically
 from ghnqat_sdk.qat import fix_steps
@@ -105,7 +106,8 @@ def export_onnx(
     require_ranges(bare, inputs)
     values = [*inputs.values()] if isinstance(inputs, dict) else [*inputs]
     with on_cpu_by_default():
-        proto = to_onnx(with_onnx_quantizers(bare, inputs), inputs, opset)
+        holds = holding(bare, inputs)
+        proto = to_onnx(with_onnx_quantizers(bare, inputs), inputs, opset, holds)
         made = _integer_form(Graph(proto), values, storage, float_edges)
         _write_facts(made.graph.model, values, images)
         report = _checked(made, target, values, expected, opset, timing)

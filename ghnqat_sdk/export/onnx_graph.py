@@ -134,8 +134,7 @@ def rename_values(graph: Graph) -> None:
             if name in kept or not name:
                 continue
             plain = ".".join(part for part in (scope, node.op_type.lower()) if part)
-            count[plain] += 1
-            names[name] = plain if count[plain] == 1 else f"{plain}_{count[plain]}"
+            names[name] = _next_name(plain, count, kept)
             node.output[place] = names[name]
         node.name = ""
         node.ClearField("doc_string")
@@ -149,6 +148,15 @@ def rename_values(graph: Graph) -> None:
         *graph.model.graph.value_info,
     ):
         info.ClearField("metadata_props")
+
+
+def _next_name(plain: str, count: Counter[str], taken: Collection[str]) -> str:
+    """relu, relu_2, relu_3, …, but for those that inputs and outputs have."""
+    while True:
+        count[plain] += 1
+        name = plain if count[plain] == 1 else f"{plain}_{count[plain]}"
+        if name not in taken:
+            return name
 
 
 def separate_constants(graph: Graph) -> None:

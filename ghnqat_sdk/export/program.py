@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -174,8 +174,13 @@ def _other(x: Tensor) -> Tensor:
     return x / 2 if x.is_floating_point() else x
 
 
-def to_onnx(model: nn.Module, inputs: Inputs, opset: int) -> Any:
+def to_onnx(
+    model: nn.Module, inputs: Inputs, opset: int, holds: Callable[[Any, tuple[int, ...]], bool]
+) -> Any:
     """A ModelProto for any batch size, and for any height and width where the model takes them.
+
+    torch may take a size for a constant, such as the window of an adaptive pooling or the branch
+    of a condition: `holds` says whether a proto is right when such dimensions vary.
 
     Raises:
         ArgumentError: torch cannot export the model.
@@ -190,9 +195,12 @@ def to_onnx(model: nn.Module, inputs: Inputs, opset: int) -> Any:
     for dimensions in _DYNAMIC:
         shapes = [_varying(x, dimensions) for x in (*args, *kwargs.values())]
         try:
-            return _exported(model, args, kwargs, shapes, opset)
+            proto = _exported(model, args, kwargs, shapes, opset)
         except Exception as error:  # whatever the exporter meets in the user's model
             errors.append(error)
+            continue
+        if not dimensions or holds(proto, dimensions):
+            return proto
     cause = errors[-1].__cause__ or errors[-1]
     reason = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
     raise ArgumentError(

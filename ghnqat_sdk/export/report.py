@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ghnqat_sdk.errors import ExportError
@@ -38,7 +39,8 @@ class Agreement:
         largest_difference: Between two outputs.
         largest_output: Largest absolute output, to compare with.
         same_class: Share of the images whose largest output is the same, from 0 to 1.
-        relative_error: Sum of squared differences over that of squared outputs.
+        relative_error: Sum of squared differences over that of squared outputs; where the model has
+            several outputs, of the worst of them.
         images: In the batch.
     """
 
@@ -63,13 +65,12 @@ class Agreement:
         pairs = list(zip(got, expected, strict=True))
         count = len(expected[0]) if expected[0].ndim else 1
         chosen = [each[0].reshape(count, -1).argmax(1) for each in (got, expected)]
-        squares = sum(wanted.square().sum().item() for wanted in expected)
-        error = sum((one - other).square().sum().item() for one, other in pairs)
+        errors = [_relative_error(*pair) for pair in pairs]
         return cls(
             largest_difference=max((one - other).abs().max().item() for one, other in pairs),
             largest_output=max(wanted.abs().max().item() for wanted in expected),
             same_class=(chosen[0] == chosen[1]).float().mean().item(),
-            relative_error=error / max(squares, 1e-30),
+            relative_error=torch.tensor(errors).max().item(),  # NaN where one is
             images=count,
         )
 
@@ -84,6 +85,10 @@ class Agreement:
             f"{self.largest_difference:.2g} where the largest output is {self.largest_output:.2g}, "
             f"the same class for {100 * self.same_class:.1f} %"
         )
+
+
+def _relative_error(got: Tensor, expected: Tensor) -> float:
+    return (got - expected).square().sum().item() / max(expected.square().sum().item(), 1e-30)
 
 
 @dataclass(frozen=True)

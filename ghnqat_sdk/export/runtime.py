@@ -60,7 +60,7 @@ def new_session(model: bytes | str, *, optimized: Path | None = None, threads: i
     """
     runtime = runtime_package()
     options = runtime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised
     options.intra_op_num_threads = threads
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)

@@ -178,3 +178,34 @@ def test_activations_of_few_bits_are_simulated(quantized, images, tmp_path):
     report = export_onnx(quantized(network("residual"), (4, 4)), tmp_path / "m.onnx", images)
     assert (report.integer_convolutions, report.simulated, report.edges) == (0, 4, {})
     assert "simulated in float: 4 layers" in str(report)
+
+
+class Detector(nn.Module):
+    """Boxes in pixels beside scores from 0 to 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.box, self.score = conv_norm(3, 8), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        return torch.cat([self.box(x).sigmoid() * 640, self.score(x).sigmoid()], 1)
+
+
+def test_a_concatenation_keeps_its_small_part(quantized, images, tmp_path):
+    qmodel = quantized(Detector(), (8, 8))
+    report = export_onnx(qmodel, tmp_path / "model.onnx", images)
+    assert report.integer_convolutions == report.convolutions == 3
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    (outputs,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        scores = qmodel(images)[:, 4:]
+    error = (torch.from_numpy(outputs)[:, 4:] - scores).square().mean()
+    assert error < 1e-3 * scores.var()
+
+
+def test_the_range_of_the_images_is_that_of_the_calibration(quantized, images, tmp_path):
+    qmodel = quantized(Residual(), (8, 8))
+    bright = export_onnx(qmodel, tmp_path / "model.onnx", images.abs())
+    assert bright.edges["x"] == export_onnx(qmodel, tmp_path / "other.onnx", images).edges["x"]
+    assert bright.edges["x"][0] < 0
