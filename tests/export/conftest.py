@@ -12,6 +12,12 @@ Quantized = Callable[..., nn.Module]
 RANGES = ClippedRanges()
 
 
+@pytest.fixture(autouse=True)
+def same_networks() -> None:
+    """Networks of a test have the same weights in every run."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def images() -> Tensor:
     """Of different contrast, so that their means differ."""
