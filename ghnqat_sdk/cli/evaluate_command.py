@@ -128,18 +128,18 @@ def _images_for(split: str) -> str:
 
 def _evaluation(options: Namespace, networks: Sequence[Architecture]) -> tuple[int, Evaluation]:
     """Number of images, and the accuracies on them."""
-    from ghnqat_sdk.data import load_images
+    from ghnqat_sdk.data import load_images_like
     from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
     from ghnqat_sdk.training.evaluation import calibration_batches, evaluate_graphs
 
     with working("loading the hypernetwork"), hub_names():
         hypernetwork = load_pretrained(options.hypernetwork, revision=options.revision)
     with working("loading images"):
-        images = load_images(options.data, _images_for(options.split)).sample(
-            options.images, options.seed
-        )
+        like = hypernetwork.config.images
+        images = load_images_like(like, options.data, _images_for(options.split))
+        images = images.sample(options.images, options.seed)
         calibrated = options.protocol == "calibrated"
-        batches = calibration_batches(options.data, options.seed) if calibrated else None
+        batches = calibration_batches(options.data, options.seed, like=like) if calibrated else None
     what = "{} W{}/A{}".format(options.split, *options.bits)
     result = evaluate_graphs(
         hypernetwork,

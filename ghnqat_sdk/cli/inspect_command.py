@@ -15,6 +15,7 @@ from ghnqat_sdk.cli.models import (
     add_model,
     build_model,
     check_prediction,
+    hub_names,
     predicted,
     traced,
 )
@@ -178,12 +179,17 @@ def _random_batch(call: Call) -> tuple[Any, str]:
 def _calibrated_on(options: Namespace, qmodel: nn.Module) -> tuple[Any, str]:
     """Validation images of the folder, of the size that --input says, after calibration on training
     images."""
-    from ghnqat_sdk.data import load_images
+    from ghnqat_sdk.data import load_images_like
+    from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
     from ghnqat_sdk.quantization.calibrate import calibrate
 
     size = _image_size(options.input)
+    with hub_names():
+        like = load_pretrained(options.hypernetwork, revision=options.revision).config.images
     with working("loading images"):
-        train, validation = (load_images(options.data, split, size) for split in ("train", "val"))
+        train, validation = (
+            load_images_like(like, options.data, split, size) for split in ("train", "val")
+        )
     calibration = train.sample(512, seed=0)
     calibrate(qmodel, calibration.batches(64))
     ((images, _),) = validation.sample(64, seed=0).batches(64)

@@ -48,7 +48,9 @@ def add_rank(commands: Any) -> None:
         "--data", type=IMAGES, required=True, help="image folder (train/<class>/*.jpg)"
     )
     parser.add_argument(
-        "--size", type=Whole(8, 512), default=32, help="side of the images (default: 32)"
+        "--size",
+        type=Whole(8, 512),
+        help="side of the images (default: that of the hypernetwork's, 32 of the one that ships)",
     )
     parser.add_argument(
         "--images",
@@ -131,15 +133,18 @@ def _rank(options: Namespace) -> None:
 
 
 def _ranking(options: Namespace) -> Ranking:
-    from ghnqat_sdk.data import load_images
+    from ghnqat_sdk.data import load_images_like
     from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
     from ghnqat_sdk.search.ranking import rank_architectures
 
     with working("loading the hypernetwork"), hub_names():
         hypernetwork = load_pretrained(options.hypernetwork, revision=options.revision)
+    like = hypernetwork.config.images
     with working("loading images"):
         images, held_out = (
-            load_images(options.data, split, options.size).sample(options.images, options.seed)
+            load_images_like(like, options.data, split, options.size).sample(
+                options.images, options.seed
+            )
             for split in ("train", "val")
         )
     networks: list[Any] = [(name, build_model(name, len(images.classes))) for name in options.model]

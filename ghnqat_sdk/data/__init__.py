@@ -5,17 +5,19 @@ reading.py  images from folders, files and data sets
 moves.py    flips and shifts
 """
 
-from ghnqat_sdk.data.images import DataConfig, ImageSet, load_images
+from ghnqat_sdk.data.images import DataConfig, ImageSet, Known, load_images, load_images_like
 from ghnqat_sdk.data.moves import Moves, draw_moves, move_images, take_cells
 from ghnqat_sdk.data.reading import download_cifar10
 
 __all__ = [
     "DataConfig",
     "ImageSet",
+    "Known",
     "Moves",
     "download_cifar10",
     "draw_moves",
     "load_images",
+    "load_images_like",
     "move_images",
     "take_cells",
 ]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -203,6 +203,29 @@ class DataConfig(BaseModel):
         """As `load_images`, with this size and these statistics."""
         images = load_images(root, split, self.size)
         return dataclasses.replace(images, mean=self.mean, std=self.std)
+
+
+class Known(Protocol):
+    """What images were like, such as `hypernetwork.config.images`."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
+
+
+def load_images_like(
+    known: Known, root: str | Path, split: str, size: int | None = None
+) -> ImageSet:
+    """As `load_images`, normalized as known ones were, and of their size unless another is given.
+
+    Raises:
+        DataError, ArgumentError: as `load_images`.
+    """
+    images = load_images(root, split, known.size if size is None else size)
+    return dataclasses.replace(images, mean=known.mean, std=known.std)
 
 
 def load_images(

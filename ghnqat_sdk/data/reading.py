@@ -23,7 +23,7 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _File = tuple[Path, int, int]
 """Path, time of its last change, and size."""
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _OVERSHOOT = 1.01
 """Resized images may be a little brighter than white."""
 

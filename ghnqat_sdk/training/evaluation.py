@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS, Pair
 from ghnqat_sdk.choices import Protocol
-from ghnqat_sdk.data import ImageSet, load_images
+from ghnqat_sdk.data import DataConfig, ImageSet, Known, load_images_like
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.annotate import input_layers
 from ghnqat_sdk.graph.graph import ComputationGraph
@@ -55,12 +55,13 @@ class EvaluatedNetwork:
 
 
 def evaluated_network(
-    architecture: Architecture, bits: Pair, ranges: Ranges, num_classes: int
+    architecture: Architecture, bits: Pair, ranges: Ranges, num_classes: int, size: int = 32
 ) -> EvaluatedNetwork:
-    """Build, trace and fake-quantize `architecture` without allocating its parameters."""
+    """Build, trace at a size of images and fake-quantize `architecture` without allocating its
+    parameters."""
     with torch.device("meta"):
         model = architecture.build(num_classes)
-        image = torch.empty(2, 3, 32, 32)
+        image = torch.empty(2, 3, size, size)
     graph = trace(model, image).with_bits(bits)
     first = input_layers(graph, quantizable_layers(model))
     to_fake_quantized(model, bits, ranges, inputs=first, warn=False)
@@ -101,9 +102,15 @@ class Evaluation:
         return asdict(self)
 
 
-def calibration_batches(root: str | Path, seed: int, count: int = 512) -> list[Tensor]:
-    """Training images of a data folder for the calibrated protocol, in batches of 64."""
-    images = load_images(root, "train").sample(count, seed)
+_AS_CIFAR10 = DataConfig()
+
+
+def calibration_batches(
+    root: str | Path, seed: int, count: int = 512, like: Known = _AS_CIFAR10
+) -> list[Tensor]:
+    """Training images of a data folder for the calibrated protocol, in batches of 64, read as those
+    of a hypernetwork were."""
+    images = load_images_like(like, root, "train").sample(count, seed)
     return [batch for batch, _ in images.batches(PAPER_BATCH)]
 
 
@@ -192,7 +199,8 @@ def evaluate_architecture(
             f"{hypernetwork.config.num_classes}. Give images of the classes that it was trained on."
         )
     config = hypernetwork.config
-    network = evaluated_network(architecture, settings[0], config.ranges, config.num_classes)
+    size, classes = config.images.size, config.num_classes
+    network = evaluated_network(architecture, settings[0], config.ranges, classes, size)
     accuracies = []
     for bits in settings:
         model = _predicted_model(hypernetwork, network.at(bits), told or bits, device)

@@ -5,7 +5,12 @@ import json
 import pytest
 
 from ghnqat_sdk.cli.main import main
+from ghnqat_sdk.data import ImageSet
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, TrainingImages
 from ghnqat_sdk.hypernetwork.pretrained import save_pretrained
+from ghnqat_sdk.search import ranking
+from ghnqat_sdk.training import evaluation
 
 NETWORKS = ["deepnets/id/20", "families/test/3"]
 
@@ -46,6 +51,34 @@ def test_results_are_kept_and_a_picture_is_drawn(rank, tmp_path):
     again = rank(*NETWORKS, "--results", str(results), "--plot", str(plot))
     assert (first, known) == (again, results.read_text())
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [
+        (("rank", NETWORKS[0], "--images", "40"), ranking),
+        (("evaluate", "--graphs", "1", "--images", "20"), evaluation),
+    ],
+)
+def test_images_are_read_as_those_of_the_hypernetwork(
+    command, module, small, tmp_path, data, monkeypatch
+):
+    known = TrainingImages(size=24, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    other = GraphHypernetwork(small.config.model_copy(update={"images": known}))
+    save_pretrained(other, tmp_path / "other")
+    taken = []
+
+    def noted(*arguments, **settings):
+        taken.extend(x for x in (*arguments, *settings.values()) if isinstance(x, ImageSet))
+        raise ArgumentError("seen")
+
+    name = {"rank": "rank_architectures", "evaluate": "evaluate_graphs"}[command[0]]
+    monkeypatch.setattr(module, name, noted)
+    words = ["--data", str(data), "--hypernetwork", str(tmp_path / "other")]
+    assert main([*command, *words]) == 2
+    assert {(*images.images.shape[2:], images.mean, images.std) for images in taken} == {
+        (24, 24, known.mean, known.std)
+    }
 
 
 @pytest.mark.parametrize(
