@@ -2,6 +2,7 @@
 
 fitting.py      `fit_head`, in one pass over the images
 classifiers.py  where classifiers are, and what is gathered for them
+probe.py        whether a model answers as its head's scores say
 labels.py       batches with labels
 kept.py         which of them a prediction leaves alone
 ridge.py        ridge regression from sums

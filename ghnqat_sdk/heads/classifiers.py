@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ghnqat_sdk.advice import run_batch
 from ghnqat_sdk.calls import Call, tensors_in
 from ghnqat_sdk.errors import ArgumentError, TraceError
+from ghnqat_sdk.graph.torch_calls import argument
 from ghnqat_sdk.graph.trace import trace
-from ghnqat_sdk.heads.labels import LABELLED
+from ghnqat_sdk.heads.labels import LABELLED, TRAIN_INSTEAD
 from ghnqat_sdk.heads.ridge import ClassSums, Linear, Ridge, best_scale, choose_strength
 from ghnqat_sdk.quantization.convert import to_float
 from ghnqat_sdk.quantization.state import evaluating
@@ -76,10 +77,15 @@ class Classifier:
         self.held_count = 0
         self.place_scatter: Tensor | None = None
 
-    def hear(self, _: Any, args: tuple[Tensor, ...]) -> None:
+    def hear(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the features (n, D) of a batch, as the layer quantizes them; a map's are
         averaged."""
-        features = self.layer.input_quantizer(args[0]).detach()
+        if self.heard is not None:
+            raise ArgumentError(
+                f"The model runs {self.name!r} more than once for a batch; expected once, for its "
+                f"output. Let it run on the mean of its features. {TRAIN_INSTEAD}"
+            )
+        features = self.layer.input_quantizer(argument(args, kwargs, 0, "input")).detach()
         if isinstance(self.layer, nn.Linear):
             features = features.flatten(1, -2) if features.ndim > 2 else features.unsqueeze(1)
         else:
@@ -196,10 +202,15 @@ class Classifier:
 
 
 def can_be_classifier(layer: Any) -> bool:
+    """Whether its scores for each place follow from the features there, so that means of both
+    do."""
     if isinstance(layer, nn.Linear):
         return layer.in_features <= WIDEST
     plain = isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and layer.groups == 1
-    return plain and layer.weight[0, 0].numel() == 1 and layer.in_channels <= WIDEST
+    if not plain or layer.weight[0, 0].numel() > 1 or layer.in_channels > WIDEST:
+        return False
+    padded = layer.padding not in ("same", "valid") and any(layer.padding)
+    return not padded and set(layer.stride) == {1}
 
 
 def refuse_fixed(name: str, layer: Any) -> None:

@@ -26,7 +26,8 @@ from ghnqat_sdk.heads.classifiers import (
     refuse_fixed,
     traced_classifiers,
 )
-from ghnqat_sdk.heads.labels import LABELLED, Labelled, labelled
+from ghnqat_sdk.heads.labels import LABELLED, TRAIN_INSTEAD, Labelled, labelled
+from ghnqat_sdk.heads.probe import require_own_scores
 from ghnqat_sdk.heads.ridge import STRENGTHS
 from ghnqat_sdk.heads.unlike import unlike
 from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
@@ -81,7 +82,8 @@ def fit_head(
 
     Args:
         qmodel: From `predict_quantized_params` or `from_float`, its classifier a linear layer or a
-            1 × 1 convolution, which need not have a bias.
+            1 × 1 convolution, which need not have a bias. Its scores, averaged over places, are the
+            model's output but for what keeps their order, such as a softmax.
         batches: (images, labels) as a DataLoader gives them: labels (N,), or (N, L) or L tensors
             (N,) more for several classifiers.
         ridge: Strength, in units of the mean variance of the features within a class, or "auto".
@@ -94,8 +96,9 @@ def fit_head(
 
     Raises:
         ArgumentError: no fake-quantized model or classifier, labels missing or outside the classes,
-            fewer than five images of each of two classes, features that are not finite, or a layer
-            whose steps are learned or fixed. The model is then as it was.
+            fewer than five images of each of two classes, features that are not finite, a layer
+            whose steps are learned or fixed, or that runs more than once, or a model that does not
+            answer with the mean of its scores. The model is then as it was.
 
     Examples:
         >>> import torch, torchvision
@@ -114,16 +117,14 @@ def fit_head(
     columns, rectified = _chosen(qmodel, layers, *first)
     heads = [Classifier(name, layers_of[name], column) for name, column in columns.items()]
     whole: Iterable[Labelled] = chain([first], stream)
-    with torch.no_grad(), ExitStack() as stack:
-        stack.enter_context(evaluating(qmodel))
-        for head in heads:
-            handle = head.layer.register_forward_pre_hook(head.hear)
-            stack.callback(handle.remove)
+    with torch.no_grad(), evaluating(qmodel):
         for call, labels in progress_bar(whole, "fitting the head") if progress else whole:
-            run_batch(qmodel, call)
+            _run_heard(qmodel, call, heads)
             heads = _reached(heads, named=layers is not None)
             for head in heads:
                 head.count(labels)
+            if call is first[0]:
+                require_own_scores(qmodel, heads, rectified, call)
         fits = [head.fit(strengths, rectified=head.name in rectified) for head in heads]
     for head, (linear, _) in zip(heads, fits, strict=True):
         head.write(linear)
@@ -185,6 +186,15 @@ def calibrate_and_fit(
     return [head.layer for head in heads]
 
 
+def _run_heard(qmodel: nn.Module, call: Call, heads: list[Classifier]) -> None:
+    """One batch, of which each head hears its features."""
+    with ExitStack() as stack:
+        for head in heads:
+            handle = head.layer.register_forward_pre_hook(head.hear, with_kwargs=True)
+            stack.callback(handle.remove)
+        run_batch(qmodel, call)
+
+
 def _reached(heads: list[Classifier], named: bool) -> list[Classifier]:
     """The classifiers that the images reached: all that were named, otherwise the only one."""
     reached = [head for head in heads if head.heard is not None]
@@ -212,7 +222,7 @@ def _refuse_dense(names: Iterable[str]) -> None:
     if name := next(iter(names), None):
         raise ArgumentError(
             f"{name!r} scores each place of an image, and fit_head fits one class for each image. "
-            f"Train it instead: loss = cross_entropy(qmodel.train()(images), labels)."
+            f"{TRAIN_INSTEAD}"
         )
 
 
@@ -236,8 +246,8 @@ def _chosen(
         named = ", ".join(map(repr, wanted)) or "This model"
         choices = ", ".join(repr(name) for name in available if can_be_classifier(available[name]))
         raise ArgumentError(
-            f"{named}: no fake-quantized classifier there, a linear layer or a 1 × 1 convolution. "
-            f"Name one with layers=…: {choices or 'there is none'}."
+            f"{named}: no fake-quantized classifier there, a linear layer or a 1 × 1 convolution "
+            f"without stride and padding. Name one with layers=…: {choices or 'there is none'}."
         )
     for name in wanted:
         refuse_fixed(name, available[name])

@@ -13,6 +13,7 @@ from ghnqat_sdk.calls import Call, Signature
 from ghnqat_sdk.errors import ArgumentError
 
 LABELLED = "fit_head(qmodel, [(images, labels)])"
+TRAIN_INSTEAD = "Train it instead: loss = cross_entropy(qmodel.train()(images), labels)."
 
 Labelled = tuple[Call, list[Tensor]]
 """A batch: what the model takes, and the columns of its labels, each (N,) int64."""
