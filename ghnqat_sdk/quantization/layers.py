@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.graph.ops import BY_FUNCTION, BY_NAME
@@ -41,7 +41,11 @@ class FakeQuantizedLayer:
         if not self.training and self.input_quantizer.bits != FLOAT_BITS:
             self.quantization.check_calibrated()  # warns, once
         weight = self.weight if weight is None else weight
-        return self.input_quantizer(x), self.weight_quantizer(weight)
+        operands = self.input_quantizer(x), self.weight_quantizer(weight)
+        for mode in _get_current_function_mode_stack():
+            if isinstance(mode, _Operands):
+                mode.quantized += 1
+        return operands
 
     def macs(self, input: Tensor, output: Tensor) -> int:
         """Multiply-accumulates of one call."""
@@ -122,17 +126,27 @@ class FakeQuantizedConvTranspose3d(_FakeQuantizedConvTranspose, nn.ConvTranspose
 
 
 class _Operands(TorchFunctionMode):
-    """Fake-quantizes what enters a quantized op while a layer's own forward runs."""
+    """Fake-quantizes what enters a quantized op while a layer's own forward runs.
+
+    Attributes:
+        layer: Whose forward runs.
+        quantized: How many of the next ops are those of layers which it calls, and which have
+            quantized what enters them already.
+    """
 
     def __init__(self, layer: FakeQuantizedLayer) -> None:
         super().__init__()
         self.layer = layer
+        self.quantized = 0
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         op = BY_FUNCTION.get(function)
         if op is None or not op.quantized:
+            return function(*args, **(kwargs or {}))
+        if self.quantized:
+            self.quantized -= 1
             return function(*args, **(kwargs or {}))
         given = dict(enumerate(args)) | (kwargs or {})  # by position or keyword
         slot = op.weight

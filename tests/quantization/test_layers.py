@@ -114,6 +114,41 @@ def test_a_layer_that_multiplies_by_hand_is_named(small, kind):
     assert "matmul" in gq.prediction_report(qmodel).unquantized["3"]
 
 
+class Adapted(nn.Linear):
+    """A layer with layers in it."""
+
+    def __init__(self, inner: type[nn.Linear]) -> None:
+        super().__init__(8, 10)
+        self.down, self.up = nn.Linear(8, 2, bias=False), inner(2, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.down(x)) + super().forward(x)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(2 * x, self.weight, self.bias)
+
+
+def linear_of(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a fake-quantized layer is to compute, without a call of it."""
+    return F.linear(layer.input_quantizer(x), layer.weight_quantizer(layer.weight), layer.bias)
+
+
+@pytest.mark.parametrize("inner", [(32, 32), (3, 3)])
+@pytest.mark.parametrize(("kind", "factor"), [(nn.Linear, 1), (Doubled, 2)])
+def test_layers_in_a_layer_follow_their_own_bits_alone(kind, factor, inner):
+    qmodel = gq.from_float(nn.Sequential(Adapted(kind)), {"0": (2, 2), "0.*": inner})
+    vectors = 1 + IMAGES[:, 0, 0]
+    report = gq.calibrate(qmodel, [vectors])
+    layer = qmodel.eval()[0]
+    expected = linear_of(layer, vectors)
+    expected = linear_of(layer.up, factor * linear_of(layer.down, vectors)) + expected
+    torch.testing.assert_close(qmodel(vectors), expected)
+    alone = gq.calibrate(gq.from_float(nn.Sequential(nn.Linear(8, 10)), (2, 2)), [vectors])
+    assert report.ranges["0"] == alone.ranges["0"]
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize(
     "wrap",
