@@ -3,7 +3,9 @@ any."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
@@ -12,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ghnqat_sdk.bits import Bits, Pair, parse_bits
+from ghnqat_sdk.calls import tensors_in
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError, GhnqatError
 from ghnqat_sdk.files import digest
+from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
 from ghnqat_sdk.predict import predict_quantized_params
@@ -31,6 +35,10 @@ BATCH = 64
 _PAIRS = "rank_architectures([('small', model), ...], (4, 4), images)"
 
 _BEGINNING = '{"study": '
+
+Line = dict[str, Any]
+"""What is known of one network: its name, and its graph's digest, accuracy and costs, or why it has
+none."""
 
 
 def rank_architectures(
@@ -59,8 +67,12 @@ def rank_architectures(
         hypernetwork: As in `predict_quantized_params`.
         processes: How many work at once, each with a copy of the images.
         results: File of JSON lines, to which each network's is appended when it is known. What is
-            in it for the same bits and images is not measured again.
+            in it for the same network, bits and images is not measured again; what failed is tried
+            again.
         progress: Show a bar, on terminals only.
+
+    Returns:
+        All networks; those that cannot be measured, whatever the reason, are among its `failed`.
 
     Raises:
         ArgumentError: an entry of another kind, a name given twice, bits that are none, or no
@@ -80,13 +92,14 @@ def rank_architectures(
         network = load_pretrained(network)
     weights = digest({name: t.cpu() for name, t in network.state_dict().items()})[:16]
     study = f"{bits[0]},{bits[1]} {fitting.digest()} {measured.digest()} {weights}"
-    lines = _known(results, study)
-    missing = [(name, entry) for name, entry in named if name not in lines]
-    measure = partial(_measure, bits, fitting, measured, network)
-    found = _measured(missing, measure, processes)
-    for line in progress_bar(found, "ranking", len(missing)) if progress else found:
-        lines[line["name"]] = line
-        if results is not None:
+    known = _known(results, study)
+    entries = [(name, entry, known.get(name, {})) for name, entry in named]
+    found = _measured(entries, partial(_measure, bits, fitting, measured, network), processes)
+    lines = {}
+    for line in progress_bar(found, "ranking", len(entries)) if progress else found:
+        name = line["name"]
+        lines[name] = line
+        if results is not None and line.get("graph") not in known.get(name, {}):
             _append(Path(results), {"study": study, **line})
     return _ranking([lines[name] for name in names])
 
@@ -119,14 +132,14 @@ def _parts(images: Any, validation: ImageSet | None) -> tuple[ImageSet, ImageSet
 
 
 def _measured(
-    missing: Sequence[tuple[str, Any]], measure: Any, processes: int
-) -> Iterator[dict[str, Any]]:
+    entries: Sequence[tuple[str, Any, dict[str, Line]]], measure: Any, processes: int
+) -> Iterator[Line]:
     """A line for each network, as they come."""
     if processes == 1:
-        yield from map(measure, missing)
+        yield from map(measure, entries)
         return
     with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        for future in as_completed([pool.submit(measure, named) for named in missing]):
+        for future in as_completed([pool.submit(measure, entry) for entry in entries]):
             yield future.result()
 
 
@@ -135,31 +148,66 @@ def _measure(
     fitting: ImageSet,
     measured: ImageSet,
     hypernetwork: GraphHypernetwork,
-    named: tuple[str, Any],
-) -> dict[str, Any]:
-    """The line of one network: its accuracy and costs, or why it has none."""
-    name, entry = named
+    named: tuple[str, Any, dict[str, Line]],
+) -> Line:
+    """The line of one network, which may be among those known of its name by graph."""
+    name, entry, known = named
     classes = len(fitting.classes)
+    example = fitting.normalise(fitting.images[:2])
     try:
         model = entry if isinstance(entry, nn.Module) else entry.build(classes)
+        graph = _graph_digest(model, example)
+        if graph in known:
+            return known[graph]
         qmodel = predict_quantized_params(
             model,
             bits,
             hypernetwork=hypernetwork,
-            example_inputs=fitting.normalise(fitting.images[:2]),
+            example_inputs=example,
             calibration=list(fitting.batches(BATCH)),
             head="auto" if classes == hypernetwork.config.num_classes else "fit",
         )
-        return {"name": name, "accuracy": _accuracy(qmodel, measured), **_costs(qmodel, measured)}
+        accuracy = _accuracy(qmodel, measured)
+        return {"name": name, "graph": graph, "accuracy": accuracy, **_costs(qmodel, measured)}
     except GhnqatError as error:
         return {"name": name, "error": str(error)}
+    except Exception as error:  # whatever a user's network raises
+        first = str(error).partition("\n")[0]
+        return {"name": name, "error": f"{type(error).__name__}: {first}"}
+
+
+def _graph_digest(model: nn.Module, example: Tensor) -> str:
+    """16 hexadecimal digits of what a network is without its values: operations, shapes, edges, and
+    the settings that its modules print, as padding, which no node has."""
+    graph = trace(model, example)
+    settings = re.sub(" at 0x[0-9a-f]+", "", repr(model))
+    facts = repr((graph.nodes, graph.edges, graph.unreached, settings))
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
 @torch.no_grad()
 def _accuracy(qmodel: nn.Module, images: ImageSet) -> float:
     qmodel.eval()
-    hits = sum(int((qmodel(x).argmax(1) == y).sum()) for x, y in images.batches(BATCH))
-    return 100 * hits / len(images)
+    classes = len(images.classes)
+    hits = [_scores(qmodel(x), len(y), classes).argmax(1) == y for x, y in images.batches(BATCH)]
+    return 100 * int(torch.cat(hits).sum()) / len(images)
+
+
+def _scores(output: Any, rows: int, classes: int) -> Tensor:
+    """(rows, classes), the one tensor of that size among the outputs of a network.
+
+    Raises:
+        ArgumentError: none is, or several are.
+    """
+    tensors = list(tensors_in(output))
+    scores = [x for x in tensors if x.shape[:1] == (rows,) and x.numel() == rows * classes]
+    if len(scores) != 1:
+        raise ArgumentError(
+            f"Its outputs are of shapes {[tuple(x.shape) for x in tensors]}; expected one tensor "
+            f"of scores, {(rows, classes)}, for the {classes} classes of the images. Build it with "
+            f"as many outputs, or rank a network that returns its scores alone."
+        )
+    return scores[0].reshape(rows, classes)
 
 
 @torch.no_grad()
@@ -172,13 +220,14 @@ def _costs(qmodel: nn.Module, images: ImageSet) -> dict[str, int]:
     return {"macs": sum(cost.macs for cost in costs.values()), "weight_bits": sum(bits)}
 
 
-def _known(results: str | Path | None, study: str) -> dict[str, dict[str, Any]]:
-    """Lines of the same study by name; one cut off when its process was killed is passed over.
+def _known(results: str | Path | None, study: str) -> dict[str, dict[str, Line]]:
+    """Lines of the same study by name and graph, but for networks that failed; one cut off when its
+    process was killed is passed over.
 
     Raises:
         ArgumentError: the file is one of something else, to which nothing must be appended.
     """
-    lines = {}
+    lines: dict[str, dict[str, Line]] = {}
     for text in [] if results is None else _lines_of(Path(results)):
         if not (_BEGINNING.startswith(text) or text.startswith(_BEGINNING)):
             raise ArgumentError(
@@ -189,8 +238,8 @@ def _known(results: str | Path | None, study: str) -> dict[str, dict[str, Any]]:
             line = json.loads(text)
         except json.JSONDecodeError:
             continue
-        if line.pop("study") == study:
-            lines[line["name"]] = line
+        if line.pop("study") == study and "graph" in line:
+            lines.setdefault(line["name"], {})[line["graph"]] = line
     return lines
 
 
@@ -205,15 +254,17 @@ def _lines_of(path: Path) -> list[str]:
         ) from error
 
 
-def _append(path: Path, line: dict[str, Any]) -> None:
+def _append(path: Path, line: Line) -> None:
     with path.open("a+b") as file:
         if file.tell() and not path.read_bytes().endswith(b"\n"):
             file.write(b"\n")
         file.write(json.dumps(line).encode() + b"\n")
 
 
-def _ranking(lines: Sequence[dict[str, Any]]) -> Ranking:
-    networks = [RankedNetwork(**line) for line in lines if "error" not in line]
+def _ranking(lines: Sequence[Line]) -> Ranking:
+    fields = RankedNetwork.__dataclass_fields__
+    measured = [{name: line[name] for name in fields} for line in lines if "error" not in line]
+    networks = [RankedNetwork(**each) for each in measured]
     networks.sort(key=lambda network: (-network.accuracy, network.macs))
     failed = {line["name"]: line["error"] for line in lines if "error" in line}
     return Ranking(tuple(networks), failed)

@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 
 import ghnqat_sdk as gq
 from ghnqat_sdk.data import ImageSet
+from ghnqat_sdk.search import ranking as ranking_module
 from ghnqat_sdk.search.ranked import RankedNetwork, Ranking
 from ghnqat_sdk.search.ranking import rank_architectures
 
@@ -89,6 +91,111 @@ def test_results_of_other_weights_are_measured_again(small, images, tmp_path):
     for hypernetwork in (small, other, small):
         rank_architectures([("a", cnn(4))], (4, 4), images, hypernetwork=hypernetwork, results=path)
     assert len(path.read_text().splitlines()) == 2
+
+
+def padded(padding: int) -> nn.Module:
+    model = cnn(4)
+    model[0] = nn.Conv2d(3, 4, 3, stride=2, padding=padding)
+    return model
+
+
+def test_an_edited_network_is_measured_again_and_the_one_before_is_still_known(
+    small, images, tmp_path
+):
+    path = tmp_path / "ranking.jsonl"
+    for model in (cnn(4), cnn(8), padded(1), cnn(4), padded(1)):
+        models = [("a", model)]
+        report = rank_architectures(models, (4, 4), images, hypernetwork=small, results=path)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) == 3
+    assert report.networks[0].macs == lines[2]["macs"] != lines[0]["macs"]
+
+
+def test_where_in_memory_a_network_is_makes_it_no_other(small, images, tmp_path):
+    path = tmp_path / "ranking.jsonl"
+    for function in (lambda x: x, lambda x: x):
+        models = [("a", Giving(function))]
+        rank_architectures(models, (4, 4), images, hypernetwork=small, results=path)
+    assert len(path.read_text().splitlines()) == 1
+
+
+def test_a_line_that_does_not_say_of_which_network_it_is_is_not_used(small, images, tmp_path):
+    path = tmp_path / "ranking.jsonl"
+    rank_architectures([("a", cnn(4))], (4, 4), images, hypernetwork=small, results=path)
+    line = json.loads(path.read_text())
+    del line["graph"]
+    path.write_text(json.dumps(line | {"accuracy": 12.5}) + "\n")
+    report = rank_architectures([("a", cnn(4))], (4, 4), images, hypernetwork=small, results=path)
+    assert report.networks[0].accuracy != 12.5
+
+
+def test_what_failed_is_tried_again(small, images, tmp_path, monkeypatch):
+    path = tmp_path / "ranking.jsonl"
+    models = [("a", cnn(4))]
+    with monkeypatch.context() as patch:
+        patch.setattr(ranking_module, "_accuracy", None)
+        report = rank_architectures(models, (4, 4), images, hypernetwork=small, results=path)
+    assert report.failed["a"].startswith("TypeError: ")
+    report = rank_architectures(models, (4, 4), images, hypernetwork=small, results=path)
+    assert names(report.networks) == "a" and report.failed == {}
+
+
+class Giving(nn.Module):
+    """The scores of a network, as `wrapped` returns them."""
+
+    def __init__(self, wrapped, classes: int = 3) -> None:
+        super().__init__()
+        self.body = cnn(4, classes)
+        self.wrapped = wrapped
+
+    def extra_repr(self) -> str:
+        return f"{object()}, {self.wrapped}"
+
+    def forward(self, x):
+        return self.wrapped(self.body(x))
+
+
+def where_measured(scores: torch.Tensor) -> torch.Tensor:
+    if len(scores) == 30:  # of the images that are measured with
+        raise IndexError("no such thing\nat all")
+    return scores
+
+
+def test_scores_are_found_among_what_a_network_returns(small, images):
+    torch.manual_seed(0)
+    plain = Giving(lambda scores: scores)
+    models = [("plain", plain)]
+    for name, wrapped in {
+        "dict": lambda scores: {
+            "logits": scores,
+            "loss": scores.sum(),
+            "wide": scores.repeat(1, 2),
+        },
+        "places": lambda scores: scores[:, :, None, None],
+    }.items():
+        models.append((name, copy.deepcopy(plain)))
+        models[-1][1].wrapped = wrapped
+    report = rank_architectures(models, (4, 4), images, hypernetwork=small)
+    assert len(report.networks) == 3
+    assert len({network.accuracy for network in report.networks}) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (
+            Giving(lambda scores: {"a": scores, "b": -scores}),
+            r"\[\(30, 3\), \(30, 3\)\]; expected one",
+        ),
+        (Giving(lambda scores: scores, classes=5), r"\[\(30, 5\)\]; expected .* for the 3 classes"),
+        (Giving(where_measured), r"^IndexError: no such thing$"),
+    ],
+)
+def test_a_network_without_scores_of_the_classes_fails_alone(small, images, model, reason):
+    models = [("first", cnn(4)), ("bad", model), ("last", cnn(2))]
+    report = rank_architectures(models, (4, 4), images, hypernetwork=small)
+    assert sorted(network.name for network in report.networks) == ["first", "last"]
+    assert re.search(reason, report.failed["bad"])
 
 
 def test_two_processes_find_what_one_finds(images):
