@@ -6,6 +6,7 @@ onnx_graph.py  an ONNX graph, and changes that keep what it computes
 edges.py       which values are integers at run time
 observe.py     the ranges of these, seen on images
 integer.py     the form that runs in integers
+weights.py     stored weights the way round in which they are read, in signed bytes
 storage.py     weights of few bits, packed
 runtime.py     what ONNX Runtime makes of a file
 report.py      what was exported, and how outputs compare

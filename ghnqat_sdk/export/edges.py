@@ -248,8 +248,8 @@ def _edges_of(
             if node.op_type in ACTIVATIONS
             else data_inputs(graph, node)
         )
-        scores = node.op_type in ("Gemm", "MatMul") and node.output[0] in graph.outputs
-        if not scores:
+        scores = node.op_type == "Gemm" and node.output[0] in graph.outputs
+        if not scores and node.op_type != "MatMul":  # runtimes give its float result at once
             edges.update(node.output)
     edges = {name for name in edges if not _is_kept(name, given, float_edges)}
     makers = graph.makers()

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ghnqat_sdk.export.edges import LAYERS, Edges
 from ghnqat_sdk.export.observe import Range
 from ghnqat_sdk.export.onnx_graph import Graph, attributes, norm_factor
 from ghnqat_sdk.export.report import Roundings
+from ghnqat_sdk.export.weights import to_signed_bytes
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
 
 _BIAS_LEVELS = 2**30
@@ -198,7 +198,7 @@ def finish_layers(graph: Graph) -> tuple[Roundings, int]:
             room = (
                 graph.read(bias).abs() / (step * _BIAS_LEVELS) if bias and step else torch.zeros(())
             )
-            _signed_bytes(graph, weight, room, roundings)
+            to_signed_bytes(graph, weight, room, roundings)
             finished.add(weight.output[0])
         if step is None:
             simulated += 1
@@ -243,27 +243,6 @@ def _with_integer_bias(graph: Graph, node: Any, weight: Any, step: float) -> lis
     ]
     node.input[2] = f"{bias}.dequantized"
     return [helper.make_node("DequantizeLinear", stored, [node.input[2]], axis=0), node]
-
-
-def _signed_bytes(graph: Graph, weight: Any, room: Tensor, roundings: Roundings) -> None:
-    """Levels of a stored weight in -127 … 127, with scales of at least `room`, a number for each
-    row or for all."""
-    levels, scale = graph.read(weight.input[0]), graph.read(weight.input[1])
-    rows = levels.flatten(1).double()
-    top = rows.abs().amax(1)
-    # Levels that fit stay what they are; other rows get the coarsest step that their largest level
-    # needs.
-    factor = torch.maximum((top / 127).clamp(min=1.0), (room / scale).double())
-    rounded = (rows / factor[:, None]).round()
-    error = (rounded * factor[:, None] - rows).abs().amax(1) / top.clamp(min=1)
-    roundings.channels += len(rows)
-    roundings.rounded += int((error > 0).sum())
-    roundings.largest = max(roundings.largest, error.max().item())
-    graph.write(weight.input[0], rounded.view_as(levels).to(torch.int8))
-    graph.write(weight.input[1], (scale * factor).float())
-    if len(weight.input) < 3:
-        zeros = torch.zeros(len(rows), dtype=torch.int8)
-        weight.input.append(graph.write(f"{weight.output[0]}.zero_point", zeros))
 
 
 def _with_bias_apart(graph: Graph, node: Any, weight: str) -> list[Any]:

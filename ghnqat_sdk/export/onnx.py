@@ -42,6 +42,7 @@ from ghnqat_sdk.export.runtime import (
 )
 from ghnqat_sdk.export.sizes import holding
 from ghnqat_sdk.export.storage import pack
+from ghnqat_sdk.export.weights import transpose_stored_weights
 from ghnqat_sdk.files import write_atomically
 from ghnqat_sdk.qat import fix_steps
 from ghnqat_sdk.quantization.lookup import require_calibrated_layers
@@ -143,6 +144,7 @@ def _integer_form(
     kept = graph.count("BatchNormalization")
     twin = float_twin(graph)
     expand(graph)
+    transpose_stored_weights(graph)
     given = take_out_quantizers(graph)
     edges = plan_edges(graph, given, values, float_edges)
     norms_as_convolutions(graph, edges)

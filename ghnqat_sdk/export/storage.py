@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ghnqat_sdk.export.onnx_graph import Graph
+from ghnqat_sdk.export.weights import channel_axis
 
 _SMALLEST = 512
 """Weights that are worth packing: the nodes that undo it take some hundred bytes."""
@@ -39,7 +40,8 @@ def _packed(graph: Graph, node: Any, narrowest: int) -> list[Any]:
     if math.prod(graph.constants[name].dims) < _SMALLEST:
         return []
     levels = graph.read(name).int()
-    lowest = levels.flatten(1).amin(1).view(-1, *[1] * (levels.ndim - 1))
+    others = [each for each in range(levels.ndim) if each != channel_axis(node)]
+    lowest = levels.amin(others, keepdim=True)
     width = 2 if narrowest == 2 and (levels - lowest).max() < 4 else 4
     if (levels - lowest).max() >= 2**width or levels.ndim < 2:
         return []
