@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.functions import fill, named, reached, twin_of
 
 _ATOMS = frozenset(
     (
@@ -39,7 +40,8 @@ def copy_module(
     """A deep copy of `model`, several times as fast as `copy.deepcopy`.
 
     What `copy.deepcopy` refuses or leaves pointing at `model` is the copy's own as well: tensors
-    with a history, weak references to modules, and modules that functions have closed over.
+    with a history, weak references to modules, and modules and their tensors that functions have
+    closed over, take by default, or name as globals, which are then as they stand.
 
     Args:
         model: Stays as it is.
@@ -58,7 +60,7 @@ class _Copier:
 
     Attributes:
         memo: The copies so far, by the id of the original, as `copy.deepcopy` keeps them.
-        inside: The ids of the modules that are copied.
+        inside: The ids of the modules that are copied, and of their parameters and buffers.
     """
 
     def __init__(
@@ -71,7 +73,8 @@ class _Copier:
         self.memo: dict[int, Any] = dict(ready)
         self.kept: list[Any] = [model]  # deepcopy keeps alive what it has copied; ids stay unique
         self.memo[id(self.memo)] = self.kept
-        self.inside = {id(module) for module in model.modules()}
+        tensors = (*model.parameters(), *model.buffers())
+        self.inside = {id(part) for part in (*model.modules(), *tensors)}
         self.share = share
         self.tensor = tensor
 
@@ -164,31 +167,34 @@ class _Copier:
         return types.MethodType(value.__func__, self.copied(value.__self__, name))
 
     def of_function(self, value: types.FunctionType, name: str) -> Any:
-        """A function that has closed over modules of the model runs those of the copy."""
+        """A function that holds or names modules of the model runs those of its copy."""
         if not self.belongs(value):
             return value
-        old = value.__closure__ or ()
-        new = tuple(types.CellType() for _ in old)
-        twin = types.FunctionType(
-            value.__code__, value.__globals__, value.__name__, value.__defaults__, new
-        )
-        twin.__kwdefaults__ = value.__kwdefaults__
-        twin.__dict__.update(value.__dict__)
+        twin = twin_of(value, self.globals_for(value))
         self.memo[id(value)] = twin
-        for cell, other in zip(old, new, strict=True):
-            held = _held(cell)
-            other.cell_contents = self.copied(held, name) if self.belongs(held) else held
+        fill(twin, value, lambda held: self.copied(held, name) if self.belongs(held) else held)
         return twin
 
-    def belongs(self, value: Any, seen: frozenset[int] = frozenset()) -> bool:
-        """Whether it is a module of the model, a method of one, or a function around them."""
+    def globals_for(self, function: types.FunctionType) -> dict[str, Any]:
+        """The global names of a function's twin: those of the function, or where they name what
+        belongs to the model, others for all functions that share them."""
+        names = function.__globals__
+        if not any(self.belongs(held) for held in named(function).values()):
+            return names
+        return self.memo.setdefault(id(names), dict(names))
+
+    def belongs(self, value: Any, seen: set[int] | None = None) -> bool:
+        """Whether it is a module or tensor of the model, a method, or a function around them."""
         kind = type(value)
         if kind is types.MethodType:
             return id(value.__self__) in self.inside
-        if kind is types.FunctionType and id(value) not in seen:
-            cells = value.__closure__ or ()
-            return any(self.belongs(_held(cell), seen | {id(value)}) for cell in cells)
-        return id(value) in self.inside
+        if kind is not types.FunctionType:
+            return id(value) in self.inside
+        seen = set() if seen is None else seen
+        if id(value) in seen:
+            return False
+        seen.add(id(value))
+        return any(self.belongs(held, seen) for held in reached(value))
 
     def other(self, value: Any, name: str) -> Any:
         """Whatever its class makes of `copy.deepcopy`."""
@@ -277,11 +283,3 @@ def _set_state(twin: Any, state: Any) -> None:
         twin.__setstate__(state)
     else:
         vars(twin).update(state)
-
-
-def _held(cell: types.CellType) -> Any:
-    """What a closure holds; None for a variable that is not set yet."""
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return None

@@ -1,4 +1,5 @@
 import copy
+import functools
 import threading
 import types
 import weakref
@@ -60,6 +61,38 @@ def with_a_lambda() -> nn.Module:
     return model
 
 
+def in_a_notebook(source: str) -> nn.Module:
+    """A model whose forward is replaced by a function in whose file it has a global name."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    names = {"model": model, "plain": model.forward, "F": F}
+    exec(source, names)
+    model.forward = names["scaled"]
+    return model
+
+
+GLOBALS = [
+    "def scaled(x): return plain(x * 2 - 1)",
+    "def scaled(x): return model[0](x)",
+    "def scaled(x): return F.conv2d(x, model[0].weight)",
+    "def scaled(x): return sum([plain(y) for y in [x, x]])",
+    "def helper(x): return plain(x)\ndef scaled(x): return helper(x) if x.ndim else scaled",
+]
+
+
+def with_a_default() -> nn.Module:
+    model = Model(lambda m, x: m.first(x) + m.second(x), conv=nn.Conv2d(3, 4, 3))
+    model.first = lambda x, conv=model.conv: conv(x)
+    model.second = lambda x, *, conv=model.conv: conv(x)
+    return model
+
+
+def with_a_tensor() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    weight = model[0].weight
+    model.forward = lambda x: F.conv2d(x, weight)
+    return model
+
+
 def with_a_bound_method() -> nn.Module:
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     model.forward = types.MethodType(lambda self, x: 2 * self[0](x), model)
@@ -85,6 +118,9 @@ def compiled() -> nn.Module:
         lambda: Parent(proxy=True),
         closed_over,
         with_a_lambda,
+        *(functools.partial(in_a_notebook, source) for source in GLOBALS),
+        with_a_default,
+        with_a_tensor,
         with_a_bound_method,
         with_a_plain_list,
         compiled,
@@ -184,6 +220,26 @@ def test_python_modules_and_functions_are_no_part_of_a_model():
     model = Model(lambda m, x: m.functional.relu(m.activation(x)))
     model.functional, model.activation = F, torch.tanh
     assert torch.equal(copy_module(model)(IMAGES), model(IMAGES))
+
+
+def test_functions_of_one_file_share_their_globals_in_the_copy_as_well():
+    model = in_a_notebook(
+        "count = 0\ndef scaled(x):\n  global count\n  count += 1\n  return plain(x)"
+    )
+    names = model.forward.__globals__
+    exec("def counted():\n  model\n  return count", names)
+    model.counted = names["counted"]
+    twin = copy_module(model)
+    twin(IMAGES)
+    assert (twin.counted(), model.counted()) == (1, 0)
+
+
+def test_functions_that_know_nothing_of_the_model_are_shared():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    model.activation, model.change = F.gelu, changed
+    twin = copy_module(model)
+    assert twin.activation is F.gelu
+    assert twin.change is changed
 
 
 def test_hooks_that_collect_go_on_collecting_in_the_same_place():

@@ -224,3 +224,14 @@ def test_modes_are_restored_when_the_model_raises():
         trace(model, IMAGE)
     assert not model.training
     assert not model.conv.training
+
+
+def test_a_forward_that_names_the_model_as_a_global_is_that_of_the_copy(small):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 10))
+    names = {"plain": model.forward}
+    exec("def scaled(x): return plain(x * 2 - 1)", names)
+    model.forward = names["scaled"]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    qmodel = gq.predict_quantized_params(model, hypernetwork=small, example_inputs=IMAGES)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
+    assert not gq.prediction_report(qmodel).kept
