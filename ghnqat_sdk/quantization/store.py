@@ -52,7 +52,7 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
             qmodel = copy_module(qmodel)
             fix_learned_steps(qmodel)
             layers = fake_quantized_layers(qmodel)
-            tensors = {names[0]: tensor.detach().clone() for names, tensor in _tensors(qmodel)}
+            tensors = {names[0]: _stored(tensor) for names, tensor in _tensors(qmodel)}
             save_file(tensors, str(temporary), metadata={"format": "pt"})
             settings = QuantizationSettings(
                 ranges=rules.ranges,
@@ -150,6 +150,11 @@ def _tensors(model: nn.Module) -> list[tuple[list[str], Tensor]]:
             raise ValueError(f"{name!r} is a {type(tensor).__name__}, no tensor")
         found.setdefault(id(tensor), ([], tensor))[0].append(name)
     return list(found.values())
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    """A copy in the one memory format that the file has."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 @torch.no_grad()

@@ -57,6 +57,14 @@ def test_an_uncalibrated_model_stays_uncalibrated(tmp_path):
     assert torch.equal(loaded.train()(IMAGES), model.train()(IMAGES))
 
 
+def test_a_model_in_channels_last_is_saved_and_loaded_into_either_format(qmodel, tmp_path):
+    folder = save_quantized(qmodel.to(memory_format=torch.channels_last), tmp_path)
+    for mine in (cnn(), cnn().to(memory_format=torch.channels_last)):
+        loaded = load_quantized(mine, folder).eval()
+        assert loaded[0].weight.stride() == mine[0].weight.stride()
+        torch.testing.assert_close(loaded(IMAGES), qmodel(IMAGES))
+
+
 def test_shared_layers_are_kept(tmp_path):
     def make() -> nn.Module:
         layer = nn.Conv2d(3, 3, 3, padding=1)
