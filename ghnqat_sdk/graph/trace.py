@@ -141,14 +141,19 @@ def _refuse(model: Any) -> None:
         raise TraceError(
             f"{type(model).__name__} runs its module elsewhere. Pass that: model.module"
         )
-    lazy = [
-        n for n, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)
-    ]
-    if lazy:
-        raise TraceError(
-            f"{lazy[0]!r} of a lazy module has no shape yet. Run the model once on a batch before: "
-            f"model(images)"
-        )
+    if shapeless := why_shapeless(model):
+        raise TraceError(shapeless)
+
+
+def why_shapeless(model: nn.Module) -> str | None:
+    """What to say of a model with a lazy module that has not run yet; None for others."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            return (
+                f"{name!r} of a lazy module has no shape yet. Run the model once on a batch "
+                f"before: model(images)"
+            )
+    return None
 
 
 def _guesses(model: nn.Module) -> Iterator[Call]:

@@ -13,7 +13,7 @@ from ghnqat_sdk.errors import ArgumentError, TraceError
 from ghnqat_sdk.graph.annotate import input_layers
 from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.graph.ops import BY_NAME, op_of
-from ghnqat_sdk.graph.trace import trace
+from ghnqat_sdk.graph.trace import trace, why_shapeless
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.classes import CHANGED, fake_quantized_class, float_class
 from ghnqat_sdk.quantization.lookup import all_in_float, fake_quantized_layers
@@ -163,7 +163,7 @@ def from_float(
 
     Raises:
         ArgumentError: no float model, bits, ranges or rounding that are none, or a model that
-            cannot be copied.
+            cannot be copied or has a lazy module that has not run yet.
     """
     require_module(model, "from_float(model)")
     if fake_quantized_layers(model):
@@ -172,6 +172,8 @@ def from_float(
             "already. Write from_float(to_float(qmodel)) to quantize it again."
         )
     require_layers(model, "from_float")
+    if shapeless := why_shapeless(model):
+        raise ArgumentError(shapeless)
     resolved = resolve_bits(bits, list(quantizable_layers(model)))
     rule = ClippedRanges() if ranges is None else range_rule(ranges)
     rounding = rounding_rule(rounding)

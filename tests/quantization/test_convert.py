@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ghnqat_sdk.errors import ArgumentError, UncalibratedWarning
+from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.classes import LAYERS
 from ghnqat_sdk.quantization.convert import from_float, to_fake_quantized, to_float
 from ghnqat_sdk.quantization.functional import fake_quantize
@@ -144,3 +145,24 @@ def test_transposed_convolutions_keep_one_range_where_others_have_one_for_each_c
     qmodel = from_float(model, bits=(4, 4), ranges=ClippedRanges(per_channel=True))
     ranges = [layer.weight_quantizer.range_of(layer.weight) for layer in qmodel]
     assert [tuple(low.shape) for low, _ in ranges] == [(4, 1, 1, 1), ()]
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.LazyConv2d(4, 3),
+        lambda: nn.LazyLinear(4),
+        lambda: nn.LazyBatchNorm2d(affine=False),
+    ],
+)
+def test_lazy_modules_run_once_before(make, inplace):
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), make())
+    with pytest.raises(ArgumentError, match=r"'1\.\w+' of a lazy module .* model\(images\)"):
+        from_float(model, inplace=inplace)
+    assert type(model[0]) is nn.Conv2d
+    images = torch.randn(64, 3, 8, 8)
+    model(images)
+    qmodel = from_float(model, inplace=inplace)
+    calibrate(qmodel, [images])
+    assert qmodel.eval()(images).isfinite().all()
