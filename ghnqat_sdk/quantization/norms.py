@@ -3,6 +3,7 @@ torch's."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,21 +25,23 @@ class CalibratedNorm:
     quantization: QuantizationState
     observe: Callable[[Tensor], None] | None = None
 
-    def forward(self: Any, input: Tensor) -> Tensor:
-        """As the norm's own, with the statistics that hold."""
-        forward = super().forward  # type: ignore[misc]
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the norm's own, with the statistics that hold; the first argument is what it
+        normalizes."""
+        forward = functools.partial(super().forward, *args, **kwargs)  # type: ignore[misc]
         if self.training:
             if not self.quantization.frozen_norms:
-                return forward(input)
+                return forward()
             with _evaluating(self):
-                return forward(input)
+                return forward()
+        input = next(iter((*args, *kwargs.values())))
         if self.observe is not None:
             self.observe(input)
         if self.quantization.check_calibrated():
-            return forward(input)
+            return forward()
         self._check_values(input)
         with _batch_statistics(self):
-            return forward(input)
+            return forward()
 
     def _check_values(self: Any, input: Tensor) -> None:
         op = op_of(self)

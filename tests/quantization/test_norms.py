@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from functional_model import Model
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -61,6 +62,31 @@ def test_a_batch_norm_of_another_class_evaluates_as_torchs(kind):
         outputs.append((before, qmodel(IMAGES)))
         assert type(gq.to_float(qmodel)[1]) is type(norm)
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-4, atol=1e-4)
+
+
+class Conditional(nn.BatchNorm2d):
+    """Its gain is given with what it normalizes."""
+
+    def forward(self, x: Tensor, gain: Tensor, plus: float = 0.0) -> Tensor:
+        return super().forward(x) * gain[:, None, None, None] + plus
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda norm, x, gain: norm(x, gain, plus=1), lambda norm, x, gain: norm(x=x, gain=gain) + 1],
+)
+def test_a_norm_that_takes_more_is_calibrated_on_what_it_normalizes(call):
+    def forward(m, images: Tensor) -> Tensor:
+        return m.head(call(m.norm, m.conv(images), images.amax((1, 2, 3))).mean((2, 3)))
+
+    parts = {"conv": nn.Conv2d(3, 8, 3), "norm": Conditional(8), "head": nn.Linear(8, 5)}
+    qmodel = gq.from_float(Model(forward, **parts), (32, 32))
+    expected = qmodel.train()(IMAGES)
+    qmodel.eval()
+    with pytest.warns(gq.UncalibratedWarning):
+        torch.testing.assert_close(qmodel(IMAGES), expected, rtol=1e-4, atol=1e-4)
+    assert gq.calibrate(qmodel, [IMAGES]).norms == ("norm",)
+    torch.testing.assert_close(qmodel(IMAGES), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
