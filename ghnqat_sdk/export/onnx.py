@@ -23,6 +23,7 @@ from ghnqat_sdk.export.integer import (
     norms_as_convolutions,
     quantize_edges,
 )
+from ghnqat_sdk.export.layers import require_exportable_layers
 from ghnqat_sdk.export.onnx_graph import (
     Graph,
     float_twin,
@@ -45,7 +46,6 @@ from ghnqat_sdk.export.storage import pack
 from ghnqat_sdk.export.weights import transpose_stored_weights
 from ghnqat_sdk.files import write_atomically
 from ghnqat_sdk.qat import fix_steps
-from ghnqat_sdk.quantization.lookup import require_calibrated_layers
 from ghnqat_sdk.quantization.outputs import outputs_on
 from ghnqat_sdk.quantization.state import evaluating
 
@@ -90,13 +90,13 @@ def export_onnx(
         timing: Measure the time of one image as well.
 
     Raises:
-        ArgumentError: the model is not calibrated, cannot be run on the batch or exported, an
-            argument is wrong, or ONNX is not installed.
+        ArgumentError: the model is not calibrated, rounds other than to the nearest level, cannot
+            be run on the batch or exported, an argument is wrong, or ONNX is not installed.
         CheckpointError: the file cannot be written.
         ExportError: ONNX Runtime refuses the model or gives other outputs; the file is not written.
     """
     packages()
-    layers = require_calibrated_layers(qmodel, "export_onnx")
+    layers = require_exportable_layers(qmodel, "export_onnx")
     target = _checked_path(path)
     opset = _checked_opset(storage, opset)
     require_opset(opset)

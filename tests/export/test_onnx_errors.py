@@ -6,8 +6,10 @@ import torch
 from small_networks import Net, Pointwise
 
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, ExportError
-from ghnqat_sdk.export import export_onnx
+from ghnqat_sdk.export import export_onnx, pt2e_quantizer
 from ghnqat_sdk.export import onnx as export
+from ghnqat_sdk.quantization.calibrate import calibrate
+from ghnqat_sdk.quantization.convert import from_float
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 
 onnx = pytest.importorskip("onnx")
@@ -48,6 +50,14 @@ def test_bad_input_is_refused(quantized, images, tmp_path):
     with pytest.raises(ArgumentError, match="calibrated"):
         export_onnx(qmodel, path, images)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("export_to", [lambda q, *_: pt2e_quantizer(q), export_onnx])
+def test_roundings_that_no_runtime_knows_are_refused(export_to, images, tmp_path):
+    qmodel = from_float(Pointwise(), (4, 32), rounding="noise")
+    calibrate(qmodel, [images])
+    with pytest.raises(ArgumentError, match=r"'conv' has NoiseRounding.+from_float\(to_float"):
+        export_to(qmodel, tmp_path / "m.onnx", images)
 
 
 def test_unknown_float_edges_are_refused_with_the_names_there_are(quantized, images, tmp_path):

@@ -185,7 +185,7 @@ def test_another_model_is_refused(no_search):
     with pytest.raises(ArgumentError, match="weight of 'side' is not that"):
         converted(other, quantizer)
     program = torch.export.export(nn.Sequential(nn.Conv2d(3, 3, 1)), (IMAGES,))
-    with pytest.raises(ArgumentError, match="no layer of the fake-quantized model"):
+    with pytest.raises(ArgumentError, match="the fake-quantized model has not"):
         prepare_pt2e(program.module(), quantizer)
 
 
@@ -202,3 +202,82 @@ def test_bad_input_is_refused(monkeypatch, no_search):
     monkeypatch.setitem(sys.modules, "torchao.quantization.pt2e", None)
     with pytest.raises(ArgumentError, match=r"ghnqat-sdk\[torchao\]"):
         pt2e_quantizer(quantized((4, 4)))
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.two.weight = self.one.weight
+
+    def forward(self, x):
+        return self.two(torch.relu(self.one(x))).mean((2, 3))
+
+
+class FloatParts(nn.Module):
+    """A product with a parameter, and attention, which stay float."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.weight = nn.Conv2d(3, 4, 3), nn.Parameter(torch.randn(4, 4, 1, 1))
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = nn.functional.conv2d(torch.relu(self.stem(x)), self.weight).flatten(2).transpose(1, 2)
+        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+def calibrated(model: nn.Module, bits, **rules) -> nn.Module:
+    to_fake_quantized(model, bits, RANGES, **rules)
+    calibrate(model, [IMAGES])
+    return model.eval()
+
+
+@pytest.mark.parametrize("two", [(2, 8), (32, 8)])
+@pytest.mark.parametrize("signed", [False, True])
+def test_layers_that_share_a_weight_keep_their_own_levels(two, signed, no_search):
+    torch.manual_seed(0)
+    qmodel = calibrated(Tied(), {"one": (4, 8), "two": two})
+    model = converted(qmodel, pt2e_quantizer(qmodel, signed=signed))
+    with torch.no_grad():
+        assert (model(IMAGES) - qmodel(IMAGES)).abs().max() < 1e-3
+    stored = [name for name in model.state_dict() if "frozen" in name]
+    assert len(stored) == (2 if two[0] == 2 else 1)
+
+
+def test_layers_that_share_weight_and_levels_store_one(no_search):
+    qmodel = calibrated(Tied(), (4, 8))
+    model = converted(qmodel, pt2e_quantizer(qmodel, signed=True))
+    assert sum("frozen" in name for name in model.state_dict()) == 1
+    assert not {"one.weight", "two.weight"} & set(model.state_dict())
+
+
+def test_norms_after_one_weight_are_refused(no_search):
+    conv = nn.Conv2d(3, 3, 1)
+    model = nn.Sequential(conv, nn.BatchNorm2d(3), nn.ReLU(), conv, nn.BatchNorm2d(3))
+    qmodel = calibrated(model, (4, 8))
+    with pytest.raises(ArgumentError, match="the weight of '0', which is read several times"):
+        converted(qmodel, pt2e_quantizer(qmodel))
+
+
+def test_parts_that_are_float_stay_float(no_search):
+    torch.manual_seed(0)
+    qmodel = calibrated(FloatParts(), (4, 8))
+    model = converted(qmodel, pt2e_quantizer(qmodel))
+    with torch.no_grad():
+        assert (model(IMAGES) - qmodel(IMAGES)).abs().max() < 1e-3
+    assert sum("frozen" in name for name in model.state_dict()) == 2
+
+
+def test_computed_weights_are_named(no_search):
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+    qmodel = calibrated(nn.Sequential(conv, nn.ReLU()), (4, 8))
+    with pytest.raises(ArgumentError, match=r"weight of '0' is computed.+remove_parametrizations"):
+        converted(qmodel, pt2e_quantizer(qmodel))
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+    nn.utils.parametrize.remove_parametrizations(conv, "weight")
+    qmodel = calibrated(nn.Sequential(conv, nn.ReLU()), (4, 8))
+    converted(qmodel, pt2e_quantizer(qmodel))

@@ -1,0 +1,32 @@
+"""The layers of a model that can be exported in integers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ghnqat_sdk.bits import FLOAT_BITS
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.quantization.lookup import require_calibrated_layers
+from ghnqat_sdk.quantization.roundings import NEAREST
+
+
+def require_exportable_layers(qmodel: nn.Module, caller: str) -> dict[str, Any]:
+    """As `require_calibrated_layers`, of a model that rounds to the nearest level: runtimes know no
+    other rounding.
+
+    Raises:
+        ArgumentError: the model is not calibrated, or a layer rounds otherwise; the message names
+            it and `caller`.
+    """
+    layers = require_calibrated_layers(qmodel, caller)
+    for name, layer in layers.items():
+        for quantizer in (layer.weight_quantizer, layer.input_quantizer):
+            if quantizer.bits != FLOAT_BITS and quantizer.rounding != NEAREST:
+                raise ArgumentError(
+                    f"{caller} writes values that are rounded to the nearest level, and {name!r} "
+                    f"has {quantizer.rounding!r}. Write from_float(to_float(qmodel), bits) and "
+                    "calibrate that."
+                )
+    return layers
