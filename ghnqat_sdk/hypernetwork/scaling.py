@@ -22,9 +22,20 @@ def weight_factor(node: Node, parameter: ParameterSpec) -> float:
     """
     if parameter.role == "table":
         return 0.02
-    fan_in = math.prod(parameter.shape[1:]) or 1
+    fan_in = _fan_in(node, parameter.shape)
     beta = 1.0 if node.op in ("depthwise_conv", "classifier") else 2.0
     return math.sqrt(beta / fan_in)
+
+
+def _fan_in(node: Node, shape: tuple[int, ...]) -> float:
+    """How many products one output value sums: of (O, I / groups, *kernel), all but the first; of a
+    transposed convolution's (I, O / groups, *kernel), those that the stride lets through."""
+    if node.op != "transposed_conv" or len(shape) < 3:
+        return math.prod(shape[1:]) or 1
+    kernel = shape[2:]
+    stride = (node.stride[0], *node.stride)[-len(kernel) :]  # that of depth is not known
+    places = (max(1.0, size / step) for size, step in zip(kernel, stride, strict=True))
+    return max(1, shape[0] // node.groups) * math.prod(places)
 
 
 def norm_factors(graph: ComputationGraph) -> list[float]:
