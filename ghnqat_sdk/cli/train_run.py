@@ -184,14 +184,17 @@ def _train(config: RunConfig, options: Namespace, steps: int, advice: str) -> No
     from ghnqat_sdk.training.distributed import Processes
     from ghnqat_sdk.training.process import settle_process
     from ghnqat_sdk.training.run import Run, open_features
+    from ghnqat_sdk.training.state import check_run_images
 
-    _check_steps(options.output, steps, advice)
+    facts = _checked_facts(options.output, steps, advice)
     settle_process()
     torch.set_num_threads(options.threads)
     processes = Processes.from_environment()
     try:
         with working("loading images and the state"):
             train, validation = (config.data.load(options.data, part) for part in ("train", "val"))
+            # Before features of other images take the place of what is on disk.
+            check_run_images(options.output, facts, train)
             features = open_features(config, train, processes)
             run = Run(
                 config, options.output, train, validation, features=features, processes=processes
@@ -202,13 +205,16 @@ def _train(config: RunConfig, options: Namespace, steps: int, advice: str) -> No
         processes.leave()
 
 
-def _check_steps(output: str, steps: int, advice: str) -> None:
+def _checked_facts(output: str, steps: int, advice: str) -> dict[str, Any]:
+    """Of the state in a folder, none where it holds none; a state of so many steps is refused."""
     from ghnqat_sdk.training.checkpoint import load_training_state
 
     state = load_training_state(Path(output))
-    done = 0 if state is None else state[1].get("step", 0)
+    facts = {} if state is None else state[1]
+    done = facts.get("step", 0)
     if done >= steps:
         raise ArgumentError(f"{output!r} has done {done} steps, {advice}")
+    return facts
 
 
 def _follow(run: Run, steps: int, as_json: bool) -> None:

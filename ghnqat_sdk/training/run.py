@@ -20,7 +20,7 @@ from ghnqat_sdk.training.features import FeatureCache
 from ghnqat_sdk.training.folder import BEST_FOLDER, LAST_FOLDER, LOG_FILE, RUN_FILE
 from ghnqat_sdk.training.reports import Progress, StepReport, averages
 from ghnqat_sdk.training.schedules import DecayConfig
-from ghnqat_sdk.training.state import restore, state_of
+from ghnqat_sdk.training.state import check_run_images, facts_of_images, restore, state_of
 from ghnqat_sdk.training.teacher import load_teacher
 from ghnqat_sdk.training.trainer import Trainer
 from ghnqat_sdk.training.validation import Validation
@@ -55,6 +55,7 @@ class Run:
     ) -> None:
         self.config = config
         self.folder = Path(folder)
+        self.train = train
         self.processes = processes or Processes()
         self.trainer = Trainer(config, train, features=features, processes=self.processes)
         self.validation = Validation(config, validation)
@@ -69,11 +70,13 @@ class Run:
         """Continue from the folder's state, if there is one; says whether there was.
 
         Raises:
+            ArgumentError: it was trained on other images.
             CheckpointError: the state is damaged, or belongs to other sizes.
         """
         state = load_training_state(self.folder)
         if state is None:
             return False
+        check_run_images(self.folder, state[1], self.train)
         try:
             restore(self.trainer, *state)
         except (RuntimeError, TypeError, KeyError, ValueError) as error:
@@ -106,6 +109,7 @@ class Run:
         """Write the state, and the averaged weights to `last/`."""
         if self.processes.rank == 0:
             tensors, facts = state_of(self.trainer)
+            facts["trained_on"] = facts_of_images(self.train)
             save_training_state(self.folder, tensors, facts)
             save_pretrained(self.trainer.averaged(), self.folder / LAST_FOLDER)
         self.processes.wait()

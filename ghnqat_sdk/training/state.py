@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ghnqat_sdk.data import ImageSet
+from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.training.checkpoint import pack, restore_optimizer
+from ghnqat_sdk.training.folder import LAST_FOLDER
 from ghnqat_sdk.training.reports import Progress
 from ghnqat_sdk.training.trainer import Trainer
+
+_MOST_OF_NAMES = 80
 
 
 def state_of(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -44,6 +51,66 @@ def restore(trainer: Trainer, tensors: dict[str, Tensor], facts: dict[str, Any])
     if facts.get("optimizer") is not None:
         restore_optimizer(trainer.optimizer, facts["optimizer"], tensors)
     trainer.progress = Progress(**{name: facts[name] for name in vars(Progress())})
+
+
+def facts_of_images(images: ImageSet) -> dict[str, Any]:
+    """What tells training images from others, JSON-able."""
+    shown = [images.images.shape[-1], *images.mean, *images.std]
+    classes = list(images.classes)
+    return {"count": len(images), "classes": classes, "shown": shown, "digest": images.digest()}
+
+
+def check_images(
+    folder: str | Path, kept: Mapping[str, Any] | None, images: ImageSet, instead: str
+) -> None:
+    """Refuse other training images than those that the work in a folder began with.
+
+    Args:
+        folder: The folder.
+        kept: Of those images, from `facts_of_images`; None where nobody noted them, so that any
+            will do.
+        images: What it shall go on with.
+        instead: What to write instead, in a sentence.
+
+    Raises:
+        ArgumentError: they differ.
+    """
+    now = facts_of_images(images)
+    if kept is not None and kept["digest"] != now["digest"]:
+        raise ArgumentError(
+            f"{str(folder)!r} was begun with {_described(kept)}; what came are {_described(now)}. "
+            f"{instead}"
+        )
+
+
+def check_run_images(folder: str | Path, facts: Mapping[str, Any], images: ImageSet) -> None:
+    """Refuse other training images than those that a run's state, with these facts, is of.
+
+    Where its config was changed to another size or normalization, they cannot be compared, and
+    classes of the same names will do.
+
+    Raises:
+        ArgumentError: they differ.
+    """
+    kept, now = facts.get("trained_on"), facts_of_images(images)
+    if kept is None or (kept["classes"] == now["classes"] and kept["shown"] != now["shown"]):
+        return
+    weights = str(Path(folder) / LAST_FOLDER)
+    instead = (
+        f"Go on with the data that it was begun with, or start a run from its weights in another "
+        f"folder: --set initial={weights}"
+    )
+    check_images(folder, kept, images, instead)
+
+
+def _described(facts: Mapping[str, Any]) -> str:
+    names = ", ".join(facts["classes"])
+    names = names if len(names) <= _MOST_OF_NAMES else f"{names[:_MOST_OF_NAMES]}…"
+    size = facts["shown"][0]
+    return (
+        f"{facts['count']:,} images of {size} × {size} pixels and {len(facts['classes'])} classes "
+        f"({names}; digest {facts['digest']})"
+    )
 
 
 def _check_teacher(trainer: Trainer, facts: dict[str, Any]) -> None:

@@ -1,0 +1,103 @@
+"""Commands that go on with what a folder holds refuse to go on with something else."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ghnqat_sdk.cli.train import main
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.training.checkpoint import load_training_state, save_training_state
+from ghnqat_sdk.training.run import Run
+
+# ---- other images
+
+
+@pytest.fixture
+def finished(make_run) -> Path:
+    run = make_run()
+    list(run.run(2))
+    return run.folder
+
+
+def forget(folder: Path, *names: str) -> None:
+    """Make the state in a folder one that was saved before these facts were."""
+    tensors, facts = load_training_state(folder)
+    for name in names:
+        del facts[name]
+    save_training_state(folder, tensors, facts)
+
+
+def test_a_run_does_not_go_on_with_other_images(finished, tiny, images, contents):
+    train = images["train"]
+    brighter = dataclasses.replace(train, images=train.images | 1)
+    renamed = dataclasses.replace(train, classes=("yak", *train.classes[1:]))
+    before = contents(finished)
+    for other in (brighter, renamed, train.take(torch.arange(20))):
+        with pytest.raises(ArgumentError, match=r"was begun with .*; what came are .* initial="):
+            Run(tiny, finished, other, images["val"]).resume()
+    assert contents(finished) == before
+
+
+def test_other_classes_are_named(finished, tiny, images):
+    renamed = dataclasses.replace(images["train"], classes=tuple("abcdefghij"))
+    with pytest.raises(ArgumentError, match=r"airplane, .*; what came are .*\(a, b, c, d, e, f, "):
+        Run(tiny, finished, renamed, images["val"]).resume()
+
+
+def test_a_run_goes_on_with_the_same_images_in_another_size(finished, tiny, images):
+    halved = dataclasses.replace(images["train"], images=images["train"].images[:, :, ::2, ::2])
+    assert Run(tiny, finished, halved, images["val"]).resume()
+    renamed = dataclasses.replace(halved, classes=("yak", *halved.classes[1:]))
+    with pytest.raises(ArgumentError, match="yak"):
+        Run(tiny, finished, renamed, images["val"]).resume()
+
+
+def test_a_state_that_does_not_say_what_it_was_trained_on_goes_on(finished, tiny, images):
+    forget(finished, "trained_on")
+    renamed = dataclasses.replace(images["train"], classes=tuple("abcdefghij"))
+    run = Run(tiny, finished, renamed, images["val"])
+    assert run.resume()
+    list(run.run(3))
+    assert load_training_state(finished)[1]["trained_on"]["classes"] == list("abcdefghij")
+
+
+@pytest.fixture
+def other_data(data, tmp_path) -> Path:
+    """The same folder with one image painted over."""
+    copy = shutil.copytree(data, tmp_path / "other")
+    first = min((copy / "train").rglob("*.*"))
+    with Image.open(first) as image:
+        Image.new("RGB", image.size, "red").save(first)
+    return copy
+
+
+@pytest.fixture
+def command(data, tmp_path, tiny, capsys) -> Callable[..., str]:
+    """Run a command of ghnqat-train with a status that is expected; gives what it complained of."""
+    (tmp_path / "config.json").write_text(tiny.model_dump_json())
+
+    def call(*words: object, status: int = 0, data: Path = data) -> str:
+        assert main([*map(str, words), "--data", str(data)]) == status
+        complaint = capsys.readouterr().err
+        assert not status or complaint.count("\n") == 1
+        return complaint
+
+    return call
+
+
+def test_a_resumed_command_refuses_other_data_before_it_computes_features(
+    command, hinted, other_data, tmp_path, contents
+):
+    (tmp_path / "config.json").write_text(hinted.model_dump_json())
+    run = ["run", "--output", tmp_path / "run"]
+    command(*run, "--config", tmp_path / "config.json", "--steps", 1)
+    before = contents(tmp_path)
+    complaint = command(*run, "--resume", "--steps", 2, status=2, data=other_data)
+    assert "was begun with" in complaint
+    assert contents(tmp_path) == before
+    command(*run, "--resume", "--steps", 2)
