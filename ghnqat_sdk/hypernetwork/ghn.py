@@ -29,6 +29,10 @@ class TrainingImages(BaseModel):
     mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
     std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
     """Of each channel, where white is 1; normalization took them out."""
+    classes: tuple[str, ...] = (
+        "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+    )  # fmt: skip
+    """Names in the order of the scores."""
 
 
 class HypernetworkConfig(BaseModel):

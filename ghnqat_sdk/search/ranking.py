@@ -54,7 +54,7 @@ def rank_architectures(
 ) -> Ranking:
     """Rank networks by their accuracy with predicted, calibrated parameters.
 
-    Where the images have another number of classes than the hypernetwork's, each network's
+    Where the images have other classes than the hypernetwork's, by name and order, each network's
     classifier is fitted to them (`fit_head`); otherwise it is predicted.
 
     Args:
@@ -165,7 +165,7 @@ def _measure(
             hypernetwork=hypernetwork,
             example_inputs=example,
             calibration=list(fitting.batches(BATCH)),
-            head="auto" if classes == hypernetwork.config.num_classes else "fit",
+            head="auto" if fitting.classes == hypernetwork.config.images.classes else "fit",
         )
         accuracy = _accuracy(qmodel, measured)
         return {"name": name, "graph": graph, "accuracy": accuracy, **_costs(qmodel, measured)}

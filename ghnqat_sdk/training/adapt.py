@@ -2,7 +2,7 @@
 
 The folder of an adaptation holds what each of its stages leaves; started again, it goes on there:
 
-    adapt.json                        what was asked for, and the seconds that preparing took
+    adapt.json                        what was asked for, of which images, and how long preparing took
     initial/                          the weights that exist, with an empty class table
     teacher.safetensors, features/    a small teacher of these images, and what it shows of them
     stable/                           a run at a constant rate
@@ -35,6 +35,7 @@ from ghnqat_sdk.training.folder import RUN_FILE
 from ghnqat_sdk.training.new_classes import with_new_classes
 from ghnqat_sdk.training.projections import fit_projections
 from ghnqat_sdk.training.run import Run, branch, open_features
+from ghnqat_sdk.training.state import check_same_images, facts_of_images
 from ghnqat_sdk.training.teacher import TeacherConfig, save_teacher, train_teacher
 
 ADAPT_FILE = "adapt.json"
@@ -93,7 +94,7 @@ class Adaptation:
 
     Raises:
         ArgumentError: too few images, images of other channels, or a folder that holds something
-            else.
+            else, as an adaptation to other images.
     """
 
     def __init__(
@@ -175,17 +176,22 @@ class Adaptation:
                 f"{asked.initial!r} that was asked for otherwise. Ask for the same, or choose "
                 f"another --output."
             )
+        instead = "Give the same --data, --size and --images, or choose another --output."
+        check_same_images(self.folder, facts.get("images"), self.train, instead)
 
     def _write_facts(self) -> None:
         facts = {"config": self.config.model_dump(mode="json"), "prepared_in": self.prepared_in}
+        facts["images"] = facts_of_images(self.train)
         with writing(self.folder):
             write_atomically(self.folder / ADAPT_FILE, json.dumps(facts, indent=2).encode())
 
     def _prepare(self) -> None:
         """Initial weights, teacher and features."""
         started = time.monotonic()
-        side = self.train.images.shape[-1]
-        images = TrainingImages(size=side, mean=self.train.mean, std=self.train.std)
+        train = self.train
+        images = TrainingImages(
+            size=train.images.shape[-1], mean=train.mean, std=train.std, classes=train.classes
+        )
         known = load_pretrained(self.config.initial)
         self._write_facts()
         adapted = with_new_classes(known, len(self.train.classes), images)

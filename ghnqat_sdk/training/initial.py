@@ -6,7 +6,7 @@ import torch
 
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
+from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, TrainingImages
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.features import FeatureCache
@@ -35,16 +35,21 @@ def check_fit(config: RunConfig, train: ImageSet, features: FeatureCache | None)
 
 
 def initial_parts(
-    config: RunConfig, features: FeatureCache | None
+    config: RunConfig, train: ImageSet, features: FeatureCache | None
 ) -> tuple[GraphHypernetwork, Hints | None]:
-    """The hypernetwork and its hints before the first step, on the device of the run.
+    """The hypernetwork and its hints before the first step, on the device of the run; it remembers
+    what the images were like.
 
     Raises:
         ArgumentError: initial weights of another architecture.
     """
+    images = TrainingImages(
+        size=train.images.shape[-1], mean=train.mean, std=train.std, classes=train.classes
+    )
+    made = config.hypernetwork.model_copy(update={"images": images})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = GraphHypernetwork(config.hypernetwork).to(config.compute.device)
+        model = GraphHypernetwork(made).to(config.compute.device)
         hints = None
         if config.hints is not None and features is not None:
             channels = [stage.shape[-1] for stage in features.stages]

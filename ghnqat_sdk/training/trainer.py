@@ -59,7 +59,7 @@ class Trainer:
         self.config = config
         self.features = features
         self.processes = processes or Processes()
-        self.model, self.hints = initial_parts(config, features)
+        self.model, self.hints = initial_parts(config, train, features)
         self.losses = Losses(config, train, features, self.hints)
         modules = [self.model] if self.hints is None else [self.model, self.hints]
         self.parameters = [p for module in modules for p in module.parameters()]

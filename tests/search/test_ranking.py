@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 import re
 
@@ -8,9 +9,11 @@ from torch import nn
 
 import ghnqat_sdk as gq
 from ghnqat_sdk.data import ImageSet
+from ghnqat_sdk.hypernetwork.ghn import TrainingImages
 from ghnqat_sdk.search import ranking as ranking_module
 from ghnqat_sdk.search.ranked import RankedNetwork, Ranking
 from ghnqat_sdk.search.ranking import rank_architectures
+from ghnqat_sdk.training.new_classes import with_new_classes
 
 
 def cnn(width: int, classes: int = 3) -> nn.Module:
@@ -266,3 +269,19 @@ def test_a_file_of_something_else_is_refused_and_stays(small, images, tmp_path, 
     with pytest.raises(gq.ArgumentError, match="Write the name of another file"):
         rank_architectures([("a", cnn(4))], (4, 4), images, hypernetwork=small, results=path)
     assert path.read_bytes() == content
+
+
+def test_heads_are_fitted_to_as_many_classes_of_other_names(small, images, monkeypatch):
+    known = TrainingImages(size=8, mean=images.mean, std=images.std, classes=images.classes)
+    three = with_new_classes(small, 3, known)
+    heads, predict = [], ranking_module.predict_quantized_params
+
+    def noted(*arguments, **settings):
+        heads.append(settings["head"])
+        return predict(*arguments, **settings)
+
+    monkeypatch.setattr(ranking_module, "predict_quantized_params", noted)
+    for classes in (images.classes, images.classes[::-1]):
+        named = dataclasses.replace(images, classes=classes)
+        rank_architectures([("a", cnn(4))], (4, 4), named, hypernetwork=three)
+    assert heads == ["auto", "fit"]

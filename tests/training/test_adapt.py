@@ -115,7 +115,9 @@ def test_an_adapted_hypernetwork_predicts_the_users_classes(config, five, tmp_pa
     assert list(dict.fromkeys(stages)) == ["teacher", "features", "training", "decay"]
     adapted = load_pretrained(out)
     assert adapted.config.num_classes == 5
-    assert adapted.config.images == TrainingImages(mean=five[0].mean, std=five[0].std)
+    assert adapted.config.images == TrainingImages(
+        mean=five[0].mean, std=five[0].std, classes=five[0].classes
+    )
     assert adapted.state_dict()["decoder.classes.weight"].any()
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
     before = net[3].weight.clone()
