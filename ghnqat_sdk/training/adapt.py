@@ -2,7 +2,7 @@
 
 The folder of an adaptation holds what each of its stages leaves; started again, it goes on there:
 
-    adapt.json                        what was asked for, of which images, and how long preparing took
+    adapt.json                        what was asked for, of which images, and the time of preparing
     initial/                          the weights that exist, with an empty class table
     teacher.safetensors, features/    a small teacher of these images, and what it shows of them
     stable/                           a run at a constant rate

@@ -60,7 +60,7 @@ def facts_of_images(images: ImageSet) -> dict[str, Any]:
     return {"count": len(images), "classes": classes, "shown": shown, "digest": images.digest()}
 
 
-def check_images(
+def check_same_images(
     folder: str | Path, kept: Mapping[str, Any] | None, images: ImageSet, instead: str
 ) -> None:
     """Refuse other training images than those that the work in a folder began with.
@@ -100,7 +100,7 @@ def check_run_images(folder: str | Path, facts: Mapping[str, Any], images: Image
         f"Go on with the data that it was begun with, or start a run from its weights in another "
         f"folder: --set initial={weights}"
     )
-    check_images(folder, kept, images, instead)
+    check_same_images(folder, kept, images, instead)
 
 
 def _described(facts: Mapping[str, Any]) -> str:

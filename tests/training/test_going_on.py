@@ -1,6 +1,7 @@
 """Commands that go on with what a folder holds refuse to go on with something else."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,9 @@ from PIL import Image
 
 from ghnqat_sdk.cli.train import main
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
+from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, save_pretrained
+from ghnqat_sdk.training import adapt as adapting
 from ghnqat_sdk.training.checkpoint import load_training_state, save_training_state
 from ghnqat_sdk.training.run import Run
 
@@ -101,3 +105,53 @@ def test_a_resumed_command_refuses_other_data_before_it_computes_features(
     assert "was begun with" in complaint
     assert contents(tmp_path) == before
     command(*run, "--resume", "--steps", 2)
+
+
+# ---- adaptations
+
+
+@pytest.fixture
+def adapt(command, tiny, tmp_path, monkeypatch) -> list[object]:
+    """The words of an adaptation without a teacher, interrupted when it was prepared."""
+    monkeypatch.setattr(adapting, "load_recipe", lambda _: tiny)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        known = save_pretrained(GraphHypernetwork(tiny.hypernetwork), tmp_path / "known")
+    where = ["--output", tmp_path / "out", "--from", known, "--threads", 1]
+    words = ["adapt", *where, "--minutes", 0.02, "--size", 24, "--images", 120]
+    with monkeypatch.context() as patch:
+        patch.setattr(adapting.Adaptation, "_train_stably", interrupt)
+        with pytest.raises(Interrupted):
+            command(*words)
+    return words
+
+
+class Interrupted(Exception):  # noqa: N818
+    pass
+
+
+def interrupt(*_: object) -> None:
+    raise Interrupted
+
+
+def test_an_adaptation_does_not_go_on_with_other_images(
+    command, adapt, other_data, tmp_path, contents
+):
+    before = contents(tmp_path / "out")
+    for words in (["--size", 32], ["--images", 110], ["--images", 1000]):
+        complaint = command(*adapt, *words, status=2)
+        assert "was begun with 120 images of 24 × 24 pixels and 10 classes (airplane, " in complaint
+        assert "Give the same --data, --size and --images, or choose another" in complaint
+    assert "was begun with" in command(*adapt, data=other_data, status=2)
+    assert contents(tmp_path / "out") == before
+    command(*adapt)
+    assert load_pretrained(tmp_path / "out").config.images.size == 24
+
+
+def test_an_adaptation_that_does_not_say_of_which_images_it_is_goes_on(command, adapt, tmp_path):
+    path = tmp_path / "out" / "adapt.json"
+    facts = json.loads(path.read_text())
+    del facts["images"]
+    path.write_text(json.dumps(facts))
+    command(*adapt, "--images", 110)
+    assert load_pretrained(tmp_path / "out").config.num_classes == 10
