@@ -1,21 +1,22 @@
 """Calibrated models for other runtimes: ONNX and torchao PT2E.
 
-onnx.py        `export_onnx`, from the model to the checked file
-layers.py      which layers can be exported
-program.py     the model as torch exports it, with ONNX's quantizers
-onnx_graph.py  an ONNX graph, and changes that keep what it computes
-edges.py       which values are integers at run time
-observe.py     the ranges of these, seen on images
-integer.py     the form that runs in integers
-weights.py     stored weights the way round in which they are read, in signed bytes
-storage.py     weights of few bits, packed
-sizes.py       which sizes of images it is right for
-runtime.py     what ONNX Runtime makes of a file
-report.py      what was exported, and how outputs compare
-classifier.py  an exported file on image files
-pt2e.py        weights and settings for torchao's PT2E flow
-scales.py      scales and zero points of these
-xnnpack.py     what XNNPACK needs quantized beside the inputs of layers
+onnx.py           `export_onnx`, from the model to the checked file
+layers.py         which layers can be exported
+program.py        the model as torch exports it, with ONNX's quantizers
+onnx_graph.py     an ONNX graph, and changes that keep what it computes
+integer_nodes.py  which operations can compute with integers
+edges.py          which values are integers at run time
+observe.py        the ranges of these, seen on images
+integer.py        the form that runs in integers
+weights.py        stored weights the way round in which they are read, in signed bytes
+storage.py        weights of few bits, packed
+sizes.py          which sizes of images it is right for
+runtime.py        what ONNX Runtime makes of a file
+report.py         what was exported, and how outputs compare
+classifier.py     an exported file on image files
+pt2e.py           weights and settings for torchao's PT2E flow
+scales.py         scales and zero points of these
+xnnpack.py        what XNNPACK needs quantized beside the inputs of layers
 """
 
 from ghnqat_sdk.export.onnx import export_onnx

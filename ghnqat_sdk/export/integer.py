@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ghnqat_sdk.export.edges import LAYERS, Edges
+from ghnqat_sdk.export.edges import Edges
+from ghnqat_sdk.export.integer_nodes import LAYERS
 from ghnqat_sdk.export.observe import Range
 from ghnqat_sdk.export.onnx_graph import Graph, attributes, norm_factor
 from ghnqat_sdk.export.report import Roundings

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.devices import on_cpu_by_default
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, ExportError
-from ghnqat_sdk.export.edges import Edges, plan_edges, take_out_quantizers
+from ghnqat_sdk.export.edges import Edges, plan_edges
 from ghnqat_sdk.export.integer import (
     expand,
     finish_layers,
     norms_as_convolutions,
     quantize_edges,
 )
+from ghnqat_sdk.export.integer_nodes import take_out_quantizers
 from ghnqat_sdk.export.layers import require_exportable_layers
 from ghnqat_sdk.export.onnx_graph import (
     Graph,
