@@ -161,18 +161,16 @@ def _run(options: Namespace) -> None:
 def _decay(options: Namespace) -> None:
     from ghnqat_sdk.training.config import load_config
     from ghnqat_sdk.training.distributed import Processes
-    from ghnqat_sdk.training.run import branch
+    from ghnqat_sdk.training.run import branch, check_branch
 
     saved = Path(options.output) / RUN_FILE
     processes = Processes.from_environment()
     if processes.rank == 0 and not saved.exists():
         branch(options.run, options.output, options.steps, options.hints)
     processes.wait()
+    check_branch(options.run, options.output, options.steps, options.hints)
     config = load_config(saved)
-    if config.decay is None:
-        raise ArgumentError(
-            f"--output {options.output!r} holds a stable run. Choose another folder for the branch"
-        )
+    assert config.decay is not None
     last = config.decay.start + config.decay.steps
     _train(config, options, last, "the last of its decay. Choose another --output for another one")
 

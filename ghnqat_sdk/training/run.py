@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ class Run:
         features: The teacher's over `train`, where the config has hints.
         processes: This process's place among all.
 
+    Attributes:
+        identity: Tells it from every other run, wherever its folder is moved to; its branches have
+            the same. None of a run that began when runs had none.
+
     Raises:
         ArgumentError: what `Trainer` refuses, or no network of a space that can be validated.
     """
@@ -56,6 +61,7 @@ class Run:
         self.config = config
         self.folder = Path(folder)
         self.train = train
+        self.identity: str | None = secrets.token_hex(8)
         self.processes = processes or Processes()
         self.trainer = Trainer(config, train, features=features, processes=self.processes)
         self.validation = Validation(config, validation)
@@ -85,6 +91,7 @@ class Run:
                 f"{' '.join(str(error).split()):.300}. Restore the run.json that was beside it, or "
                 f"start in another folder."
             ) from error
+        self.identity = state[1].get("run")
         return True
 
     def run(self, steps: int) -> Iterator[StepReport]:
@@ -109,7 +116,7 @@ class Run:
         """Write the state, and the averaged weights to `last/`."""
         if self.processes.rank == 0:
             tensors, facts = state_of(self.trainer)
-            facts["trained_on"] = facts_of_images(self.train)
+            facts |= {"run": self.identity, "trained_on": facts_of_images(self.train)}
             save_training_state(self.folder, tensors, facts)
             save_pretrained(self.trainer.averaged(), self.folder / LAST_FOLDER)
         self.processes.wait()
@@ -180,6 +187,36 @@ def branch(folder: str | Path, output: str | Path, steps: int, hints: float = 0.
     save_training_state(target, tensors, facts)
     _write_config(config, target)
     return config
+
+
+def check_branch(folder: str | Path, output: str | Path, steps: int, hints: float = 0.5) -> None:
+    """Refuse another branch in `output` than what `branch` with the same arguments makes there.
+
+    The run in `folder` may have gone on since, or be gone: then any branch will do, as where the
+    state of one of both does not say which run it is of.
+
+    Raises:
+        ArgumentError: no branch, or one of another run, of other steps or hints.
+        CheckpointError: a state is damaged.
+    """
+    decay = load_config(Path(output) / RUN_FILE).decay
+    if decay is None:
+        raise ArgumentError(
+            f"{str(output)!r} holds a stable run. Choose another --output for the branch."
+        )
+    if (decay.steps, decay.hints) != (steps, hints):
+        raise ArgumentError(
+            f"{str(output)!r} holds a branch of --steps {decay.steps} --hints {decay.hints:g}; "
+            f"what came are --steps {steps} --hints {hints:g}. Write the same to go on with it, or "
+            f"choose another --output."
+        )
+    states = [load_training_state(Path(each)) for each in (folder, output)]
+    run, branched = (None if state is None else state[1].get("run") for state in states)
+    if None not in (run, branched) and run != branched:
+        raise ArgumentError(
+            f"{str(output)!r} holds a branch of another run than the one in {str(folder)!r}. Name "
+            f"the run that it is of to go on with it, or choose another --output."
+        )
 
 
 def open_features(

@@ -16,7 +16,9 @@ from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, save_pretrained
 from ghnqat_sdk.training import adapt as adapting
 from ghnqat_sdk.training.checkpoint import load_training_state, save_training_state
-from ghnqat_sdk.training.run import Run
+from ghnqat_sdk.training.config import load_config
+from ghnqat_sdk.training.optimizers import AdamWConfig
+from ghnqat_sdk.training.run import Run, branch
 
 # ---- other images
 
@@ -155,3 +157,61 @@ def test_an_adaptation_that_does_not_say_of_which_images_it_is_goes_on(command, 
     path.write_text(json.dumps(facts))
     command(*adapt, "--images", 110)
     assert load_pretrained(tmp_path / "out").config.num_classes == 10
+
+
+# ---- branches
+
+
+@pytest.fixture
+def decay(command, make_run, tmp_path) -> Callable[..., str]:
+    """Go on with the branch of 4 steps that was made of one of two runs of the same config."""
+    for name in ("run", "other"):
+        list(make_run(name).run(2))
+    branch(tmp_path / "run", tmp_path / "branch", 4)
+
+    def call(run: str = "run", steps: int = 4, *words: object, status: int = 0) -> str:
+        where = [tmp_path / run, "--output", tmp_path / "branch", "--steps", steps]
+        return command("decay", *where, *words, status=status)
+
+    return call
+
+
+def test_a_branch_does_not_go_on_as_another_one(decay, tmp_path, contents):
+    before = contents(tmp_path / "branch")
+    assert "holds a branch of another run than the one in " in decay("other", status=2)
+    complaint = decay("run", 3, status=2)
+    assert "holds a branch of --steps 4 --hints 0.5; what came are --steps 3 --hints" in complaint
+    assert "--steps 4 --hints 0.25. Write" in decay("run", 4, "--hints", 0.25, status=2)
+    assert contents(tmp_path / "branch") == before
+
+
+def test_a_branch_keeps_which_run_it_is_of_when_it_goes_on(decay, images, tmp_path):
+    config = load_config(tmp_path / "branch" / "run.json")
+    going = Run(config, tmp_path / "branch", images["train"], images["val"])
+    assert going.resume()
+    list(going.run(3))
+    assert "another run" in decay("other", status=2)
+    decay()
+
+
+def test_a_branch_goes_on_when_its_run_went_on_or_has_moved(decay, make_run, tmp_path):
+    stable = make_run("run", optimizer=AdamWConfig(learning_rate=1e-4))
+    assert stable.resume()
+    list(stable.run(3))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    decay("moved")
+
+
+@pytest.mark.parametrize("older", ["other", "branch"])
+def test_where_one_does_not_say_which_run_it_is_of_a_branch_goes_on(decay, tmp_path, older):
+    forget(tmp_path / older, "run")
+    decay("other")
+
+
+def test_a_run_that_did_not_say_which_it_is_never_does(make_run, finished):
+    """Its branches do not say it either, and would be taken for another's."""
+    forget(finished, "run")
+    stable = make_run("run")
+    assert stable.resume()
+    list(stable.run(3))
+    assert load_training_state(finished)[1]["run"] is None
