@@ -66,6 +66,19 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Head:
+    """What makes an output of the scores of classes.
+
+    Attributes:
+        parameters: Names, that of the weight first.
+        classes: K, how many it tells apart.
+    """
+
+    parameters: tuple[str, ...]
+    classes: int
+
+
+@dataclass(frozen=True)
 class ComputationGraph:
     """A CNN as operations in order of execution and the data flow between them.
 
@@ -77,6 +90,7 @@ class ComputationGraph:
         dense: Weights of classifiers whose scores are those of places, not of a whole image.
         joined: Where the channels of a module's output come from, by name, where it is not one
             tensor as it is.
+        heads: Classifiers, and heads of other kinds.
     """
 
     nodes: tuple[Node, ...]
@@ -85,6 +99,7 @@ class ComputationGraph:
     outside: Mapping[str, str] = field(default_factory=dict, compare=False)
     dense: tuple[str, ...] = field(default=(), compare=False)
     joined: Mapping[str, Runs] = field(default_factory=dict, compare=False)
+    heads: tuple[Head, ...] = field(default=(), compare=False)
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """What was worked out from the structure alone; shared with the same graph at other
     bit-widths."""

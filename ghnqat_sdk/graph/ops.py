@@ -256,7 +256,10 @@ OPS: tuple[Op, ...] = (
     ),
     Op(
         "matmul",
-        (torch.matmul, _T.matmul, _T.__matmul__, torch.bmm, _T.bmm, torch.einsum, torch.baddbmm),
+        (
+            *(torch.matmul, _T.matmul, _T.__matmul__, torch.bmm, _T.bmm, torch.mm, _T.mm),
+            *(torch.einsum, torch.baddbmm, torch.addmm, _T.addmm),
+        ),
         default_role="weight",
         mixes=True,
         axis=-1,

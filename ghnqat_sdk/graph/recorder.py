@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 from ghnqat_sdk.calls import meta_like, tensors_in
 from ghnqat_sdk.errors import TraceError
 from ghnqat_sdk.graph.channels import ChannelRecord
-from ghnqat_sdk.graph.graph import ComputationGraph, Node, ParameterSpec
+from ghnqat_sdk.graph.graph import ComputationGraph, Head, Node, ParameterSpec
+from ghnqat_sdk.graph.heads import Ends
 from ghnqat_sdk.graph.ops import BY_FUNCTION, BY_NAME, Op, Role
 from ghnqat_sdk.graph.torch_calls import (
     argument,
@@ -62,6 +63,7 @@ class Recorder(TorchFunctionMode):
         self._calls = 0
         self._claimed: set[str] = set()
         self._used: set[str] = set()
+        self._uses: dict[int, list[str]] = {}  # node → parameters that it computes with
         # ids stay unique while their tensors live
         self._alive: list[Any] = list(parameters.values())
         self._modules: list[str] = [""]
@@ -92,7 +94,7 @@ class Recorder(TorchFunctionMode):
         if not sources:
             raise TraceError("The model's output does not depend on its input, or holds no tensor.")
         self._add(Node("output"), sources)
-        dense = self._mark_classifiers(outputs)
+        heads, dense = self._mark_classifiers(outputs)
         unreached = {
             name: "feeds other parameters of the same layer" if name in self._used else UNUSED
             for name, tensor in self.parameters.items()
@@ -101,7 +103,8 @@ class Recorder(TorchFunctionMode):
         edges = tuple(sorted(self.edges))
         read = {name: self._channels.read(tensor, 1) for name, tensor in self._outputs.items()}
         joined = {name: runs for name, runs in read.items() if runs}
-        return ComputationGraph(tuple(self.nodes), edges, unreached, self.outside, dense, joined)
+        nodes = tuple(self.nodes)
+        return ComputationGraph(nodes, edges, unreached, self.outside, dense, joined, heads)
 
     # Recording
 
@@ -209,6 +212,7 @@ class Recorder(TorchFunctionMode):
         has."""
         names = self._origin[id(tensor)]
         self._used.update(names)
+        self._uses.setdefault(len(self.nodes), []).extend(names)
         same = [n for n in names if self.parameters[n].numel() == tensor.numel()] or list(names)
         new = [n for n in same if n not in self._claimed]
         self._claimed.update(new)
@@ -248,40 +252,39 @@ class Recorder(TorchFunctionMode):
     def _origins(self, tensors: Sequence[Tensor]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(n for t in tensors for n in self._origin.get(id(t), ())))
 
-    def _mark_classifiers(self, outputs: Sequence[Tensor]) -> tuple[str, ...]:
-        """Mark the last weighted nodes before the outputs: linear layers and 1 × 1 convolutions.
+    def _mark_classifiers(
+        self, outputs: Sequence[Tensor]
+    ) -> tuple[tuple[Head, ...], tuple[str, ...]]:
+        """Make the heads that a table of classes can make "classifier" nodes.
 
         Returns:
-            Weights of those whose output has scores for each of several places of an image.
+            All heads; and weights of the classifiers whose output has scores for each of several
+            places of an image.
         """
         before: dict[int, list[int]] = {}
         for source, target in self.edges:
             before.setdefault(target, []).append(source)
+        ends = Ends(self.nodes, before, self._first_uses())
+        heads: dict[str, Head] = {}
         dense: dict[str, None] = {}
         for output in outputs:
-            for index in self._classifiers_behind(self._sources([output]), before):
-                self.nodes[index] = replace(self.nodes[index], op="classifier")
-                weight = self.nodes[index].parameters[0]
-                if output.ndim > 2 and output.numel() > len(output) * weight.shape[0]:
-                    dense[weight.name] = None
-        return tuple(dense)
+            for index, *others in ends.heads(output, self._sources([output])):
+                specs = [p for i in (index, *others) for p in self.nodes[i].parameters]
+                weight = specs[0]
+                tabled = ends.tabled(index)
+                classes = weight.shape[0] if tabled else output.numel() // len(output)
+                heads[weight.name] = Head(tuple(spec.name for spec in specs), classes)
+                if tabled:
+                    self.nodes[index] = replace(self.nodes[index], op="classifier")
+                    if output.ndim > 2 and output.numel() > len(output) * classes:
+                        dense[weight.name] = None
+        return tuple(heads.values()), tuple(dense)
 
-    def _classifiers_behind(
-        self, nodes: Sequence[int], before: dict[int, list[int]]
-    ) -> Iterator[int]:
-        """The last weighted nodes up to `nodes`, as far as they can be classifiers."""
-        waiting, seen = list(nodes), set()
-        while waiting:
-            index = waiting.pop()
-            if index in seen:
-                continue
-            seen.add(index)
-            node = self.nodes[index]
-            kinds = ("linear", "conv", "classifier")
-            if node.parameters and node.op in kinds and node.kernel == (1, 1):
-                yield index
-            elif node.op == "bias" or not (node.parameters or node.quantized):
-                waiting.extend(before.get(index, ()))
+    def _first_uses(self) -> dict[int, int]:
+        """Of nodes without parameters that run with some of an earlier node, that node."""
+        owners = {p.name: i for i, node in enumerate(self.nodes) for p in node.parameters}
+        again = {i: names for i, names in self._uses.items() if not self.nodes[i].parameters}
+        return {i: owners[names[0]] for i, names in again.items() if names[0] in owners}
 
 
 def _owner(parameter: str) -> str:

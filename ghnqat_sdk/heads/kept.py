@@ -1,34 +1,48 @@
-"""Which classifiers of a graph keep the user's values, and why."""
+"""Which heads of a graph keep the user's values, and why."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ghnqat_sdk.choices import Head
-from ghnqat_sdk.graph.graph import ComputationGraph
+from ghnqat_sdk.choices import Head as Choice
+from ghnqat_sdk.graph.graph import ComputationGraph, Head
 
 
-class GraphClassifier(NamedTuple):
-    """A classifier of a graph.
+class GraphHead(NamedTuple):
+    """A head of a graph.
 
     Attributes:
         name: Of its module, or of its weight where it has none.
         classes: How many it tells apart.
         hypernetwork_classes: How many the hypernetwork does.
         parameters: Names, its bias included.
-        dense: Whether it tells them apart at each place of an image.
+        tabled: Whether it is a linear layer or a 1 × 1 convolution, which a hypernetwork makes
+            class by class.
+        fitted: Whether `fit_head` can fit it: such a layer, for a whole image, and no more behind
+            it than a bias and single numbers.
+        dense: Whether it tells classes apart at each place of an image.
     """
 
     name: str
     classes: int
     hypernetwork_classes: int
     parameters: tuple[str, ...]
+    tabled: bool
+    fitted: bool
     dense: bool
 
     @property
+    def unlike(self) -> bool:
+        """Whether it is none that the hypernetwork was trained to make."""
+        return not self.tabled or self.classes != self.hypernetwork_classes
+
+    @property
     def reason(self) -> str:
-        """Why it keeps its values where both numbers differ."""
+        """Why it keeps its values where it is unlike."""
+        if not self.tabled:
+            return f"its head is {_OTHER}; head='predict' predicts it"
         return (
             f"its classifier has {self.classes} classes, the hypernetwork's "
             f"{self.hypernetwork_classes}; head='predict' predicts it"
@@ -37,36 +51,60 @@ class GraphClassifier(NamedTuple):
     @property
     def advice(self) -> str:
         """What to do about that."""
-        fitting = (
-            "Train it: fit_head cannot, since the model scores each place of an image."
-            if self.dense
-            else "Fit it to labelled images: ghnqat_sdk.fit_head(qmodel, batches), or head='fit' "
-            "with calibration=batches."
+        why = (
+            f"it has {self.classes} classes, the hypernetwork {self.hypernetwork_classes}"
+            if self.tabled
+            else f"it is {_OTHER}, the only ones that the hypernetwork makes class by class"
         )
         return (
-            f"{self.name!r} keeps its values: it has {self.classes} classes, the hypernetwork "
-            f"{self.hypernetwork_classes}. {fitting} head='predict' predicts it all the same."
+            f"{self.name!r} keeps its values: {why}. {self._fitting} head='predict' predicts it "
+            "all the same."
         )
+
+    @property
+    def _fitting(self) -> str:
+        if self.fitted:
+            return (
+                "Fit it to labelled images: ghnqat_sdk.fit_head(qmodel, batches), or head='fit' "
+                "with calibration=batches."
+            )
+        cause = (
+            "the model scores each place of an image"
+            if self.dense
+            else "it fits linear layers and 1 × 1 convolutions whose scores are the output"
+        )
+        return f"Train it: fit_head cannot, since {cause}."
+
+
+_OTHER = "no linear layer or 1 × 1 convolution"
 
 
 def heads_to_keep(
-    graph: ComputationGraph, num_classes: int, head: Head
-) -> tuple[dict[str, str], list[GraphClassifier]]:
-    """Parameters of classifiers that keep the user's values, with the reasons, and the classifiers
-    that have other classes than the hypernetwork."""
-    found = list(_classifiers(graph, num_classes))
-    mismatched = [each for each in found if each.classes != num_classes]
+    graph: ComputationGraph, num_classes: int, head: Choice
+) -> tuple[dict[str, str], list[GraphHead]]:
+    """Parameters of heads that keep the user's values, with the reasons, and the heads that are
+    unlike those of the hypernetwork: of other classes, or of another kind."""
+    found = list(_heads(graph, num_classes))
+    unlike = [each for each in found if each.unlike]
     if head == "predict":
-        return {}, mismatched
+        return {}, unlike
     if head == "keep":
-        return {name: "head='keep'" for each in found for name in each.parameters}, mismatched
-    return {name: each.reason for each in mismatched for name in each.parameters}, mismatched
+        return {name: "head='keep'" for each in found for name in each.parameters}, unlike
+    return {name: each.reason for each in unlike for name in each.parameters}, unlike
 
 
-def _classifiers(graph: ComputationGraph, num_classes: int) -> Iterator[GraphClassifier]:
-    for node, biases, _ in graph.classifiers():
-        parts = (node, *(graph.nodes[bias] for bias in biases))
-        names = tuple(parameter.name for part in parts for parameter in part.parameters)
-        weight = node.parameters[0]
-        dense = weight.name in graph.dense
-        yield GraphClassifier(node.module or names[0], weight.shape[0], num_classes, names, dense)
+def _heads(graph: ComputationGraph, num_classes: int) -> Iterator[GraphHead]:
+    owners = {p.name: node for node in graph.nodes for p in node.parameters}
+    for head in graph.heads:
+        weight = head.parameters[0]
+        node = owners[weight]
+        tabled = node.op == "classifier"
+        dense = weight in graph.dense
+        fitted = tabled and not dense and _scores_alone(graph, head)
+        name = node.module or weight
+        yield GraphHead(name, head.classes, num_classes, head.parameters, tabled, fitted, dense)
+
+
+def _scores_alone(graph: ComputationGraph, head: Head) -> bool:
+    specs = [graph.parameters[name] for name in head.parameters]
+    return all(s.role in ("weight", "bias") or math.prod(s.shape) == 1 for s in specs)
