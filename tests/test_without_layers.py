@@ -39,8 +39,9 @@ def test_so_does_a_conversion(kind):
 
 
 def test_float_parameters_are_predicted_all_the_same(small):
-    qmodel = gq.predict_quantized_params(by_function(), (32, 32), hypernetwork=small,
-                                         example_inputs=IMAGES)  # fmt: skip
+    qmodel = gq.predict_quantized_params(
+        by_function(), (32, 32), hypernetwork=small, example_inputs=IMAGES, head="predict"
+    )
     assert gq.prediction_report(qmodel).predicted == ("weight",)
 
 
