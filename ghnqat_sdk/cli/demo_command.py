@@ -15,7 +15,7 @@ from ghnqat_sdk.cli.models import (
     add_hypernetwork,
     build_model,
     check_prediction,
-    hub_names,
+    loaded_hypernetwork,
     traced,
 )
 from ghnqat_sdk.cli.paths import FOLDER, check_output_folder
@@ -88,12 +88,10 @@ def _demo(options: Namespace) -> None:
 
 def _comparison(options: Namespace) -> Comparison:
     from ghnqat_sdk.demo.comparison import compare_starts
-    from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
 
     model = build_model(options.model, _CLASSES)
     traced(model, _SHAPE)
-    with working("loading the hypernetwork"), hub_names():
-        hypernetwork = load_pretrained(options.hypernetwork, revision=options.revision)
+    hypernetwork = loaded_hypernetwork(options)
     with working("predicting, calibrating and testing"):
         return compare_starts(
             model, options.bits, hypernetwork, first_last_bits=options.first_last_bits

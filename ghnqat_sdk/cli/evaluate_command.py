@@ -17,7 +17,7 @@ from ghnqat_sdk.cli.models import (
     check_prediction,
     chosen_split,
     first_networks,
-    hub_names,
+    loaded_hypernetwork,
     open_space,
 )
 from ghnqat_sdk.cli.paths import FILE, IMAGES, check_image_folder, check_output_file
@@ -129,11 +129,9 @@ def _images_for(split: str) -> str:
 def _evaluation(options: Namespace, networks: Sequence[Architecture]) -> tuple[int, Evaluation]:
     """Number of images, and the accuracies on them."""
     from ghnqat_sdk.data import load_images_like
-    from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
     from ghnqat_sdk.training.evaluation import calibration_batches, evaluate_graphs
 
-    with working("loading the hypernetwork"), hub_names():
-        hypernetwork = load_pretrained(options.hypernetwork, revision=options.revision)
+    hypernetwork = loaded_hypernetwork(options)
     with working("loading images"):
         like = hypernetwork.config.images
         images = load_images_like(like, options.data, _images_for(options.split))

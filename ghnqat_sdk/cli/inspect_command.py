@@ -15,7 +15,7 @@ from ghnqat_sdk.cli.models import (
     add_model,
     build_model,
     check_prediction,
-    hub_names,
+    loaded_hypernetwork,
     predicted,
     traced,
 )
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ghnqat_sdk.calls import Call
+    from ghnqat_sdk.data import Known
     from ghnqat_sdk.graph.graph import ComputationGraph
     from ghnqat_sdk.prediction import PredictionReport
     from ghnqat_sdk.quantization.report import QuantizationReport
@@ -153,14 +154,15 @@ def _measure(
     from ghnqat_sdk.quantization.lookup import fake_quantized_layers
     from ghnqat_sdk.quantization.report import quantization_report
 
-    qmodel = predicted(options, model)
+    hypernetwork = loaded_hypernetwork(options)
+    qmodel = predicted(options, model, hypernetwork=hypernetwork)
     layers = fake_quantized_layers(qmodel)
     bits = {
         name: (layer.weight_quantizer.bits, layer.input_quantizer.bits)
         for name, layer in layers.items()
     }
     if options.data is not None:
-        batch, words = _calibrated_on(options, qmodel)
+        batch, words = _calibrated_on(options, qmodel, hypernetwork.config.images)
     else:
         batch, words = _random_batch(call)
     with working("measuring"):
@@ -176,16 +178,13 @@ def _random_batch(call: Call) -> tuple[Any, str]:
     return batch, words
 
 
-def _calibrated_on(options: Namespace, qmodel: nn.Module) -> tuple[Any, str]:
-    """Validation images of the folder, of the size that --input says, after calibration on training
-    images."""
+def _calibrated_on(options: Namespace, qmodel: nn.Module, like: Known) -> tuple[Any, str]:
+    """Validation images of the folder, of the size that --input says and normalized like known
+    ones, after calibration on training images."""
     from ghnqat_sdk.data import load_images_like
-    from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
     from ghnqat_sdk.quantization.calibrate import calibrate
 
     size = _image_size(options.input)
-    with hub_names():
-        like = load_pretrained(options.hypernetwork, revision=options.revision).config.images
     with working("loading images"):
         train, validation = (
             load_images_like(like, options.data, split, size) for split in ("train", "val")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from ghnqat_sdk.calls import Call
     from ghnqat_sdk.graph.graph import ComputationGraph
+    from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
     from ghnqat_sdk.training.spaces.protocol import Architecture, Space
 
 MOST_CLASSES = 100_000
@@ -190,8 +191,26 @@ def traced(model: nn.Module, sizes: tuple[int, ...] | None) -> tuple[Computation
             raise ArgumentError(f"--input {text} does not fit the model: {error}") from error
 
 
-def predicted(options: Namespace, model: nn.Module, head: Any = "auto") -> nn.Module:
-    """The model itself, with predicted parameters.
+def loaded_hypernetwork(options: Namespace) -> GraphHypernetwork:
+    """The one that --hypernetwork and --revision name.
+
+    Raises:
+        ArgumentError: a Hub repo or revision that is not there.
+    """
+    from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
+
+    with working("loading the hypernetwork"), hub_names():
+        return load_pretrained(options.hypernetwork, revision=options.revision)
+
+
+def predicted(
+    options: Namespace,
+    model: nn.Module,
+    head: Any = "auto",
+    hypernetwork: GraphHypernetwork | None = None,
+) -> nn.Module:
+    """The model itself, with parameters predicted by a hypernetwork, that of the options if none is
+    given.
 
     Raises:
         ArgumentError: patterns of bits that fit no layer, or a Hub repo or revision that is not
@@ -203,8 +222,8 @@ def predicted(options: Namespace, model: nn.Module, head: Any = "auto") -> nn.Mo
         return predict_quantized_params(
             model,
             options.bits,
-            hypernetwork=options.hypernetwork,
-            revision=options.revision,
+            hypernetwork=hypernetwork or options.hypernetwork,
+            revision=None if hypernetwork else options.revision,
             example_inputs=example_of(options.input),
             head=head,
             first_last_bits=options.first_last_bits,

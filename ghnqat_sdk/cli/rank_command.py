@@ -14,7 +14,7 @@ from ghnqat_sdk.cli.models import (
     check_prediction,
     chosen_split,
     first_networks,
-    hub_names,
+    loaded_hypernetwork,
     open_space,
 )
 from ghnqat_sdk.cli.paths import (
@@ -134,11 +134,9 @@ def _rank(options: Namespace) -> None:
 
 def _ranking(options: Namespace) -> Ranking:
     from ghnqat_sdk.data import load_images_like
-    from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
     from ghnqat_sdk.search.ranking import rank_architectures
 
-    with working("loading the hypernetwork"), hub_names():
-        hypernetwork = load_pretrained(options.hypernetwork, revision=options.revision)
+    hypernetwork = loaded_hypernetwork(options)
     like = hypernetwork.config.images
     with working("loading images"):
         images, held_out = (

@@ -159,7 +159,6 @@ def _run(options: Namespace) -> None:
 
 
 def _decay(options: Namespace) -> None:
-    from ghnqat_sdk.training.config import load_config
     from ghnqat_sdk.training.distributed import Processes
     from ghnqat_sdk.training.run import branch, check_branch
 
@@ -168,10 +167,8 @@ def _decay(options: Namespace) -> None:
     if processes.rank == 0 and not saved.exists():
         branch(options.run, options.output, options.steps, options.hints)
     processes.wait()
-    check_branch(options.run, options.output, options.steps, options.hints)
-    config = load_config(saved)
-    assert config.decay is not None
-    last = config.decay.start + config.decay.steps
+    config, decay = check_branch(options.run, options.output, options.steps, options.hints)
+    last = decay.start + decay.steps
     _train(config, options, last, "the last of its decay. Choose another --output for another one")
 
 

@@ -201,8 +201,7 @@ class DataConfig(BaseModel):
 
     def load(self, root: str | Path, split: str) -> ImageSet:
         """As `load_images`, with this size and these statistics."""
-        images = load_images(root, split, self.size)
-        return dataclasses.replace(images, mean=self.mean, std=self.std)
+        return load_images_like(self, root, split)
 
 
 class Known(Protocol):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def from_folder(folder: Path, size: int, channels: int) -> Labelled:
     if sum(map(bool, files)) < 2:
         raise DataError(f"{str(folder)!r} holds fewer than two classes; expected <class>/*.jpg.")
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(f) for f in files]))
-    return _decoded(sum(files, ()), size, channels).clone(), labels, classes
+    return _decoded(tuple(chain(*files)), size, channels).clone(), labels, classes
 
 
 @lru_cache(maxsize=2)  # "train" and "val" are cut from the same images

@@ -158,8 +158,8 @@ def _range_of(
         elif not moves or not all(moves):
             needed.append(_useful(seen[name], readers.get(name, [])))
     low, high = min(low for low, _ in needed), max(high for _, high in needed)
-    moved = {output for node in graph.nodes if node.op_type in MOVES for output in node.output}
-    made = [makers.get(name) for name in group if name not in moved & integer]
+    moved = {name for name in group if name in integer and makers[name].op_type in MOVES}
+    made = [makers.get(name) for name in group if name not in moved]
     never_negative = all(node is not None and _is_never_negative(graph, node) for node in made)
     return (0.0 if never_negative else min(low, 0.0)), max(high, 0.0)
 

@@ -28,21 +28,12 @@ _DIFFERENT = 1e-6
 """Relative error of outputs that are not rounded: those of one kernel lie far below."""
 
 
-class _Unrounded(nn.Module):
-    """Stands for the quantizer of a layer's input."""
-
-    bits = FLOAT_BITS
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
 def holding(bare: nn.Module, inputs: Any) -> Callable[[Any, tuple[int, ...]], bool]:
     """A function of a ModelProto and the dimensions that vary in it: whether it gives the outputs
     of the model, inputs unrounded, wherever the model takes such images."""
     model = copy.deepcopy(bare)
     for layer in fake_quantized_layers(model).values():
-        layer.input_quantizer = _Unrounded()
+        layer.input_quantizer.bits = FLOAT_BITS
     cases: list[tuple[tuple[int, ...], list[Tensor], list[Tensor]]] = []
     for scales in _SCALES:
         call = Call.of(inputs).map(partial(_other_size, scales=scales))

@@ -65,10 +65,8 @@ def _read_alone(outputs: dict[Any, Any], inputs: dict[Any, Any]) -> None:
     for node, numbers in outputs.items():
         for reader in node.users:
             own = inputs.setdefault(reader, {})
-            if numbers or reader.target not in _ALIKE:
-                own[node] = None
-            else:
-                own.setdefault(node, None)
+            alike = not numbers and reader.target in _ALIKE
+            own[node] = own.get(node) if alike else None
 
 
 def _is_size(node: Any) -> bool:

@@ -25,13 +25,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ghnqat_sdk.data import DataConfig, ImageSet
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.files import write_atomically
-from ghnqat_sdk.hypernetwork.ghn import TrainingImages
 from ghnqat_sdk.hypernetwork.names import CONFIG_FILE
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, save_pretrained
 from ghnqat_sdk.training.checkpoint import writing
 from ghnqat_sdk.training.config import RunConfig, load_config, load_recipe
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.folder import RUN_FILE
+from ghnqat_sdk.training.initial import described
 from ghnqat_sdk.training.new_classes import with_new_classes
 from ghnqat_sdk.training.projections import fit_projections
 from ghnqat_sdk.training.run import Run, branch, open_features
@@ -188,13 +188,9 @@ class Adaptation:
     def _prepare(self) -> None:
         """Initial weights, teacher and features."""
         started = time.monotonic()
-        train = self.train
-        images = TrainingImages(
-            size=train.images.shape[-1], mean=train.mean, std=train.std, classes=train.classes
-        )
         known = load_pretrained(self.config.initial)
         self._write_facts()
-        adapted = with_new_classes(known, len(self.train.classes), images)
+        adapted = with_new_classes(known, len(self.train.classes), described(self.train))
         save_pretrained(adapted, self.folder / "initial")
         if self.run_config.hints is not None:
             self._train_teacher(started)

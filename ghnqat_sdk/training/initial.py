@@ -34,6 +34,12 @@ def check_fit(config: RunConfig, train: ImageSet, features: FeatureCache | None)
     config.compute.check()
 
 
+def described(train: ImageSet) -> TrainingImages:
+    """What a hypernetwork remembers of the images that it is trained on."""
+    size = train.images.shape[-1]
+    return TrainingImages(size=size, mean=train.mean, std=train.std, classes=train.classes)
+
+
 def initial_parts(
     config: RunConfig, train: ImageSet, features: FeatureCache | None
 ) -> tuple[GraphHypernetwork, Hints | None]:
@@ -43,10 +49,7 @@ def initial_parts(
     Raises:
         ArgumentError: initial weights of another architecture.
     """
-    images = TrainingImages(
-        size=train.images.shape[-1], mean=train.mean, std=train.std, classes=train.classes
-    )
-    made = config.hypernetwork.model_copy(update={"images": images})
+    made = config.hypernetwork.model_copy(update={"images": described(train)})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = GraphHypernetwork(made).to(config.compute.device)

@@ -189,8 +189,11 @@ def branch(folder: str | Path, output: str | Path, steps: int, hints: float = 0.
     return config
 
 
-def check_branch(folder: str | Path, output: str | Path, steps: int, hints: float = 0.5) -> None:
-    """Refuse another branch in `output` than what `branch` with the same arguments makes there.
+def check_branch(
+    folder: str | Path, output: str | Path, steps: int, hints: float = 0.5
+) -> tuple[RunConfig, DecayConfig]:
+    """Refuse another branch in `output` than what `branch` with the same arguments makes there;
+    returns the branch's config, and its decay.
 
     The run in `folder` may have gone on since, or be gone: then any branch will do, as where the
     state of one of both does not say which run it is of.
@@ -199,7 +202,8 @@ def check_branch(folder: str | Path, output: str | Path, steps: int, hints: floa
         ArgumentError: no branch, or one of another run, of other steps or hints.
         CheckpointError: a state is damaged.
     """
-    decay = load_config(Path(output) / RUN_FILE).decay
+    config = load_config(Path(output) / RUN_FILE)
+    decay = config.decay
     if decay is None:
         raise ArgumentError(
             f"{str(output)!r} holds a stable run. Choose another --output for the branch."
@@ -217,6 +221,7 @@ def check_branch(folder: str | Path, output: str | Path, steps: int, hints: floa
             f"{str(output)!r} holds a branch of another run than the one in {str(folder)!r}. Name "
             f"the run that it is of to go on with it, or choose another --output."
         )
+    return config, decay
 
 
 def open_features(
