@@ -1,0 +1,153 @@
+"""What networks may be ranked by before any of them is trained: higher should be better.
+
+Predicted parameters, and measures from the literature, each on a network of its own from He's
+initialization: gradient norm and SynFlow (Tanaka et al. 2020) as Abdelfattah et al. 2021 use them,
+and NASWOT (Mellor et al. 2021).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from common import SHIPPED
+from networks import named
+from qat_start_training import he
+from ranking_truth import BITS
+from torch import Tensor, nn
+
+from ghnqat_sdk import load_pretrained, predict_quantized_params
+from ghnqat_sdk.data import ImageSet, load_images
+from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
+from ghnqat_sdk.training.spaces.protocol import Architecture
+
+CALIBRATION = 256
+MEASURED = 500
+BATCH = 64
+CODED = 128  # images of NASWOT
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish)
+
+Scores = dict[str, float]
+
+
+@cache
+def images_of(data: str) -> tuple[ImageSet, ImageSet]:
+    """To calibrate and to compute measures on, and to measure predicted networks on."""
+    train, val = (load_images(data, split) for split in ("train", "val"))
+    return train.sample(CALIBRATION, seed=0), val.sample(MEASURED, seed=0)
+
+
+@cache
+def hypernetwork() -> GraphHypernetwork:
+    return load_pretrained(str(SHIPPED))
+
+
+def sizes(architecture: Architecture, data: str) -> Scores:
+    with torch.device("meta"):
+        model = architecture.build(10)
+    return {
+        "parameters": float(sum(p.numel() for p in model.parameters())),
+        "macs": float(architecture.macs),
+    }
+
+
+def predicted(architecture: Architecture, data: str) -> Scores:
+    """With predicted, calibrated parameters: top-1 in percent, and the mean log-probability of the
+    label."""
+    accuracy, likelihood = of_predicted(architecture, *images_of(data))
+    return {"predicted": accuracy, "predicted likelihood": likelihood}
+
+
+def predicted_quickly(architecture: Architecture, data: str) -> Scores:
+    """The same with one batch to calibrate on, and two to measure on."""
+    fitting, measured = images_of(data)
+    quick = fitting.sample(BATCH, seed=0), measured.sample(2 * BATCH, seed=0)
+    accuracy, likelihood = of_predicted(architecture, *quick)
+    return {"predicted, 128 images": accuracy, "predicted likelihood, 128 images": likelihood}
+
+
+def of_predicted(
+    architecture: Architecture, fitting: ImageSet, measured: ImageSet
+) -> tuple[float, float]:
+    qmodel = predict_quantized_params(
+        architecture.build(10),
+        BITS,
+        hypernetwork=hypernetwork(),
+        calibration=[batch for batch, _ in fitting.batches(BATCH)],
+    )
+    with torch.inference_mode():
+        scores = torch.cat([qmodel(x) for x, _ in measured.batches(BATCH)])
+    labels = measured.labels
+    hits = int((scores.argmax(1) == labels).sum())
+    return 100 * hits / len(labels), -nn.functional.cross_entropy(scores, labels).item()
+
+
+def initial(architecture: Architecture) -> nn.Module:
+    torch.manual_seed(0)
+    return he(architecture.build(10))
+
+
+def gradient_norm(architecture: Architecture, data: str) -> Scores:
+    images, labels = next(images_of(data)[0].batches(BATCH))
+    model = initial(architecture).train()
+    nn.functional.cross_entropy(model(images), labels).backward()
+    norms = [p.grad.norm() for p in model.parameters() if p.grad is not None and p.ndim > 1]
+    return {"gradient norm": torch.stack(norms).sum().item()}
+
+
+def synflow(architecture: Architecture, data: str) -> Scores:
+    """The logarithm, since products over layers are."""
+    model = initial(architecture).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.abs_()
+    model(torch.ones(1, 3, 32, 32, dtype=torch.float64)).sum().backward()
+    flows = [(p * p.grad).sum() for p in model.parameters() if p.grad is not None]
+    return {"SynFlow": torch.stack(flows).sum().log().item()}
+
+
+@torch.inference_mode()
+def naswot(architecture: Architecture, data: str) -> Scores:
+    """Log-determinant of how many signs of activations two images have in common."""
+    images, _ = next(images_of(data)[0].batches(CODED))
+    model = initial(architecture).train()
+    kernel = torch.zeros(len(images), len(images), dtype=torch.float64)
+
+    def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        signs = (args[0].flatten(1) > 0).float()
+        opposite = 1 - signs
+        kernel.add_(signs @ signs.T + opposite @ opposite.T)
+
+    activations = [m for m in model.modules() if isinstance(m, ACTIVATIONS)]
+    for activation in activations:
+        activation.register_forward_pre_hook(add)
+    model(images)
+    return {"NASWOT": float(torch.linalg.slogdet(kernel).logabsdet)}
+
+
+MEASURES: dict[str, Callable[[Architecture, str], Scores]] = {
+    "sizes": sizes,
+    "predicted": predicted,
+    "predicted quickly": predicted_quickly,
+    "gradient norm": gradient_norm,
+    "SynFlow": synflow,
+    "NASWOT": naswot,
+}
+
+
+def scores_of(net: str, data: str) -> dict[str, Any]:
+    """The line of a network: its scores, and what each measure took of the processor's time."""
+    torch.set_num_threads(1)
+    images_of(data), hypernetwork()
+    architecture = named(net)
+    scores: Scores = {}
+    seconds: dict[str, float] = {}
+    for measure in MEASURES.values():
+        started = time.process_time()
+        found = measure(architecture, data)
+        scores |= found
+        seconds |= dict.fromkeys(found, round(time.process_time() - started, 3))
+    return {"net": net, "scores": scores, "seconds": seconds}
