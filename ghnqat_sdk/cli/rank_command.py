@@ -63,12 +63,17 @@ def add_rank(commands: Any) -> None:
     parser.add_argument(
         "--max-macs",
         type=Real(1, _MOST_COST),
-        help="mark the Pareto front of networks of at most so many multiply-accumulates",
+        help="leave out networks of more multiply-accumulates, and name the Pareto front",
     )
     parser.add_argument(
         "--max-weight-bits",
         type=Real(1, _MOST_COST),
         help="the same for the bits of all weights together",
+    )
+    parser.add_argument(
+        "--max-latency-ms",
+        type=Real(1e-6, _MOST_COST),
+        help="the same for milliseconds of the float network for one image, measured on one thread",
     )
     parser.add_argument(
         "--processes", type=Whole(1, 256), default=1, help="that work at once (default: 1)"
@@ -126,9 +131,8 @@ def _rank(options: Namespace) -> None:
         print(ranking.to_json())
         return
     print(ranking)
-    budget = {"macs": options.max_macs, "weight_bits": options.max_weight_bits}
-    if any(limit is not None for limit in budget.values()):
-        front = ", ".join(network.name for network in ranking.front(**budget))
+    if ranking.budget.limits:
+        front = ", ".join(network.name for network in ranking.front())
         print(f"Pareto front within the budget: {front or 'no network'}")
 
 
@@ -154,6 +158,11 @@ def _ranking(options: Namespace) -> Ranking:
         networks,
         options.bits,
         images,
+        budget={
+            "macs": options.max_macs,
+            "weight_bits": options.max_weight_bits,
+            "latency_ms": options.max_latency_ms,
+        },
         validation=held_out,
         hypernetwork=hypernetwork,
         processes=options.processes,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from ghnqat_sdk.bits import FLOAT_BITS
-from ghnqat_sdk.graph.ops import BY_FUNCTION, BY_NAME
+from ghnqat_sdk.graph.ops import BY_FUNCTION
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
 from ghnqat_sdk.quantization.state import QuantizationState
 
@@ -46,12 +46,6 @@ class FakeQuantizedLayer:
             if isinstance(mode, _Operands):
                 mode.quantized += 1
         return operands
-
-    def macs(self, input: Tensor, output: Tensor) -> int:
-        """Multiply-accumulates of one call."""
-        count = BY_NAME[type(self).op].macs
-        assert count is not None
-        return count(tuple(input.shape), tuple(self.weight.shape), tuple(output.shape))
 
 
 class _FakeQuantizedConv(FakeQuantizedLayer):

@@ -2,6 +2,8 @@
 
 suggestion.py  `suggest_bits`
 ranking.py     `rank_architectures`
-ranked.py      its table and picture
-costs.py       what layers cost for one image
+measuring.py   one network of a ranking
+ranked.py      a ranking's table and picture
+budget.py      what a network may cost
+costs.py       what layers and networks cost
 """

@@ -1,4 +1,5 @@
-"""What the quantized layers of a network cost for one image."""
+"""What the layers of a network that are quantized cost for one image, and how long all of it
+takes."""
 
 from __future__ import annotations
 
@@ -8,8 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 
 from ghnqat_sdk.bits import Pair
+from ghnqat_sdk.graph.ops import op_of
+
+_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ def counting_costs(layers: Mapping[str, Any], rows: int) -> Iterator[dict[str, L
     """Costs of the layers that run inside, by name and in the order in which they first run.
 
     Args:
-        layers: Fake-quantized layers by name.
+        layers: Quantizable layers by name, fake-quantized or in float.
         rows: Images in the batch that they run on.
     """
     macs: dict[str, int] = {}
@@ -47,7 +53,7 @@ def counting_costs(layers: Mapping[str, Any], rows: int) -> Iterator[dict[str, L
     def count(name: str) -> Any:
         def hook(layer: Any, args: Any, kwargs: Any, output: torch.Tensor) -> None:
             x = args[0] if args else kwargs["input"]
-            macs[name] = macs.get(name, 0) + type(layer).macs(layer, x, output)
+            macs[name] = macs.get(name, 0) + _macs(layer, x, output)
             costs[name] = LayerCost(layer.weight.numel(), macs[name] // rows)
 
         return hook
@@ -57,3 +63,18 @@ def counting_costs(layers: Mapping[str, Any], rows: int) -> Iterator[dict[str, L
             handle = layer.register_forward_hook(count(name), with_kwargs=True)
             hooks.callback(handle.remove)
         yield costs
+
+
+def _macs(layer: Any, x: Tensor, output: Tensor) -> int:
+    """Multiply-accumulates of one call."""
+    op = op_of(layer)
+    assert op is not None
+    assert op.macs is not None
+    return op.macs(tuple(x.shape), tuple(layer.weight.shape), tuple(output.shape))
+
+
+@torch.inference_mode()
+def latency_ms(model: nn.Module, image: Tensor) -> float:
+    """Median milliseconds of `model`, in evaluation mode, on one thread."""
+    timer = Timer("model(image)", globals={"model": model, "image": image}, num_threads=1)
+    return 1000 * timer.blocked_autorange(min_run_time=_SECONDS).median

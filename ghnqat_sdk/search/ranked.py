@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.plotting import figure_class
-
-_COSTS = {"macs": "multiply-accumulates", "weight_bits": "bits of weights"}
-"""What networks cost, and how a picture calls it."""
+from ghnqat_sdk.search.budget import COSTS, Budget
 
 
 @dataclass(frozen=True)
@@ -23,12 +22,15 @@ class RankedNetwork:
         accuracy: Top-1 in percent on images that nothing was fitted to.
         macs: Multiply-accumulates of its quantized layers for one image.
         weight_bits: Bits of all their weights together.
+        latency_ms: Median milliseconds of the float network for one image, on one thread; None
+            where it was not measured.
     """
 
     name: str
     accuracy: float
     macs: int
     weight_bits: int
+    latency_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -38,57 +40,87 @@ class Ranking:
     Attributes:
         networks: By falling accuracy.
         failed: Name to the reason why a network has no accuracy.
+        beyond: Name to what is beyond the budget; these networks were not predicted.
+        budget: Within which networks were ranked.
     """
 
     networks: tuple[RankedNetwork, ...]
-    failed: dict[str, str]
+    failed: dict[str, str] = field(default_factory=dict)
+    beyond: dict[str, str] = field(default_factory=dict)
+    budget: Budget = field(default_factory=Budget)
 
     def front(
-        self, *, macs: float | None = None, weight_bits: float | None = None
+        self,
+        *,
+        macs: float | None = None,
+        weight_bits: float | None = None,
+        latency_ms: float | None = None,
     ) -> tuple[RankedNetwork, ...]:
-        """Networks within the budget that none beats in accuracy at the same cost or less: the
+        """Networks within the limits that none beats in accuracy at the same cost or less: the
         Pareto front.
 
-        Costs that are not given play no part; with none, the best network alone is on the front.
+        Without limits those of the ranking's budget count. Costs without one play no part; with
+        none at all, the best network alone is on the front.
+
+        Raises:
+            ArgumentError: a limit that is no number above 0, or one of latencies that were not
+                measured.
         """
-        limits = {"macs": macs, "weight_bits": weight_bits}
-        given = {cost: limit for cost, limit in limits.items() if limit is not None}
-        within = [x for x in self.networks if all(getattr(x, c) <= m for c, m in given.items())]
-        return tuple(x for x in within if not any(_beats(other, x, given) for other in within))
+        given = {"macs": macs, "weight_bits": weight_bits, "latency_ms": latency_ms}
+        limits = Budget.of(given).limits or self.budget.limits
+        return self._front(limits)
+
+    def _front(self, limits: Mapping[str, float]) -> tuple[RankedNetwork, ...]:
+        self._check_measured(limits)
+        within = [x for x in self.networks if all(getattr(x, c) <= m for c, m in limits.items())]
+        return tuple(x for x in within if not any(_beats(other, x, limits) for other in within))
+
+    def _check_measured(self, costs: Iterable[str]) -> None:
+        for cost in costs:
+            if any(getattr(network, cost) is None for network in self.networks):
+                raise ArgumentError(
+                    f"The networks were ranked without {cost}. Write rank_architectures(..., "
+                    f"budget={{{cost!r}: 5}}), which measures it."
+                )
 
     def __str__(self) -> str:
         width = max((len(network.name) for network in self.networks), default=7)
-        lines = [f"{'network':{width}}  {'accuracy':>9}  {'MACs':>14}  {'weight bits':>14}"]
-        lines += [
-            f"{x.name:{width}}  {x.accuracy:7.1f} %  {x.macs:14,}  {x.weight_bits:14,}"
-            for x in self.networks
-        ]
-        return "\n".join([*lines, *(f"{name}: {why}" for name, why in self.failed.items())])
+        timed = any(network.latency_ms is not None for network in self.networks)
+        head = f"{'network':{width}}  {'accuracy':>9}  {'MACs':>14}  {'weight bits':>14}"
+        lines = [head + ("  latency, ms" if timed else "")]
+        for x in self.networks:
+            row = f"{x.name:{width}}  {x.accuracy:7.1f} %  {x.macs:14,}  {x.weight_bits:14,}"
+            lines.append(row if x.latency_ms is None else f"{row}  {x.latency_ms:11.2f}")
+        lines += [f"{name}: {why}" for name, why in {**self.beyond, **self.failed}.items()]
+        return "\n".join(lines)
 
     def to_json(self) -> str:
         """For machines."""
-        return json.dumps({"networks": [*map(asdict, self.networks)], "failed": self.failed})
+        networks = [*map(asdict, self.networks)]
+        return json.dumps({"networks": networks, "failed": self.failed, "beyond": self.beyond})
 
     def plot(self, path: str | Path, cost: str = "macs") -> None:
-        """Draw accuracy against "macs" or "weight_bits", with the Pareto front (needs matplotlib).
+        """Draw accuracy against "macs", "weight_bits" or "latency_ms", with the Pareto front (needs
+        matplotlib).
 
         Raises:
-            ArgumentError: matplotlib is not installed, or another cost.
+            ArgumentError: matplotlib is not installed, another cost, or latencies that were not
+                measured.
         """
-        if cost not in _COSTS:
+        if cost not in COSTS:
             raise ArgumentError(
-                f"cost={cost!r} is unknown. Write one of {', '.join(map(repr, _COSTS))}."
+                f"cost={cost!r} is unknown. Write one of {', '.join(map(repr, COSTS))}."
             )
         figure = figure_class()(layout="constrained")
         axes = figure.add_subplot()
-        best = sorted(self.front(**{cost: float("inf")}), key=lambda x: getattr(x, cost))
+        best = sorted(self._front({cost: math.inf}), key=lambda x: getattr(x, cost))
         for networks, style in ((self.networks, "o"), (best, "-")):
             costs = [getattr(network, cost) for network in networks]
             axes.plot(costs, [network.accuracy for network in networks], style)
         for network in best:
             axes.annotate(network.name, (getattr(network, cost), network.accuracy))
         axes.set_xscale("log")
-        axes.set_xlabel(_COSTS[cost])
+        axes.set_xlabel(COSTS[cost])
         axes.set_ylabel("accuracy, %")
         figure.savefig(path)
 

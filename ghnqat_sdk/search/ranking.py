@@ -3,49 +3,37 @@ any."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ghnqat_sdk.bits import Bits, Pair, parse_bits
-from ghnqat_sdk.calls import tensors_in
+from ghnqat_sdk.bits import Pair, parse_bits
 from ghnqat_sdk.data import ImageSet
-from ghnqat_sdk.errors import ArgumentError, GhnqatError
-from ghnqat_sdk.files import digest
-from ghnqat_sdk.graph.trace import trace
+from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
-from ghnqat_sdk.predict import predict_quantized_params
 from ghnqat_sdk.progress import progress_bar
-from ghnqat_sdk.quantization.lookup import require_fake_quantized_layers
-from ghnqat_sdk.quantization.state import evaluating
-from ghnqat_sdk.search.costs import counting_costs
+from ghnqat_sdk.search.budget import Budget
+from ghnqat_sdk.search.measuring import Line, Study
 from ghnqat_sdk.search.ranked import RankedNetwork, Ranking
 
-BATCH = 64
 _PAIRS = "rank_architectures([('small', model), ...], (4, 4), images)"
 
-_BEGINNING = '{"study": '
-
-Line = dict[str, Any]
-"""What is known of one network: its name, and its graph's digest, accuracy and costs, or why it has
-none."""
+_LINE_BEGINS = '{"study": '
 
 
 def rank_architectures(
     models: Iterable[Any],
-    bits: Pair,
+    bits: Pair | Mapping[str, Pair],
     images: ImageSet,
     *,
+    budget: Mapping[str, float | None] | None = None,
     validation: ImageSet | None = None,
     hypernetwork: str | Path | GraphHypernetwork = DEFAULT,
     processes: int = 1,
@@ -60,8 +48,12 @@ def rank_architectures(
     Args:
         models: Pairs (name, nn.Module), which stay as they are, or architectures of a space, such
             as `Families("test")`, which are built for the classes of the images.
-        bits: (weight, activation) of all networks.
+        bits: (weight, activation) of all networks, or a mapping from patterns of layer names, as in
+            `predict_quantized_params`.
         images: To calibrate with, and to fit classifiers to.
+        budget: The most that one image may cost, as {"macs": 20e6, "weight_bits": 4e6,
+            "latency_ms": 5}; see `RankedNetwork`. Networks beyond it are not predicted. Latencies
+            are measured where they are limited, and only alone on a machine are they to be trusted.
         validation: To measure with; by default every third of `images`, which is then used for
             nothing else.
         hypernetwork: As in `predict_quantized_params`.
@@ -72,13 +64,16 @@ def rank_architectures(
         progress: Show a bar, on terminals only.
 
     Returns:
-        All networks; those that cannot be measured, whatever the reason, are among its `failed`.
+        All networks; those that cannot be measured, whatever the reason, are among its `failed`,
+        and those that cost too much among its `beyond`.
 
     Raises:
-        ArgumentError: an entry of another kind, a name given twice, bits that are none, or no
-            networks.
+        ArgumentError: an entry of another kind, a name given twice, bits or a budget that are none,
+            or no networks.
     """
-    bits = parse_bits(bits)
+    limits = Budget.of(budget)
+    if not isinstance(bits, Mapping):
+        bits = parse_bits(bits)
     named = [_named(entry) for entry in models]
     names = [name for name, _ in named]
     if not names or len(set(names)) < len(names):
@@ -90,18 +85,22 @@ def rank_architectures(
     network = hypernetwork
     if not isinstance(network, GraphHypernetwork):
         network = load_pretrained(network)
-    weights = digest({name: t.cpu() for name, t in network.state_dict().items()})[:16]
-    study = f"{bits[0]},{bits[1]} {fitting.digest()} {measured.digest()} {weights}"
-    known = _known(results, study)
+    study = Study(bits, fitting, measured, network, limits)
+    key = study.key()
+    known = _known(results, key)
     entries = [(name, entry, known.get(name, {})) for name, entry in named]
-    found = _measured(entries, partial(_measure, bits, fitting, measured, network), processes)
+    found = _measured(entries, study, processes)
     lines = {}
     for line in progress_bar(found, "ranking", len(entries)) if progress else found:
         name = line["name"]
         lines[name] = line
-        if results is not None and line.get("graph") not in known.get(name, {}):
-            _append(Path(results), {"study": study, **line})
-    return _ranking([lines[name] for name in names])
+        if (
+            results is not None
+            and "beyond" not in line
+            and line not in known.get(name, {}).values()
+        ):
+            _append(Path(results), {"study": key, **line})
+    return _ranking([lines[name] for name in names], limits)
 
 
 def _named(entry: Any) -> tuple[str, Any]:
@@ -132,92 +131,15 @@ def _parts(images: Any, validation: ImageSet | None) -> tuple[ImageSet, ImageSet
 
 
 def _measured(
-    entries: Sequence[tuple[str, Any, dict[str, Line]]], measure: Any, processes: int
+    entries: Sequence[tuple[str, Any, dict[str, Line]]], study: Study, processes: int
 ) -> Iterator[Line]:
     """A line for each network, as they come."""
     if processes == 1:
-        yield from map(measure, entries)
+        yield from (study.line(*entry) for entry in entries)
         return
     with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        for future in as_completed([pool.submit(measure, entry) for entry in entries]):
+        for future in as_completed([pool.submit(study.line, *entry) for entry in entries]):
             yield future.result()
-
-
-def _measure(
-    bits: Bits,
-    fitting: ImageSet,
-    measured: ImageSet,
-    hypernetwork: GraphHypernetwork,
-    named: tuple[str, Any, dict[str, Line]],
-) -> Line:
-    """The line of one network, which may be among those known of its name by graph."""
-    name, entry, known = named
-    classes = len(fitting.classes)
-    example = fitting.normalise(fitting.images[:2])
-    try:
-        model = entry if isinstance(entry, nn.Module) else entry.build(classes)
-        graph = _graph_digest(model, example)
-        if graph in known:
-            return known[graph]
-        qmodel = predict_quantized_params(
-            model,
-            bits,
-            hypernetwork=hypernetwork,
-            example_inputs=example,
-            calibration=list(fitting.batches(BATCH)),
-            head="auto" if fitting.classes == hypernetwork.config.images.classes else "fit",
-        )
-        accuracy = _accuracy(qmodel, measured)
-        return {"name": name, "graph": graph, "accuracy": accuracy, **_costs(qmodel, measured)}
-    except GhnqatError as error:
-        return {"name": name, "error": str(error)}
-    except Exception as error:  # whatever a user's network raises
-        first = str(error).partition("\n")[0]
-        return {"name": name, "error": f"{type(error).__name__}: {first}"}
-
-
-def _graph_digest(model: nn.Module, example: Tensor) -> str:
-    """16 hexadecimal digits of what a network is without its values: operations, shapes, edges, and
-    the settings that its modules print, as padding, which no node has."""
-    graph = trace(model, example)
-    settings = re.sub(" at 0x[0-9a-f]+", "", repr(model))
-    facts = repr((graph.nodes, graph.edges, graph.unreached, settings))
-    return hashlib.sha256(facts.encode()).hexdigest()[:16]
-
-
-@torch.no_grad()
-def _accuracy(qmodel: nn.Module, images: ImageSet) -> float:
-    qmodel.eval()
-    classes = len(images.classes)
-    hits = [_scores(qmodel(x), len(y), classes).argmax(1) == y for x, y in images.batches(BATCH)]
-    return 100 * int(torch.cat(hits).sum()) / len(images)
-
-
-def _scores(output: Any, rows: int, classes: int) -> Tensor:
-    """(rows, classes), the one tensor of that size among the outputs of a network.
-
-    Raises:
-        ArgumentError: none is, or several are.
-    """
-    tensors = list(tensors_in(output))
-    scores = [x for x in tensors if x.shape[:1] == (rows,) and x.numel() == rows * classes]
-    if len(scores) != 1:
-        raise ArgumentError(
-            f"Its outputs are of shapes {[tuple(x.shape) for x in tensors]}; expected one tensor "
-            f"of scores, {(rows, classes)}, for the {classes} classes of the images. Build it with "
-            f"as many outputs, or rank a network that returns its scores alone."
-        )
-    return scores[0].reshape(rows, classes)
-
-
-@torch.no_grad()
-def _costs(qmodel: nn.Module, images: ImageSet) -> dict[str, int]:
-    """Of one image, over all quantized layers."""
-    layers = require_fake_quantized_layers(qmodel, "rank_architectures")
-    with evaluating(qmodel), counting_costs(layers, 1) as costs:
-        qmodel(images.normalise(images.images[:1]))
-    bits = [layer.weight.numel() * layer.weight_quantizer.bits for layer in layers.values()]
-    return {"macs": sum(cost.macs for cost in costs.values()), "weight_bits": sum(bits)}
 
 
 def _known(results: str | Path | None, study: str) -> dict[str, dict[str, Line]]:
@@ -229,7 +151,7 @@ def _known(results: str | Path | None, study: str) -> dict[str, dict[str, Line]]
     """
     lines: dict[str, dict[str, Line]] = {}
     for text in [] if results is None else _lines_of(Path(results)):
-        if not (_BEGINNING.startswith(text) or text.startswith(_BEGINNING)):
+        if not (_LINE_BEGINS.startswith(text) or text.startswith(_LINE_BEGINS)):
             raise ArgumentError(
                 f"results={str(results)!r} holds lines that are no results of rank_architectures. "
                 "Write the name of another file, which may be a new one."
@@ -261,10 +183,14 @@ def _append(path: Path, line: Line) -> None:
         file.write(json.dumps(line).encode() + b"\n")
 
 
-def _ranking(lines: Sequence[Line]) -> Ranking:
+def _ranking(lines: Sequence[Line], budget: Budget) -> Ranking:
     fields = RankedNetwork.__dataclass_fields__
-    measured = [{name: line[name] for name in fields} for line in lines if "error" not in line]
-    networks = [RankedNetwork(**each) for each in measured]
+    measured = [line for line in lines if "accuracy" in line]
+    networks = [
+        RankedNetwork(**{n: x for n, x in line.items() if n in fields}) for line in measured
+    ]
     networks.sort(key=lambda network: (-network.accuracy, network.macs))
-    failed = {line["name"]: line["error"] for line in lines if "error" in line}
-    return Ranking(tuple(networks), failed)
+    failed, beyond = (
+        {line["name"]: line[kind] for line in lines if kind in line} for kind in ("error", "beyond")
+    )
+    return Ranking(tuple(networks), failed, beyond, budget)

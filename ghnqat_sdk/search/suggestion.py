@@ -70,7 +70,7 @@ def suggest_bits(
     Each layer is quantized alone with each candidate, and the change of the output is measured on
     `batch`. From the cheapest candidate everywhere, layers are then raised one after the other, by
     the largest fall of the summed changes for each unit of cost. The model runs once for each layer
-    and candidate.
+    and candidate. Layers that the batch does not reach keep the cheapest.
 
     Args:
         model: Any CNN; it stays as it is.
@@ -142,7 +142,10 @@ def _best_step(
 def _measure(
     qmodel: nn.Module, call: Call, pairs: Iterable[Pair]
 ) -> tuple[dict[str, dict[Pair, float]], dict[str, LayerCost]]:
-    """Sensitivity and size of every layer that the batch reaches."""
+    """Sensitivity and size of every layer; nothing changes by those that the batch does not reach.
+
+    None where it reaches no layer.
+    """
     layers = fake_quantized_layers(qmodel)
     sensitivity: dict[str, dict[Pair, float]] = {}
     if not layers:
@@ -155,6 +158,9 @@ def _measure(
             for bits in pairs:
                 with layer_at(layers[name], *bits):
                     sensitivity[name][bits] = output_difference(run_on(qmodel, call), exact)
+    for name in [name for name in layers if costs and name not in costs]:
+        sensitivity[name] = dict.fromkeys(pairs, 0.0)
+        costs[name] = LayerCost(layers[name].weight.numel(), macs=0)
     return sensitivity, costs
 
 

@@ -42,6 +42,11 @@ def test_a_budget_names_its_front_and_an_impossible_one_says_so(rank):
     table, _, front = generous.partition("Pareto front within the budget: ")
     assert table.splitlines()[1].split()[0] in front
     assert impossible.rstrip().endswith("no network")
+    assert "multiply-accumulates of at most 2" in impossible
+
+
+def test_a_limit_of_latencies_measures_them(rank):
+    assert "latency, ms" in rank(NETWORKS[0], "--max-latency-ms", "1e6")
 
 
 def test_results_are_kept_and_a_picture_is_drawn(rank, tmp_path):

@@ -10,8 +10,8 @@ from torch import nn
 import ghnqat_sdk as gq
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.hypernetwork.ghn import TrainingImages
-from ghnqat_sdk.search import ranking as ranking_module
-from ghnqat_sdk.search.ranked import RankedNetwork, Ranking
+from ghnqat_sdk.search import measuring
+from ghnqat_sdk.search.ranked import RankedNetwork
 from ghnqat_sdk.search.ranking import rank_architectures
 from ghnqat_sdk.training.new_classes import with_new_classes
 
@@ -29,11 +29,6 @@ def images() -> ImageSet:
     noise = torch.randint(100, (90, 3, 8, 8), generator=generator)
     bright = 80 * nn.functional.one_hot(labels, 3)[:, :, None, None]
     return ImageSet.of((noise + bright).to(torch.uint8), labels)
-
-
-def ranking() -> Ranking:
-    rows = [("a", 90.0, 50, 9), ("b", 80.0, 20, 9), ("c", 70.0, 30, 5), ("d", 60.0, 10, 10)]
-    return Ranking(tuple(RankedNetwork(*row) for row in rows), {"e": "no way"})
 
 
 def names(networks: tuple[RankedNetwork, ...]) -> str:
@@ -136,7 +131,7 @@ def test_what_failed_is_tried_again(small, images, tmp_path, monkeypatch):
     path = tmp_path / "ranking.jsonl"
     models = [("a", cnn(4))]
     with monkeypatch.context() as patch:
-        patch.setattr(ranking_module, "_accuracy", None)
+        patch.setattr(measuring, "top1", None)
         report = rank_architectures(models, (4, 4), images, hypernetwork=small, results=path)
     assert report.failed["a"].startswith("TypeError: ")
     report = rank_architectures(models, (4, 4), images, hypernetwork=small, results=path)
@@ -218,29 +213,53 @@ def test_a_network_that_cannot_be_measured_does_not_stop_the_others(small, image
     assert "grey: " in str(report)
 
 
-def test_the_front_has_what_nothing_beats_within_the_budget():
-    assert names(ranking().front(macs=100)) == "abd"
-    assert names(ranking().front(macs=25)) == "bd"
-    assert names(ranking().front(weight_bits=100)) == "ac"
-    assert names(ranking().front(macs=100, weight_bits=9)) == "abc"
-    assert names(ranking().front()) == "a"
+def test_networks_beyond_the_budget_are_not_predicted(small, images, monkeypatch):
+    predicted, predict = [], measuring.predict_quantized_params
+
+    def noted(model, *arguments, **settings):
+        predicted.append(model)
+        return predict(model, *arguments, **settings)
+
+    monkeypatch.setattr(measuring, "predict_quantized_params", noted)
+    models = [("wide", cnn(16)), ("narrow", cnn(2))]
+    report = rank_architectures(models, (4, 4), images, hypernetwork=small, budget={"macs": 1000})
+    assert names(report.networks) == names(report.front()) == "narrow"
+    assert report.beyond == {"wide": "3,936 multiply-accumulates of at most 1,000"}
+    assert "wide: 3,936" in str(report)
+    assert [model is models[1][1] for model in predicted] == [True]
 
 
-def test_a_ranking_is_printed_drawn_and_written_for_machines(tmp_path):
-    assert [line.split()[0] for line in str(ranking()).splitlines()] == [
-        *("network", "a", "b", "c", "d", "e:")
-    ]
-    written = json.loads(ranking().to_json())
-    assert written["networks"][1] == {
-        "name": "b", "accuracy": 80.0, "macs": 20, "weight_bits": 9,
-    }  # fmt: skip
-    ranking().plot(tmp_path / "ranking.png", "weight_bits")
-    assert (tmp_path / "ranking.png").stat().st_size > 1000
+def test_a_known_network_is_held_to_another_budget(small, images, tmp_path):
+    def ranked(**budget):
+        path = tmp_path / "ranking.jsonl"
+        models = [("a", cnn(4)), ("b", cnn(16))]
+        return rank_architectures(
+            models, (4, 4), images, hypernetwork=small, results=path, budget=budget
+        )
+
+    assert len(ranked().networks) == 2
+    assert names(ranked(weight_bits=1000).networks) == "a"
+    timed = ranked(latency_ms=1e6)
+    assert all(network.latency_ms > 0 for network in timed.networks)
+    assert "latency, ms" in str(timed)
+    assert ranked(latency_ms=1e6) == timed
+    assert len(ranked(latency_ms=1e-6).beyond) == 2
+    assert len((tmp_path / "ranking.jsonl").read_text().splitlines()) == 4
 
 
-def test_an_unknown_cost_is_not_drawn(tmp_path):
-    with pytest.raises(gq.ArgumentError, match=r"cost='seconds' is unknown\. Write one of 'macs'"):
-        ranking().plot(tmp_path / "ranking.png", "seconds")
+def test_layers_may_have_bits_of_their_own(small, images):
+    models = [("a", cnn(4))]
+    bits = {"0": (8, 8), "*": (2, 4)}
+    (network,) = rank_architectures(models, bits, images, hypernetwork=small).networks
+    assert network.weight_bits == 8 * 4 * 27 + 2 * 3 * 4
+
+
+@pytest.mark.parametrize(
+    "budget", [5, {"mac": 5}, {"macs": 0}, {"macs": "5"}, {"macs": True}, {"macs": float("nan")}]
+)
+def test_what_is_no_budget_is_refused(small, images, budget):
+    with pytest.raises(gq.ArgumentError, match=r"Write budget=\{'macs': 20e6\}"):
+        rank_architectures([("a", cnn(2))], (4, 4), images, hypernetwork=small, budget=budget)
 
 
 @pytest.mark.parametrize(
@@ -274,13 +293,13 @@ def test_a_file_of_something_else_is_refused_and_stays(small, images, tmp_path, 
 def test_heads_are_fitted_to_as_many_classes_of_other_names(small, images, monkeypatch):
     known = TrainingImages(size=8, mean=images.mean, std=images.std, classes=images.classes)
     three = with_new_classes(small, 3, known)
-    heads, predict = [], ranking_module.predict_quantized_params
+    heads, predict = [], measuring.predict_quantized_params
 
     def noted(*arguments, **settings):
         heads.append(settings["head"])
         return predict(*arguments, **settings)
 
-    monkeypatch.setattr(ranking_module, "predict_quantized_params", noted)
+    monkeypatch.setattr(measuring, "predict_quantized_params", noted)
     for classes in (images.classes, images.classes[::-1]):
         named = dataclasses.replace(images, classes=classes)
         rank_architectures([("a", cnn(4))], (4, 4), named, hypernetwork=three)

@@ -149,3 +149,17 @@ def test_a_batch_that_is_not_finite_is_refused(small):
     with pytest.raises(gq.ArgumentError, match="not finite"):
         gq.suggest_bits(model, torch.full((2, 3, 6, 6), float("nan")), weight_bytes=1e6,
                      hypernetwork=small)  # fmt: skip
+
+
+def test_a_suggestion_has_bits_for_layers_that_the_batch_does_not_reach(small):
+    def forward(m, x):
+        y = m.body(x).mean((2, 3))
+        return (m.head(y), m.auxiliary(y)) if m.training else m.head(y)
+
+    body, head, auxiliary = nn.Conv2d(3, 8, 3), nn.Linear(8, 5), nn.Linear(8, 5)
+    model = Model(forward, body=body, head=head, auxiliary=auxiliary)
+    suggestion = gq.suggest_bits(model, IMAGES, weight_bytes=150, hypernetwork=small)
+    assert suggestion.bits["auxiliary"] == (2, 8)
+    assert suggestion.cost <= 150
+    qmodel = gq.predict_quantized_params(model, suggestion.bits, hypernetwork=small)
+    assert qmodel.auxiliary.weight_quantizer.bits == 2
