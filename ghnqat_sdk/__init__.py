@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from ghnqat_sdk.quantization.convert import from_float, to_float
     from ghnqat_sdk.quantization.report import quantization_report
     from ghnqat_sdk.quantization.store import load_quantized, save_quantized
+    from ghnqat_sdk.search.joint import search_architectures
     from ghnqat_sdk.search.ranking import rank_architectures
     from ghnqat_sdk.search.suggestion import suggest_bits
 
@@ -78,6 +79,7 @@ __all__ = [
     "rank_architectures",
     "save_pretrained",
     "save_quantized",
+    "search_architectures",
     "suggest_bits",
     "to_float",
     "trace",
@@ -110,6 +112,7 @@ _HOMES = {
     "rank_architectures": "search.ranking",
     "save_pretrained": "hypernetwork.pretrained",
     "save_quantized": "quantization.store",
+    "search_architectures": "search.joint",
     "suggest_bits": "search.suggestion",
     "to_float": "quantization.convert",
     "trace": "graph.trace",

@@ -182,7 +182,7 @@ def test_what_tests_and_examples_import_is_in_the_test_extra() -> None:
         for path in (ROOT / folder).rglob("*.py")
     }
     # Some benchmarks and tests leave out, or are for, what needs the last ones.
-    optional = {"numpy", "sklearn", "timm", "ppuda", "ghn3", "executorch"}
+    optional = {"numpy", "scipy", "sklearn", "timm", "ppuda", "ghn3", "executorch"}
     assert others - local - imported(PACKAGE) - optional <= own
 
 

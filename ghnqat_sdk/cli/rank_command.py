@@ -73,7 +73,7 @@ def add_rank(commands: Any) -> None:
     parser.add_argument(
         "--max-latency-ms",
         type=Real(1e-6, _MOST_COST),
-        help="the same for milliseconds of the float network for one image, measured on one thread",
+        help="the same for milliseconds of the float network for one image, measured here",
     )
     parser.add_argument(
         "--processes", type=Whole(1, 256), default=1, help="that work at once (default: 1)"

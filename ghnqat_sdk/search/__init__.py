@@ -1,8 +1,9 @@
-"""Bits for each layer under a budget, and networks ranked by predicted accuracy.
+"""Bits for each layer under a budget, networks ranked by predicted accuracy, and both together.
 
 suggestion.py  `suggest_bits`
 ranking.py     `rank_architectures`
 measuring.py   one network of a ranking
+joint.py       `search_architectures`
 ranked.py      a ranking's table and picture
 budget.py      what a network may cost
 costs.py       what layers and networks cost

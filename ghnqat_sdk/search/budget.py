@@ -24,7 +24,7 @@ class Budget:
     Attributes:
         macs: Multiply-accumulates of the quantized layers.
         weight_bits: Bits of all their weights together.
-        latency_ms: Milliseconds of the float network on one thread of this machine.
+        latency_ms: Milliseconds of the float network on this machine, on as many threads as torch has.
     """
 
     macs: float | None = None

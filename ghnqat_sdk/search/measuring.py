@@ -68,7 +68,7 @@ class Study:
             return {"name": name, "error": f"{type(error).__name__}: {first}"}
 
     def _found(self, entry: Any, known: Mapping[str, Line]) -> Line:
-        model = entry if isinstance(entry, nn.Module) else entry.build(len(self.fitting.classes))
+        model = built(entry, self.fitting)
         example = self.fitting.normalise(self.fitting.images[:2])
         graph = _graph_digest(model, example)
         line = known.get(graph, {})
@@ -112,6 +112,12 @@ class Study:
             head="auto" if self.fitting.classes == known_classes else "fit",
         )
         return top1(qmodel, self.measured)
+
+
+def built(entry: Any, images: ImageSet) -> nn.Module:
+    """A model as it is, or that of an architecture for the classes of the images."""
+    model: nn.Module = entry
+    return model if isinstance(entry, nn.Module) else entry.build(len(images.classes))
 
 
 def _graph_digest(model: nn.Module, example: Tensor) -> str:

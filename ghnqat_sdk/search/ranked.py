@@ -22,8 +22,8 @@ class RankedNetwork:
         accuracy: Top-1 in percent on images that nothing was fitted to.
         macs: Multiply-accumulates of its quantized layers for one image.
         weight_bits: Bits of all their weights together.
-        latency_ms: Median milliseconds of the float network for one image, on one thread; None
-            where it was not measured.
+        latency_ms: Median milliseconds of the float network for one image, on as many threads as
+            torch has; None where it was not measured.
     """
 
     name: str

@@ -74,21 +74,15 @@ def rank_architectures(
     limits = Budget.of(budget)
     if not isinstance(bits, Mapping):
         bits = parse_bits(bits)
-    named = [_named(entry) for entry in models]
-    names = [name for name, _ in named]
-    if not names or len(set(names)) < len(names):
-        raise ArgumentError(
-            f"{len(names)} networks with {len(set(names))} names; expected one name for each of at "
-            f"least one. Write {_PAIRS}."
-        )
-    fitting, measured = _parts(images, validation)
+    named = named_entries(models)
+    fitting, measured = held_out(images, validation)
     network = hypernetwork
     if not isinstance(network, GraphHypernetwork):
         network = load_pretrained(network)
     study = Study(bits, fitting, measured, network, limits)
     key = study.key()
     known = _known(results, key)
-    entries = [(name, entry, known.get(name, {})) for name, entry in named]
+    entries = [(name, entry, known.get(name, {})) for name, entry in named.items()]
     found = _measured(entries, study, processes)
     lines = {}
     for line in progress_bar(found, "ranking", len(entries)) if progress else found:
@@ -100,7 +94,22 @@ def rank_architectures(
             and line not in known.get(name, {}).values()
         ):
             _append(Path(results), {"study": key, **line})
-    return _ranking([lines[name] for name in names], limits)
+    return _ranking([lines[name] for name in named], limits)
+
+
+def named_entries(models: Iterable[Any]) -> dict[str, Any]:
+    """Networks and architectures by name.
+
+    Raises:
+        ArgumentError: an entry of another kind, a name given twice, or no networks.
+    """
+    named = [_named(entry) for entry in models]
+    if not named or len(dict(named)) < len(named):
+        raise ArgumentError(
+            f"{len(named)} networks with {len(dict(named))} names; expected one name for each of "
+            f"at least one. Write {_PAIRS}."
+        )
+    return dict(named)
 
 
 def _named(entry: Any) -> tuple[str, Any]:
@@ -115,8 +124,12 @@ def _named(entry: Any) -> tuple[str, Any]:
     return entry[0], entry[1]
 
 
-def _parts(images: Any, validation: ImageSet | None) -> tuple[ImageSet, ImageSet]:
-    """What is fitted to, and what is measured with."""
+def held_out(images: Any, validation: ImageSet | None) -> tuple[ImageSet, ImageSet]:
+    """What is fitted to, and what is measured with: every third image where nothing else is given.
+
+    Raises:
+        ArgumentError: `images` is no ImageSet.
+    """
     if not isinstance(images, ImageSet):
         raise ArgumentError(
             f"images is a {type(images).__name__}; expected an ImageSet. Write "

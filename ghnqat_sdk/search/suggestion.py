@@ -88,8 +88,8 @@ def suggest_bits(
         ArgumentError: not one budget, a budget below the cheapest choice, candidates that are no
             pairs, or a model that cannot be run on the batch.
     """
-    budget = _check_budget(weight_bytes, bit_operations)
-    pairs = _check_candidates(_default(weight_bytes) if candidates is None else candidates)
+    budget = check_budget(weight_bytes, bit_operations)
+    pairs = check_candidates(candidates, weight_bytes)
     call = Call.of(batch)
     qmodel = predict_quantized_params(
         model, pairs[-1], hypernetwork=hypernetwork, example_inputs=call
@@ -169,7 +169,12 @@ def _default(weight_bytes: float | None) -> list[Pair]:
     return [(weight, weight if weight_bytes is None else max(_WIDTHS)) for weight in _WIDTHS]
 
 
-def _check_budget(weight_bytes: Any, bit_operations: Any) -> float:
+def check_budget(weight_bytes: Any, bit_operations: Any) -> float:
+    """The one of them that is given.
+
+    Raises:
+        ArgumentError: not one, or no number above 0.
+    """
     given = [value for value in (weight_bytes, bit_operations) if value is not None]
     if (
         len(given) != 1
@@ -178,17 +183,20 @@ def _check_budget(weight_bytes: Any, bit_operations: Any) -> float:
         or not given[0] > 0
     ):
         raise ArgumentError(
-            f"suggest_bits needs one budget above 0; got weight_bytes={weight_bytes!r}, "
-            f"bit_operations={bit_operations!r}. Write suggest_bits(model, images, "
-            "weight_bytes=100_000)."
+            f"One budget above 0 is needed; got weight_bytes={weight_bytes!r}, "
+            f"bit_operations={bit_operations!r}. Write weight_bytes=100_000 or bit_operations=1e8."
         )
     return float(given[0])
 
 
-def _check_candidates(candidates: Any) -> list[Pair]:
-    pairs = (
-        [parse_bits(pair) for pair in candidates] if isinstance(candidates, (tuple, list)) else []
-    )
+def check_candidates(candidates: Any, weight_bytes: float | None) -> list[Pair]:
+    """Those given, or the default ones of the budget.
+
+    Raises:
+        ArgumentError: no pairs below float.
+    """
+    given = _default(weight_bytes) if candidates is None else candidates
+    pairs = [parse_bits(pair) for pair in given] if isinstance(given, (tuple, list)) else []
     if not pairs or (FLOAT_BITS, FLOAT_BITS) in pairs:
         raise ArgumentError(
             f"candidates={candidates!r} is not a list of (weight, activation) pairs below float. "

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 import ghnqat_sdk as gq
-from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.hypernetwork.ghn import TrainingImages
 from ghnqat_sdk.search import measuring
 from ghnqat_sdk.search.ranked import RankedNetwork
@@ -19,16 +18,6 @@ from ghnqat_sdk.training.new_classes import with_new_classes
 def cnn(width: int, classes: int = 3) -> nn.Module:
     body = [nn.Conv2d(3, width, 3, stride=2), nn.BatchNorm2d(width), nn.ReLU()]
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
-
-
-@pytest.fixture
-def images() -> ImageSet:
-    """Brighter in the channel of their class."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(90) % 3
-    noise = torch.randint(100, (90, 3, 8, 8), generator=generator)
-    bright = 80 * nn.functional.one_hot(labels, 3)[:, :, None, None]
-    return ImageSet.of((noise + bright).to(torch.uint8), labels)
 
 
 def names(networks: tuple[RankedNetwork, ...]) -> str:

@@ -94,8 +94,8 @@ def test_what_is_suggested_can_be_predicted(small):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "needs one budget"),
-        ({"weight_bytes": 100, "bit_operations": 100}, "needs one budget"),
+        ({}, "One budget above 0"),
+        ({"weight_bytes": 100, "bit_operations": 100}, "One budget above 0"),
         ({"weight_bytes": 0}, "above 0"),
         ({"weight_bytes": "1 MB"}, "weight_bytes='1 MB'"),
         ({"weight_bytes": 10}, "below 382"),

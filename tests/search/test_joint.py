@@ -1,0 +1,91 @@
+"""The best network and its bits under one budget."""
+
+import re
+
+import pytest
+from torch import nn
+
+import ghnqat_sdk as gq
+
+
+def cnn(width: int) -> nn.Module:
+    body = [nn.Conv2d(3, width, 3, stride=2), nn.BatchNorm2d(width), nn.ReLU()]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3))
+
+
+WEIGHTS = {width: 27 * width + 3 * width for width in (2, 8, 16, 64)}
+
+
+def searched(small, images, **settings):
+    models = [(f"w{width}", cnn(width)) for width in WEIGHTS]
+    return gq.search_architectures(models, images, hypernetwork=small, **settings)
+
+
+def cost(candidate, weights: int) -> float:
+    """In bits of weights."""
+    if not candidate.mixed:
+        return candidate.bits[0] * weights
+    width = weights // 30
+    return candidate.bits["0"][0] * 27 * width + candidate.bits["5"][0] * 3 * width
+
+
+def test_each_network_has_the_most_bits_that_the_budget_affords(small, images):
+    found = searched(small, images, weight_bytes=WEIGHTS[16] / 2, finalists=0)
+    bits = {candidate.name: candidate.bits for candidate in found.candidates}
+    assert bits == {"w2": (8, 8), "w8": (8, 8), "w16": (4, 8)}
+    assert list(found.beyond) == ["w64"]
+    accuracies = [candidate.accuracy for candidate in found.candidates]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert found.best == found.candidates[0]
+
+
+def test_operations_limit_both_bit_widths(small, images):
+    macs = 27 * 16 * 9 + 3 * 16
+    found = searched(small, images, bit_operations=9 * macs, finalists=0)
+    bits = {candidate.name: candidate.bits for candidate in found.candidates}
+    assert bits == {"w2": (8, 8), "w8": (4, 4), "w16": (3, 3)}
+
+
+def test_the_first_have_bits_for_each_layer_within_the_budget_as_well(small, images):
+    budget = WEIGHTS[8] * 3 / 8
+    found = searched(small, images, weight_bytes=budget, finalists=2)
+    mixed = [candidate for candidate in found.candidates if candidate.mixed]
+    assert len(mixed) == 2
+    for candidate in found.candidates:
+        assert cost(candidate, WEIGHTS[int(candidate.name[1:])]) <= 8 * budget
+    assert str(found).count("of each layer") == 2
+    gq.predict_quantized_params(
+        cnn(int(mixed[0].name[1:])), mixed[0].bits, hypernetwork=small
+    )  # fmt: skip
+
+
+def test_what_is_known_is_not_measured_again(small, images, tmp_path):
+    path = tmp_path / "known.jsonl"
+    first = searched(small, images, weight_bytes=200, results=path)
+    lines = path.read_text()
+    assert searched(small, images, weight_bytes=200, results=path) == first
+    assert path.read_text() == lines
+
+
+def test_networks_that_fail_are_told_and_the_others_found(small, images):
+    models = [("grey", nn.Sequential(nn.Conv2d(1, 4, 3))), ("fine", cnn(4))]
+    found = gq.search_architectures(models, images, weight_bytes=1e6, hypernetwork=small)
+    assert {candidate.name for candidate in found.candidates} == {"fine"}
+    assert "grey: " in str(found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "One budget above 0"),
+        ({"weight_bytes": 5, "bit_operations": 5}, "One budget above 0"),
+        ({"weight_bytes": 500, "finalists": -1}, "Write finalists=5"),
+        ({"weight_bytes": 500, "finalists": True}, "Write finalists=5"),
+        ({"weight_bytes": 500, "candidates": [(32, 32)]}, "Write candidates="),
+        ({"weight_bytes": 1}, "w2: 120 bits of weights of at most 8; .* Raise it"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(small, images, settings, message):
+    with pytest.raises(gq.ArgumentError) as error:
+        searched(small, images, **settings)
+    assert re.search(message, str(error.value))
