@@ -28,6 +28,10 @@ class ArgumentError(GhnqatError, ValueError):
     """An argument has the wrong type, value or shape."""
 
 
+class SpaceIndexError(ArgumentError, IndexError):
+    """A space of networks has none at this index; as an IndexError it ends loops over a space."""
+
+
 class TraceError(GhnqatError, RuntimeError):
     """A model could not be turned into a computation graph."""
 

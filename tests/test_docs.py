@@ -33,6 +33,9 @@ SMALL = {
         *("--plot", "confused.png"),
     ],
     "inspect_graph": ["resnet18"],
+    "search_under_budget": [
+        *("--networks", "4", "--finalists", "0", "--images", "20", "--steps", "1", "--batch", "8"),
+    ],
     "torchvision_models": ["squeezenet1_1", "mobilenet_v3_small"],
     "train_hypernetwork": ["--steps", "2"],
 }

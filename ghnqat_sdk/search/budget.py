@@ -24,7 +24,8 @@ class Budget:
     Attributes:
         macs: Multiply-accumulates of the quantized layers.
         weight_bits: Bits of all their weights together.
-        latency_ms: Milliseconds of the float network on this machine, on as many threads as torch has.
+        latency_ms: Milliseconds of the float network on this machine, on as many threads as torch
+            has.
     """
 
     macs: float | None = None

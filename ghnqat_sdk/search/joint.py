@@ -17,7 +17,7 @@ from ghnqat_sdk.search.measuring import built
 from ghnqat_sdk.search.ranking import held_out, named_entries, rank_architectures
 from ghnqat_sdk.search.suggestion import check_budget, check_candidates, suggest_bits
 
-_LOOKED_AT = 32  # images that a suggestion is made on
+_LOOKED_AT = 16  # images that a suggestion is made on
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def search_architectures(
     weight_bytes: float | None = None,
     bit_operations: float | None = None,
     candidates: Sequence[Pair] | None = None,
-    finalists: int = 5,
+    finalists: int = 3,
     validation: ImageSet | None = None,
     hypernetwork: str | Path | GraphHypernetwork = DEFAULT,
     processes: int = 1,
@@ -108,7 +108,7 @@ def search_architectures(
     check_budget(weight_bytes, bit_operations)
     if isinstance(finalists, bool) or not isinstance(finalists, int) or finalists < 0:
         raise ArgumentError(
-            f"finalists={finalists!r} is no whole number from 0. Write finalists=5."
+            f"finalists={finalists!r} is no whole number from 0. Write finalists=3."
         )
     fitting, measured = held_out(images, validation)
     if not isinstance(hypernetwork, GraphHypernetwork):

@@ -47,7 +47,8 @@ def rank_architectures(
 
     Args:
         models: Pairs (name, nn.Module), which stay as they are, or architectures of a space, such
-            as `Families("test")`, which are built for the classes of the images.
+            as `Families("test")`, which are built for the classes of the images; a pair gives one
+            another name.
         bits: (weight, activation) of all networks, or a mapping from patterns of layer names, as in
             `predict_quantized_params`.
         images: To calibrate with, and to fit classifiers to.
@@ -116,12 +117,16 @@ def _named(entry: Any) -> tuple[str, Any]:
     if hasattr(entry, "build") and hasattr(entry, "key"):
         return "/".join(map(str, entry.key)), entry
     pair = isinstance(entry, (tuple, list)) and len(entry) == 2
-    if not pair or not isinstance(entry[0], str) or not isinstance(entry[1], nn.Module):
+    if not pair or not isinstance(entry[0], str) or not _is_network(entry[1]):
         raise ArgumentError(
             f"A network is given as {type(entry).__name__}; expected a pair (name, nn.Module) or "
             f"an architecture of a space. Write {_PAIRS}."
         )
     return entry[0], entry[1]
+
+
+def _is_network(entry: Any) -> bool:
+    return isinstance(entry, nn.Module) or hasattr(entry, "build")
 
 
 def held_out(images: Any, validation: ImageSet | None) -> tuple[ImageSet, ImageSet]:

@@ -79,8 +79,8 @@ def test_networks_that_fail_are_told_and_the_others_found(small, images):
     [
         ({}, "One budget above 0"),
         ({"weight_bytes": 5, "bit_operations": 5}, "One budget above 0"),
-        ({"weight_bytes": 500, "finalists": -1}, "Write finalists=5"),
-        ({"weight_bytes": 500, "finalists": True}, "Write finalists=5"),
+        ({"weight_bytes": 500, "finalists": -1}, "Write finalists=3"),
+        ({"weight_bytes": 500, "finalists": True}, "Write finalists=3"),
         ({"weight_bytes": 500, "candidates": [(32, 32)]}, "Write candidates="),
         ({"weight_bytes": 1}, "w2: 120 bits of weights of at most 8; .* Raise it"),
     ],

@@ -111,7 +111,7 @@ class DeepNets:
         """The network at `index`, the same on every machine.
 
         Raises:
-            ArgumentError: there is no such index.
+            SpaceIndexError: there is no such index.
         """
         check_index(index, self.split, len(self), "DeepNets")
         network = network_at(self.split, index)

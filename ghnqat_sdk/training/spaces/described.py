@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 
 from torch import nn
 
-from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.errors import ArgumentError, SpaceIndexError
 from ghnqat_sdk.training.spaces.cost import Cost
 from ghnqat_sdk.training.spaces.protocol import Key
 
@@ -95,10 +95,10 @@ def check_index(index: object, split: str, size: int, space: str) -> None:
     """Whether a split of so many networks has such an index.
 
     Raises:
-        ArgumentError: it has not.
+        SpaceIndexError: it has not.
     """
     if not (isinstance(index, int) and is_integer(index) and 0 <= index < size):
-        raise ArgumentError(
+        raise SpaceIndexError(
             f"index came as {index!r}; expected an integer from 0 to {size - 1}. Write, for "
             f"example, {space}({split!r})[0]."
         )

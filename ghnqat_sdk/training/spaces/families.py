@@ -122,7 +122,7 @@ class Families:
         """See `Space`.
 
         Raises:
-            ArgumentError: `index` is no integer of the split.
+            SpaceIndexError: `index` is no integer of the split.
         """
         check_index(index, self.split, len(self), "Families")
         return network_at(self.split, index)

@@ -68,7 +68,11 @@ class Space(Protocol):
     """One split of a space of networks."""
 
     def __getitem__(self, index: int) -> Architecture:
-        """The architecture at `index`, made from (split, index) alone."""
+        """The architecture at `index`, made from (split, index) alone.
+
+        Raises:
+            IndexError: there is none, so that a loop over the space ends.
+        """
 
     def __len__(self) -> int:
         """Number of architectures."""

@@ -249,3 +249,7 @@ def test_wrong_channels(channels: object) -> None:
 def test_wrong_number_of_classes(num_classes: object) -> None:
     with pytest.raises(ArgumentError, match="num_classes"):
         DeepNets("val")[0].build(num_classes=num_classes)
+
+
+def test_a_loop_over_a_split_ends_with_it() -> None:
+    assert [network.key[2] for network in DeepNets("deep")] == list(range(len(DeepNets("deep"))))

@@ -158,3 +158,7 @@ def test_wrong_split_is_refused() -> None:
 def test_wrong_number_of_classes_is_refused(classes: object) -> None:
     with pytest.raises(ArgumentError, match=r"num_classes came as .*build\(num_classes=10\)"):
         VAL[0].build(num_classes=classes)
+
+
+def test_a_loop_over_a_split_ends_with_it() -> None:
+    assert [network.key[2] for network in Families("test")] == list(range(len(Families("test"))))
