@@ -53,9 +53,15 @@ class Study:
     def key(self) -> str:
         """What accuracies and costs follow from, beside the network."""
         weights = digest({name: t.cpu() for name, t in self.hypernetwork.state_dict().items()})
-        bits = self.bits
-        text = repr(dict(bits)) if isinstance(bits, Mapping) else f"{bits[0]},{bits[1]}"
-        return f"{text} {self.fitting.digest()} {self.measured.digest()} {weights[:16]}"
+        return (
+            f"{self._bits_text()} {self.fitting.digest()} {self.measured.digest()} {weights[:16]}"
+        )
+
+    def _bits_text(self) -> str:
+        if not isinstance(self.bits, Mapping):
+            return f"{self.bits[0]},{self.bits[1]}"
+        pairs = [(pattern, *pair) for pattern, pair in self.bits.items()]
+        return hashlib.sha256(repr(pairs).encode()).hexdigest()[:16]
 
     def line(self, name: str, entry: Any, known: Mapping[str, Line]) -> Line:
         """Of one network, which may be among those known of its name by graph."""

@@ -73,14 +73,13 @@ def rank_architectures(
             or no networks.
     """
     limits = Budget.of(budget)
-    if not isinstance(bits, Mapping):
-        bits = parse_bits(bits)
+    parsed = _parsed(bits)
     named = named_entries(models)
     fitting, measured = held_out(images, validation)
     network = hypernetwork
     if not isinstance(network, GraphHypernetwork):
         network = load_pretrained(network)
-    study = Study(bits, fitting, measured, network, limits)
+    study = Study(parsed, fitting, measured, network, limits)
     key = study.key()
     known = _known(results, key)
     entries = [(name, entry, known.get(name, {})) for name, entry in named.items()]
@@ -96,6 +95,12 @@ def rank_architectures(
         ):
             _append(Path(results), {"study": key, **line})
     return _ranking([lines[name] for name in named], limits)
+
+
+def _parsed(bits: Pair | Mapping[str, Pair]) -> Pair | dict[str, Pair]:
+    if not isinstance(bits, Mapping):
+        return parse_bits(bits)
+    return {pattern: parse_bits(pair) for pattern, pair in bits.items()}
 
 
 def named_entries(models: Iterable[Any]) -> dict[str, Any]:

@@ -241,6 +241,8 @@ def test_layers_may_have_bits_of_their_own(small, images):
     bits = {"0": (8, 8), "*": (2, 4)}
     (network,) = rank_architectures(models, bits, images, hypernetwork=small).networks
     assert network.weight_bits == 8 * 4 * 27 + 2 * 3 * 4
+    with pytest.raises(gq.ArgumentError, match=r"bits=\(1, 4\)"):
+        rank_architectures(models, bits | {"*": (1, 4)}, images, hypernetwork=small)
 
 
 @pytest.mark.parametrize(
