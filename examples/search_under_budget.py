@@ -8,7 +8,8 @@ choice beside two others.
 Networks come from the test splits of the spaces that hypernetworks are evaluated on: 1,000 in all.
 The choice is trained beside a network drawn from those within the budget, and beside the largest of
 these, all from their predicted start and in the same way. The first command looks at 12 networks,
-on the images of the tests, which are too few to train on; the second one takes an hour.
+on the images of the tests, which are too few to train on; the second one is long, and goes on where
+it was interrupted with `--results FILE`.
 """
 
 from __future__ import annotations
