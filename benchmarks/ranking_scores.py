@@ -17,11 +17,11 @@ from common import SHIPPED
 from networks import named
 from qat_start_training import he
 from ranking_truth import BITS
+from table1 import hypernetwork
 from torch import Tensor, nn
 
-from ghnqat_sdk import load_pretrained, predict_quantized_params
+from ghnqat_sdk import predict_quantized_params
 from ghnqat_sdk.data import ImageSet, load_images
-from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.training.spaces.protocol import Architecture
 
 CALIBRATION = 256
@@ -40,16 +40,9 @@ def images_of(data: str) -> tuple[ImageSet, ImageSet]:
     return train.sample(CALIBRATION, seed=0), val.sample(MEASURED, seed=0)
 
 
-@cache
-def hypernetwork() -> GraphHypernetwork:
-    return load_pretrained(str(SHIPPED))
-
-
 def sizes(architecture: Architecture, data: str) -> Scores:
-    with torch.device("meta"):
-        model = architecture.build(10)
     return {
-        "parameters": float(sum(p.numel() for p in model.parameters())),
+        "parameters": float(architecture.parameter_count),
         "macs": float(architecture.macs),
     }
 
@@ -75,7 +68,7 @@ def of_predicted(
     qmodel = predict_quantized_params(
         architecture.build(10),
         BITS,
-        hypernetwork=hypernetwork(),
+        hypernetwork=hypernetwork(SHIPPED),
         calibration=[batch for batch, _ in fitting.batches(BATCH)],
     )
     with torch.inference_mode():
@@ -141,7 +134,7 @@ MEASURES: dict[str, Callable[[Architecture, str], Scores]] = {
 def scores_of(net: str, data: str) -> dict[str, Any]:
     """The line of a network: its scores, and what each measure took of the processor's time."""
     torch.set_num_threads(1)
-    images_of(data), hypernetwork()
+    images_of(data), hypernetwork(SHIPPED)
     architecture = named(net)
     scores: Scores = {}
     seconds: dict[str, float] = {}

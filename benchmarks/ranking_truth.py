@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from ghnqat_sdk import calibrate, from_float
 from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.quantization.ranges import ClippedRanges
+from ghnqat_sdk.search.measuring import top1
 from ghnqat_sdk.training.compute import Setting
 from ghnqat_sdk.training.prepared import prepare_network
 from ghnqat_sdk.training.sampler import draw_batch
@@ -134,13 +135,6 @@ def as_deployed(
     return qmodel.eval()
 
 
-@torch.inference_mode()
-def top1(qmodel: nn.Module, images: ImageSet) -> float:
-    """In percent."""
-    hits = sum(int((qmodel(x).argmax(1) == y).sum()) for x, y in images.batches(100))
-    return round(100 * hits / len(images), 2)
-
-
 def measure(task: Task, data: str, epochs: int = EPOCHS) -> dict[str, Any]:
     """The line of a task: top-1 on validation images after each epoch, and on all test images after
     the last; seconds of the processor for its training."""
@@ -155,9 +149,9 @@ def measure(task: Task, data: str, epochs: int = EPOCHS) -> dict[str, Any]:
         if step % per_epoch == 0:
             seconds += time.process_time() - started
             qmodel = as_deployed(architecture, parameters, images.train)
-            val.append(top1(qmodel, images.val))
+            val.append(round(top1(qmodel, images.val), 2))
             started = time.process_time()
-    test = top1(qmodel, images.test)
+    test = round(top1(qmodel, images.test), 2)
     return {**task._asdict(), "val": val, "test": test, "seconds": round(seconds, 1)}
 
 
