@@ -181,6 +181,15 @@ def test_one_class_is_refused(data, tmp_path):
         load_images(tmp_path, "test")
 
 
+def test_images_in_folders_of_a_class_are_read_and_hidden_ones_are_not(data, tmp_path):
+    for folder in (data / "test").iterdir():
+        shutil.copytree(folder, tmp_path / "test" / folder.name / "images")
+        shutil.copytree(folder, tmp_path / "test" / folder.name / ".thumbnails")
+    flat, nested = load_images(data, "test"), load_images(tmp_path, "test")
+    assert torch.equal(nested.images, flat.images)
+    assert torch.equal(nested.labels, flat.labels)
+
+
 def test_a_broken_image_is_named(data, tmp_path):
     shutil.copytree(data / "test", tmp_path / "test")
     (tmp_path / "test" / "cat" / "0003.jpg").write_bytes(b"not an image")

@@ -239,7 +239,8 @@ def load_images(
 
     Args:
         root: Either an image folder, `root/train/<class>/*.jpg` and `root/test/<class>/*.jpg`, or
-            one with torchvision's CIFAR-10 files in it. Every image is decoded once.
+            one with torchvision's CIFAR-10 files in it. Folders in a class's folder belong to the
+            class. Every image is decoded once.
         split: "train", "val" (the last 500 training images of each class, at most a tenth of it,
             not in "train"), "test".
         size: Images of another size are resized to size × size.

@@ -32,7 +32,8 @@ _MOST_CHANNELS = 4  # of an array that may have its channels first or last
 
 
 def from_folder(folder: Path, size: int, channels: int) -> Labelled:
-    """Every image of `folder/<class>/`, decoded once as long as the files stay as they are.
+    """Every image of `folder/<class>/` and of folders in it, decoded once as long as the files stay
+    as they are.
 
     Raises:
         DataError: a broken image, fewer than two classes, or other ones than the folder beside it
@@ -240,9 +241,15 @@ def _classes(folder: Path) -> tuple[str, ...]:
 
 
 def _image_files(folder: Path) -> tuple[_File, ...]:
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
-    facts = [(path, path.stat()) for path in paths if not path.name.startswith(".")]
+    """Those of the folder and of folders in it, hidden ones left out."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    seen = [path for path in paths if not _is_hidden(path.relative_to(folder))]
+    facts = [(path, path.stat()) for path in seen]
     return tuple((path, each.st_mtime_ns, each.st_size) for path, each in facts)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def decode_image(path: Path, size: tuple[int, int], mode: str) -> Tensor:
