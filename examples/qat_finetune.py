@@ -90,9 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         optimizer.step()
         schedule.step()
 
-    if options.weights:
-        # They have moved, and with them the statistics of norms and the ranges of activations.
-        calibrate(qmodel, calibration)
+    # Parameters have moved, and with them the statistics of norms and the ranges of activations.
+    calibrate(qmodel, calibration)
     print(
         f"after {options.steps} steps: {accuracy(qmodel, test):.1f} % (training loss "
         f"{loss.item():.2f})"

@@ -62,14 +62,13 @@ def _check(options: Namespace) -> None:
 def _teacher(options: Namespace) -> None:
     import torch
 
-    from ghnqat_sdk.data import load_images
     from ghnqat_sdk.training.teacher import save_teacher, train_teacher
 
     config = _config(options.config)
     if options.threads:
         torch.set_num_threads(options.threads)
     with working("loading images"):
-        train, validation = (load_images(options.data, split) for split in ("train", "val"))
+        train, validation = (config.load(options.data, split) for split in ("train", "val"))
     reached = 0.0
 
     def report(epoch: int, accuracy: float) -> None:

@@ -22,7 +22,7 @@ from ghnqat_sdk.training.folder import BEST_FOLDER, LAST_FOLDER, LOG_FILE, RUN_F
 from ghnqat_sdk.training.reports import Progress, StepReport, averages
 from ghnqat_sdk.training.schedules import DecayConfig
 from ghnqat_sdk.training.state import check_run_images, facts_of_images, restore, state_of
-from ghnqat_sdk.training.teacher import load_teacher
+from ghnqat_sdk.training.teacher import check_teacher_fits, load_teacher
 from ghnqat_sdk.training.trainer import Trainer
 from ghnqat_sdk.training.validation import Validation
 
@@ -230,11 +230,12 @@ def open_features(
     """The features that the config's hints need; process 0 computes those that are not on disk.
 
     Raises:
-        ArgumentError, CheckpointError: the teacher is missing, damaged, or of other classes.
+        ArgumentError, CheckpointError: a teacher that is missing, damaged, or of others.
     """
     if config.hints is None:
         return None
     teacher = load_teacher(config.hints.teacher, train.classes)
+    check_teacher_fits(teacher, train)
     if processes.rank == 0 and not FeatureCache.is_current(config.hints.features, teacher, train):
         FeatureCache.build(config.hints.features, teacher, train, report=report)
     processes.wait()

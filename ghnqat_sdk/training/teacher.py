@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ghnqat_sdk.data import ImageSet, draw_moves, move_images
+from ghnqat_sdk.data import DataConfig, ImageSet, draw_moves, move_images
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.files import digest, write_atomically
 
@@ -27,10 +27,10 @@ BATCH = 500
 _WARMUP = 0.15
 
 
-class TeacherConfig(BaseModel):
-    """A teacher and how it is trained."""
+class TeacherConfig(DataConfig):
+    """A teacher, how it is trained, and on what images: of the size and statistics of the runs that
+    it is for."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     width: int = Field(default=32, ge=1, le=1024)
     """Channels of the stem; the stages have 2, 4 and 6 times as many."""
     blocks: tuple[int, int, int] = (1, 2, 2)
@@ -41,8 +41,6 @@ class TeacherConfig(BaseModel):
     """At its peak, after 15 % of the steps; it rises from zero and falls to zero."""
     weight_decay: float = Field(default=5e-4, ge=0)
     label_smoothing: float = Field(default=0.05, ge=0, lt=1)
-    padding: int = Field(default=4, ge=0)
-    """Images are shifted by up to as many pixels."""
     seed: int = 0
 
 
@@ -105,12 +103,12 @@ def train_teacher(
     After the last epoch its weights are rounded to half precision: a file keeps exactly these.
 
     Args:
-        config: The teacher.
+        config: The teacher; size and statistics become those of the images.
         train, validation: Images of the same classes.
         report: Called after each epoch, counted from 1, with its validation accuracy in percent.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    teacher = _untrained(config, train.classes)
+    teacher = _untrained(_seeing(config, train), train.classes)
     optimizer = torch.optim.SGD(
         teacher.parameters(), momentum=0.9, weight_decay=config.weight_decay, nesterov=True
     )
@@ -209,6 +207,31 @@ def _unit(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
     residuals = [Residual(outputs) for _ in range(blocks)]
     return nn.Sequential(_unit(inputs, outputs, 2), *residuals)
+
+
+def check_teacher_fits(teacher: Teacher, images: ImageSet) -> None:
+    """Refuse a teacher of images of another size or normalized otherwise.
+
+    Raises:
+        ArgumentError: so it is.
+    """
+    expected = _seeing(teacher.config, images)
+    if teacher.config != expected:
+        raise ArgumentError(
+            f"The teacher knows images of {_described(teacher.config)}; these are of "
+            f"{_described(expected)}. Train one on them: train_teacher(TeacherConfig(), …), or "
+            f"ghnqat-train teacher with their size, mean and std in its --config."
+        )
+
+
+def _described(images: DataConfig) -> str:
+    return f"{images.size} pixels, mean {images.mean}, std {images.std}"
+
+
+def _seeing(config: TeacherConfig, images: ImageSet) -> TeacherConfig:
+    """The config with the size and the statistics of these images."""
+    seen = {"size": images.images.shape[-1], "mean": images.mean, "std": images.std}
+    return config.model_copy(update=seen)
 
 
 def _untrained(config: TeacherConfig, classes: Sequence[str]) -> Teacher:

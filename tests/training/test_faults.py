@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from ghnqat_sdk import data as data_module
 from ghnqat_sdk.cli.train import main as ghnqat_train
-from ghnqat_sdk.data import ImageSet, load_images
+from ghnqat_sdk.data import DataConfig, ImageSet, load_images
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, DataError
 from ghnqat_sdk.training.checkpoint import CHECKPOINT_FILE
 from ghnqat_sdk.training.config import BitsConfig, BitsShare, ValidationConfig
@@ -139,6 +139,16 @@ def test_features_of_another_teacher_are_made_anew(hinted, images, features_fold
 def refused(error: type[Exception], reason: str, hinted, images: ImageSet) -> None:
     with pytest.raises(error, match=reason):
         open_features(hinted, images, Processes())
+
+
+@pytest.mark.parametrize("images_of", [{"size": 24}, {"std": (1.0, 1.0, 1.0)}])
+def test_a_teacher_of_other_images_is_refused_and_its_features_kept(
+    hinted, data, features_folder, contents, images_of
+):
+    before = contents(features_folder)
+    others = DataConfig(**images_of).load(data, "train")
+    refused(ArgumentError, r"teacher knows images of 32 pixels.*--config", hinted, others)
+    assert contents(features_folder) == before
 
 
 def test_a_teacher_of_other_classes_is_refused_and_its_features_kept(
