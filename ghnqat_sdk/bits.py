@@ -80,7 +80,8 @@ def resolve_bits(bits: Any, layers: Collection[str]) -> dict[str, Bits]:
 
     Args:
         bits: One pair for all, or a mapping from patterns of layer names (`fnmatch`: *, ?, [abc])
-            to pairs, of which the first that matches a layer is its own.
+            to pairs, of which the first that matches a layer is its own; a layer's whole name
+            stands for this layer alone.
         layers: Names of the convolutions and linear layers.
 
     Raises:
@@ -96,13 +97,13 @@ def resolve_bits(bits: Any, layers: Collection[str]) -> dict[str, Bits]:
     pairs = {pattern: parse_bits(pair) for pattern, pair in bits.items()}
     resolved: dict[str, Bits] = {}
     for pattern, pair in pairs.items():
-        if not isinstance(pattern, str) or not any(fnmatchcase(name, pattern) for name in layers):
+        matched = _matching(pattern, layers)
+        if not matched:
             raise ArgumentError(
                 f"bits has an entry for {pattern!r}, and no layer has such a name. The layers are: "
                 f"{', '.join(layers) or 'none'}. Write, for example, "
                 f"bits={{'stem*': (8, 8), '*': (4, 4)}}."
             )
-        matched = [name for name in layers if fnmatchcase(name, pattern)]
         new = [name for name in matched if name not in resolved]
         if not new and len(matched) < len(layers):
             raise ArgumentError(
@@ -116,3 +117,10 @@ def resolve_bits(bits: Any, layers: Collection[str]) -> dict[str, Bits]:
             "'*': (4, 4)."
         )
     return {name: resolved[name] for name in layers}
+
+
+def _matching(pattern: Any, layers: Collection[str]) -> list[str]:
+    """The layer of this name, else those that the pattern matches."""
+    if not isinstance(pattern, str) or pattern in layers:
+        return [pattern] if pattern in layers else []
+    return [name for name in layers if fnmatchcase(name, pattern)]

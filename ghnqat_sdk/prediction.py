@@ -19,6 +19,7 @@ _ATTRIBUTE = "ghnqat_report"
 _MARK = "ghnqat_predicted"
 """Attribute of the modules that were there at the prediction."""
 _ADDED = "put in after the prediction"
+FITTED = "fitted to the labels"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class PredictionReport:
         return replace(
             self,
             predicted=tuple(name for name in self.predicted if name not in fitted),
-            kept=self.kept | dict.fromkeys(found, "fitted to the labels"),
+            kept=self.kept | dict.fromkeys(found, FITTED),
         )
 
     def __str__(self) -> str:

@@ -69,6 +69,17 @@ def add_hypernetwork(parser: ArgumentParser) -> None:
 
 
 def add_bits(parser: ArgumentParser, default: str | None = "4,4") -> None:
+    """At which bits, layer by layer if need be, and those of the first and the last."""
+    add_bits_by_layer(parser, default)
+    parser.add_argument(
+        "--first-last-bits",
+        type=bit_width,
+        metavar="BITS",
+        help="bits of the first and the last layers (default: --bits)",
+    )
+
+
+def add_bits_by_layer(parser: ArgumentParser, default: str | None = "4,4") -> None:
     """At which bits, layer by layer if need be."""
     parser.add_argument(
         "--bits",
@@ -77,12 +88,6 @@ def add_bits(parser: ArgumentParser, default: str | None = "4,4") -> None:
         metavar="W,A",
         help="2 to 8 bits, or 32 for float; or by names of layers, the first that matches "
         f"counts: 'stem*=8,8;*=4,4' (default: {default or 'no prediction'})",
-    )
-    parser.add_argument(
-        "--first-last-bits",
-        type=bit_width,
-        metavar="BITS",
-        help="bits of the first and the last layers (default: --bits)",
     )
 
 

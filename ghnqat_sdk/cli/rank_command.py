@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ghnqat_sdk.cli.arguments import SPACES, Real, Whole, model_name
 from ghnqat_sdk.cli.console import add_command, add_json_flag
 from ghnqat_sdk.cli.models import (
-    add_bits_pair,
+    add_bits_by_layer,
     add_hypernetwork,
     build_model,
     check_prediction,
@@ -24,7 +24,7 @@ from ghnqat_sdk.cli.paths import (
     check_image_folder,
     check_output_file,
 )
-from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.errors import ArgumentError, GhnqatError
 from ghnqat_sdk.files import replacing
 from ghnqat_sdk.plotting import require_matplotlib
 from ghnqat_sdk.progress import working
@@ -32,6 +32,7 @@ from ghnqat_sdk.progress import working
 if TYPE_CHECKING:
     from ghnqat_sdk.search.ranked import Ranking
 
+_NETWORKS = 20
 _MOST_NETWORKS = 10_000
 _MOST_IMAGES = 1_000_000
 _MOST_COST = 1e15
@@ -43,7 +44,7 @@ def add_rank(commands: Any) -> None:
     parser = add_command(commands, "rank", what, check=_check, run=_rank)
     _add_networks(parser)
     add_hypernetwork(parser)
-    add_bits_pair(parser)
+    add_bits_by_layer(parser)
     parser.add_argument(
         "--data", type=IMAGES, required=True, help="image folder (train/<class>/*.jpg)"
     )
@@ -56,8 +57,8 @@ def add_rank(commands: Any) -> None:
         "--images",
         type=Whole(2, _MOST_IMAGES),
         default=1000,
-        help="how many to calibrate on, and as many of the held-out ones to measure on "
-        "(default: 1000)",
+        help="how many to calibrate on, and as many of the held-out ones to measure on, or all "
+        "there are (default: 1000)",
     )
     parser.add_argument("--seed", type=Whole(0, 2**63 - 1), default=0, help="chooses the images")
     parser.add_argument(
@@ -99,8 +100,7 @@ def _add_networks(parser: Any) -> None:
     parser.add_argument(
         "--count",
         type=Whole(1, _MOST_NETWORKS),
-        default=20,
-        help="how many of the space (default: 20)",
+        help=f"how many of the space (default: {_NETWORKS})",
     )
 
 
@@ -109,8 +109,10 @@ def _check(options: Namespace) -> None:
         raise ArgumentError(
             "No networks. Write models (ghnqat rank resnet18 mobilenet_v2 ...) or --space families"
         )
-    if options.split is not None and options.space is None:
-        raise ArgumentError(f"--split {options.split} is of no space. Write --space as well")
+    for option in ("split", "count"):
+        given = getattr(options, option)
+        if given is not None and options.space is None:
+            raise ArgumentError(f"--{option} {given} is of no space. Write --space as well")
     if options.space is not None:
         options.split = chosen_split(options.space, options.split, SPACES[options.space])
     check_prediction(options)
@@ -129,7 +131,13 @@ def _rank(options: Namespace) -> None:
             ranking.plot(temporary)
     if options.json:
         print(ranking.to_json())
-        return
+    else:
+        _print(ranking)
+    if ranking.failed and not ranking.networks:
+        raise GhnqatError(f"No network can be measured, {len(ranking.failed)} failed")
+
+
+def _print(ranking: Ranking) -> None:
     print(ranking)
     if ranking.budget.limits:
         front = ", ".join(network.name for network in ranking.front())
@@ -153,7 +161,7 @@ def _ranking(options: Namespace) -> Ranking:
     if options.space is not None:
         space = open_space(options.space, options.split)
         name = f"{options.space}/{options.split}"
-        networks += first_networks(space, options.count, "--count", name)
+        networks += first_networks(space, options.count or _NETWORKS, "--count", name)
     return rank_architectures(
         networks,
         options.bits,

@@ -77,13 +77,14 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
     `save_quantized` wrote.
 
     Args:
-        model: Of the architecture that was saved; its values are not used.
+        model: Of the architecture that was saved; its values are not used. Names and shapes are
+            compared, and what else it computes is not.
         folder: Where `save_quantized` wrote.
 
     Raises:
         ArgumentError: `model` is no float model; or a rule of a user's own is not imported.
-        CheckpointError: the files are missing, damaged, of another version, or of another
-            architecture.
+        CheckpointError: the files are missing, damaged, of another version, or of other layers,
+            names or shapes.
     """
     if not isinstance(model, nn.Module) or fake_quantized_layers(model):
         what = (

@@ -3,6 +3,9 @@
 suggestion.py  `suggest_bits`
 ranking.py     `rank_architectures`
 measuring.py   one network of a ranking
+identity.py    whether it is the one that is known
+results.py     the file of what is known
+processes.py   many networks at once
 joint.py       `search_architectures`
 ranked.py      a ranking's table and picture
 budget.py      what a network may cost

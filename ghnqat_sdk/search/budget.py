@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from ghnqat_sdk.errors import ArgumentError
@@ -23,7 +24,7 @@ class Budget:
 
     Attributes:
         macs: Multiply-accumulates of the quantized layers.
-        weight_bits: Bits of all their weights together.
+        weight_bits: Bits of all weights together, 32 for each value of those not quantized.
         latency_ms: Milliseconds of the float network on this machine, on as many threads as torch
             has.
     """
@@ -65,5 +66,5 @@ class Budget:
 
 def _is_limit(item: tuple[Any, Any]) -> bool:
     cost, limit = item
-    number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+    number = isinstance(limit, Real) and not isinstance(limit, bool)
     return cost in COSTS and (limit is None or (number and limit > 0 and not math.isnan(limit)))

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ghnqat_sdk.bits import Pair
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.generators import random_numbers_stay, seed_generators
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
-from ghnqat_sdk.search.measuring import built
+from ghnqat_sdk.search.measuring import bits_in_float, built
 from ghnqat_sdk.search.ranking import held_out, named_entries, rank_architectures
 from ghnqat_sdk.search.suggestion import check_budget, check_candidates, suggest_bits
 
@@ -150,14 +153,14 @@ class _Search:
                 "add cheaper candidates."
             )
         for name in [candidate.name for candidate in self._sorted()[:finalists]]:
-            self._rank([name], self._suggested(name))
+            self._refine(name)
         return SearchResult(tuple(self._sorted()), beyond, self.failed)
 
     def _rank_all(self) -> dict[str, str]:
         """Each network at the most bits that it affords; what is beyond the budget at the
         fewest."""
         left = dict.fromkeys(self.entries, "")
-        for pair in sorted(self.pairs, key=self._price, reverse=True):
+        for pair in sorted(self.pairs, key=lambda x: (self._price(x), sum(x)), reverse=True):
             left = self._rank(left, pair, self._limits(pair)) if left else left
         return left
 
@@ -178,7 +181,7 @@ class _Search:
         return sorted(self.found, key=lambda candidate: -candidate.accuracy)
 
     def _price(self, pair: Pair) -> int:
-        """By which bits that cost more come first."""
+        """What bits cost, in proportion."""
         return pair[0] if self.bit_operations is None else pair[0] * pair[1]
 
     def _limits(self, pair: Pair) -> dict[str, float]:
@@ -188,12 +191,24 @@ class _Search:
         assert self.bit_operations is not None
         return {"macs": self.bit_operations / self._price(pair)}
 
-    def _suggested(self, name: str) -> dict[str, Pair]:
+    def _refine(self, name: str) -> None:
+        """Keep what it reaches at bits of each layer's own."""
+        try:
+            with random_numbers_stay():
+                seed_generators()
+                bits = self._suggested(built(self.entries[name], self.fitting))
+        except Exception as error:  # whatever a user's network raises
+            self.failed[name] = f"no bits for each layer: {error}"
+        else:
+            self._rank([name], bits)
+
+    def _suggested(self, model: nn.Module) -> dict[str, Pair]:
         images = self.fitting.sample(min(_LOOKED_AT, len(self.fitting)), seed=0)
+        weight_bytes = self.weight_bytes
         suggestion = suggest_bits(
-            built(self.entries[name], self.fitting),
+            model,
             self.fitting.normalise(images.images),
-            weight_bytes=self.weight_bytes,
+            weight_bytes=None if weight_bytes is None else weight_bytes - bits_in_float(model) / 8,
             bit_operations=self.bit_operations,
             candidates=self.pairs,
             hypernetwork=self.settings["hypernetwork"],

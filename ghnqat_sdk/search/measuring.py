@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,22 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ghnqat_sdk.bits import Pair, resolve_bits
+from ghnqat_sdk.bits import FLOAT_BITS, Pair, resolve_bits
 from ghnqat_sdk.calls import tensors_in
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError, GhnqatError
 from ghnqat_sdk.files import digest
+from ghnqat_sdk.generators import random_numbers_stay, seed_generators
 from ghnqat_sdk.graph.layers import quantizable_layers
-from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.predict import predict_quantized_params
+from ghnqat_sdk.prediction import FITTED, prediction_report
 from ghnqat_sdk.quantization.state import evaluating
 from ghnqat_sdk.search.budget import COSTS, Budget
 from ghnqat_sdk.search.costs import counting_costs, latency_ms
+from ghnqat_sdk.search.identity import network_digest, values_digest
 
 Line = dict[str, Any]
-"""What is known of one network: its name, and its graph's digest, accuracy and costs, or why it has
+"""What is known of one network: its name, and its digest, accuracy and costs, or why it has
 none."""
 
 _BATCH = 64
@@ -64,9 +65,11 @@ class Study:
         return hashlib.sha256(repr(pairs).encode()).hexdigest()[:16]
 
     def line(self, name: str, entry: Any, known: Mapping[str, Line]) -> Line:
-        """Of one network, which may be among those known of its name by graph."""
+        """Of one network, which may be among those known of its name by digest."""
         try:
-            return {"name": name, **self._found(entry, known)}
+            with random_numbers_stay():
+                seed_generators()
+                return {"name": name, **self._found(entry, known)}
         except GhnqatError as error:
             return {"name": name, "error": str(error)}
         except Exception as error:  # whatever a user's network raises
@@ -74,40 +77,40 @@ class Study:
             return {"name": name, "error": f"{type(error).__name__}: {first}"}
 
     def _found(self, entry: Any, known: Mapping[str, Line]) -> Line:
-        model = built(entry, self.fitting)
+        model: nn.Module = copy_module(built(entry, self.fitting)).float()
         example = self.fitting.normalise(self.fitting.images[:2])
-        graph = _graph_digest(model, example)
-        line = known.get(graph, {})
-        costs = {cost: line[cost] for cost in COSTS if cost in line}
-        if not costs.keys() >= {"macs", "weight_bits", *self.budget.limits}:
-            costs |= self._costs(model, example[:1])
+        trial = copy_module(model)  # what it keeps of a run must not be predicted with
+        network = network_digest(trial, example)
+        line = known.get(network, {})
+        if line and line["values"] != values_digest(model, line["kept"]):
+            line = {}
+        costs: dict[str, float] = {cost: line[cost] for cost in COSTS if cost in line}
+        if not line or self.budget.latency_ms is not None:  # a latency is of the machine it is for
+            costs = self._costs(trial, example[:1])
         if excess := self.budget.excess(costs):
             return {"beyond": excess}
-        accuracy = line["accuracy"] if line else self._accuracy(model, example)
-        return {"graph": graph, "accuracy": accuracy, **costs}
+        if not line:
+            line = {"network": network, **self._accuracy(model, example)}
+        return {**line, **costs}
 
     @torch.no_grad()
     def _costs(self, model: nn.Module, image: Tensor) -> dict[str, float]:
         """By what budgets call them; the latency only where it is limited."""
-        model = copy_module(model)
         layers = quantizable_layers(model)
         with evaluating(model):
             with counting_costs(layers, 1) as counted:
                 model(image)
             costs: dict[str, float] = {
                 "macs": sum(cost.macs for cost in counted.values()),
-                "weight_bits": self._weight_bits(layers),
+                "weight_bits": weight_bits(model, self.bits),
             }
             if self.budget.latency_ms is not None:
                 costs["latency_ms"] = latency_ms(model, image)
         return costs
 
-    def _weight_bits(self, layers: Mapping[str, Any]) -> int:
-        bits = resolve_bits(self.bits, layers)
-        return sum(layer.weight.numel() * bits[name].weight for name, layer in layers.items())
-
-    def _accuracy(self, model: nn.Module, example: Tensor) -> float:
-        """Top-1 in percent with predicted, calibrated parameters."""
+    def _accuracy(self, model: nn.Module, example: Tensor) -> Line:
+        """Top-1 in percent with predicted, calibrated parameters, and those that were not
+        predicted."""
         known_classes = self.hypernetwork.config.images.classes
         qmodel = predict_quantized_params(
             model,
@@ -117,7 +120,35 @@ class Study:
             calibration=list(self.fitting.batches(_BATCH)),
             head="auto" if self.fitting.classes == known_classes else "fit",
         )
-        return top1(qmodel, self.measured)
+        kept = [name for name, why in prediction_report(qmodel).kept.items() if why != FITTED]
+        return {
+            "accuracy": top1(qmodel, self.measured),
+            "kept": kept,
+            "values": values_digest(model, kept),
+        }
+
+
+def weight_bits(model: nn.Module, bits: Any) -> int:
+    """Bits of all weights: of quantized layers at their bits, of others in float.
+
+    One that layers share counts once, at the most bits that it has.
+    """
+    layers: dict[str, Any] = quantizable_layers(model)
+    resolved = resolve_bits(bits, layers)
+    weights = {name: layer.weight for name, layer in layers.items()}
+    widths: dict[int, int] = {}
+    for name, weight in weights.items():
+        widths[id(weight)] = max(resolved[name].weight, widths.get(id(weight), 0))
+    sizes = {id(weight): weight.numel() for weight in weights.values()}
+    return sum(sizes[i] * width for i, width in widths.items()) + bits_in_float(model)
+
+
+def bits_in_float(model: nn.Module) -> int:
+    """Of parameters of more than one axis that are no quantized layer's."""
+    layers = quantizable_layers(model).values()
+    quantized = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    others = (p for p in model.parameters() if id(p) not in quantized and p.ndim > 1)
+    return FLOAT_BITS * sum(p.numel() for p in others)
 
 
 def built(entry: Any, images: ImageSet) -> nn.Module:
@@ -126,21 +157,13 @@ def built(entry: Any, images: ImageSet) -> nn.Module:
     return model if isinstance(entry, nn.Module) else entry.build(len(images.classes))
 
 
-def _graph_digest(model: nn.Module, example: Tensor) -> str:
-    """16 hexadecimal digits of what a network is without its values: operations, shapes, edges, and
-    the settings that its modules print, as padding, which no node has."""
-    graph = trace(model, example)
-    settings = re.sub(" at 0x[0-9a-f]+", "", repr(model))
-    facts = repr((graph.nodes, graph.edges, graph.unreached, settings))
-    return hashlib.sha256(facts.encode()).hexdigest()[:16]
-
-
 @torch.no_grad()
 def top1(qmodel: nn.Module, images: ImageSet) -> float:
     """In percent.
 
     Raises:
-        ArgumentError: there is not one tensor of scores among the model's outputs.
+        ArgumentError: there is not one tensor of scores among the model's outputs, or scores are
+            not finite.
     """
     qmodel.eval()
     classes = len(images.classes)
@@ -161,5 +184,10 @@ def _scores(output: Any, rows: int, classes: int) -> Tensor:
             f"Its outputs are of shapes {[tuple(x.shape) for x in tensors]}; expected one tensor "
             f"of scores, {(rows, classes)}, for the {classes} classes of the images. Build it with "
             f"as many outputs, or rank a network that returns its scores alone."
+        )
+    if not scores[0].isfinite().all():
+        raise ArgumentError(
+            "Its scores are not finite, with predicted and calibrated parameters. Look for a "
+            "division or a logarithm that parameters of other sizes do not survive."
         )
     return scores[0].reshape(rows, classes)

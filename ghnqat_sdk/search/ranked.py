@@ -12,6 +12,8 @@ from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.plotting import figure_class
 from ghnqat_sdk.search.budget import COSTS, Budget
 
+_NAMED = 4  # parameters in a table
+
 
 @dataclass(frozen=True)
 class RankedNetwork:
@@ -21,9 +23,12 @@ class RankedNetwork:
         name: As given.
         accuracy: Top-1 in percent on images that nothing was fitted to.
         macs: Multiply-accumulates of its quantized layers for one image.
-        weight_bits: Bits of all their weights together.
+        weight_bits: Bits of all weights together: one that layers share counts once, and those
+            that are not quantized 32 for each value.
         latency_ms: Median milliseconds of the float network for one image, on as many threads as
             torch has; None where it was not measured.
+        kept: Parameters that were not predicted, nor fitted: the accuracy is that of the values
+            that they had, which may be random ones.
     """
 
     name: str
@@ -31,6 +36,7 @@ class RankedNetwork:
     macs: int
     weight_bits: int
     latency_ms: float | None = None
+    kept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,12 @@ class Ranking:
         for x in self.networks:
             row = f"{x.name:{width}}  {x.accuracy:7.1f} %  {x.macs:14,}  {x.weight_bits:14,}"
             lines.append(row if x.latency_ms is None else f"{row}  {x.latency_ms:11.2f}")
+        lines += [
+            f"{x.name}: not predicted, measured as given: {', '.join(x.kept[:_NAMED])}"
+            + (f" and {len(x.kept) - _NAMED} more" if len(x.kept) > _NAMED else "")
+            for x in self.networks
+            if x.kept
+        ]
         lines += [f"{name}: {why}" for name, why in {**self.beyond, **self.failed}.items()]
         return "\n".join(lines)
 
@@ -104,8 +116,8 @@ class Ranking:
         matplotlib).
 
         Raises:
-            ArgumentError: matplotlib is not installed, another cost, or latencies that were not
-                measured.
+            ArgumentError: matplotlib is not installed, another cost, latencies that were not
+                measured, or a picture that cannot be written.
         """
         if cost not in COSTS:
             raise ArgumentError(
@@ -122,7 +134,13 @@ class Ranking:
         axes.set_xscale("log")
         axes.set_xlabel(COSTS[cost])
         axes.set_ylabel("accuracy, %")
-        figure.savefig(path)
+        try:
+            figure.savefig(path)
+        except (OSError, ValueError) as error:
+            raise ArgumentError(
+                f"No picture can be written to {str(path)!r} ({error}). Write a name such as "
+                "ranking.png, in a folder that is there."
+            ) from error
 
 
 def _beats(other: RankedNetwork, network: RankedNetwork, costs: Iterable[str]) -> bool:

@@ -3,10 +3,7 @@ any."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +18,13 @@ from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
 from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.search.budget import Budget
 from ghnqat_sdk.search.measuring import Line, Study
+from ghnqat_sdk.search.processes import check_processes, lines_of
 from ghnqat_sdk.search.ranked import RankedNetwork, Ranking
+from ghnqat_sdk.search.results import append_line, known_lines, results_file
 
 _PAIRS = "rank_architectures([('small', model), ...], (4, 4), images)"
 
-_LINE_BEGINS = '{"study": '
+_FEWEST = 3  # images of which a third is held out
 
 
 def rank_architectures(
@@ -70,30 +69,29 @@ def rank_architectures(
 
     Raises:
         ArgumentError: an entry of another kind, a name given twice, bits or a budget that are none,
-            or no networks.
+            no networks, `validation` of other classes, or `results` that cannot be written.
     """
     limits = Budget.of(budget)
     parsed = _parsed(bits)
     named = named_entries(models)
     fitting, measured = held_out(images, validation)
+    check_processes(processes)
+    file = None if results is None else results_file(results)
     network = hypernetwork
     if not isinstance(network, GraphHypernetwork):
         network = load_pretrained(network)
     study = Study(parsed, fitting, measured, network, limits)
     key = study.key()
-    known = _known(results, key)
+    known = {} if file is None else known_lines(file, key)
     entries = [(name, entry, known.get(name, {})) for name, entry in named.items()]
-    found = _measured(entries, study, processes)
+    found = lines_of(entries, study, processes)
     lines = {}
     for line in progress_bar(found, "ranking", len(entries)) if progress else found:
         name = line["name"]
         lines[name] = line
-        if (
-            results is not None
-            and "beyond" not in line
-            and line not in known.get(name, {}).values()
-        ):
-            _append(Path(results), {"study": key, **line})
+        new = "beyond" not in line and line not in known.get(name, {}).values()
+        if file is not None and new:
+            append_line(file, key, line)
     return _ranking([lines[name] for name in named], limits)
 
 
@@ -109,6 +107,8 @@ def named_entries(models: Iterable[Any]) -> dict[str, Any]:
     Raises:
         ArgumentError: an entry of another kind, a name given twice, or no networks.
     """
+    if not isinstance(models, Iterable):
+        raise ArgumentError(f"models is a {type(models).__name__}; expected pairs. Write {_PAIRS}.")
     named = [_named(entry) for entry in models]
     if not named or len(dict(named)) < len(named):
         raise ArgumentError(
@@ -124,8 +124,8 @@ def _named(entry: Any) -> tuple[str, Any]:
     pair = isinstance(entry, (tuple, list)) and len(entry) == 2
     if not pair or not isinstance(entry[0], str) or not _is_network(entry[1]):
         raise ArgumentError(
-            f"A network is given as {type(entry).__name__}; expected a pair (name, nn.Module) or "
-            f"an architecture of a space. Write {_PAIRS}."
+            f"A network is given as {entry!r:.100}; expected a pair (name, nn.Module) or an "
+            f"architecture of a space. Write {_PAIRS}."
         )
     return entry[0], entry[1]
 
@@ -138,79 +138,48 @@ def held_out(images: Any, validation: ImageSet | None) -> tuple[ImageSet, ImageS
     """What is fitted to, and what is measured with: every third image where nothing else is given.
 
     Raises:
-        ArgumentError: `images` is no ImageSet.
+        ArgumentError: one of them is no ImageSet, they are of different classes, or there are too
+            few to hold any out.
     """
-    if not isinstance(images, ImageSet):
+    for name, given in (("images", images), ("validation", validation)):
+        if not isinstance(given, ImageSet) and not (name == "validation" and given is None):
+            raise ArgumentError(
+                f"{name} is a {type(given).__name__}; expected an ImageSet. Write "
+                f"load_images(folder, 'train') or ImageSet.of(images, labels)."
+            )
+    if validation is None:
+        return _thirds(images)
+    if validation.classes != images.classes:
         raise ArgumentError(
-            f"images is a {type(images).__name__}; expected an ImageSet. Write "
-            f"load_images(folder, 'train') or ImageSet.of(images, labels)."
+            f"validation is of the classes {_listed(validation)}, and images of "
+            f"{_listed(images)}; expected the same in the same order. Load both from one folder, "
+            "or write ImageSet.of(images, labels, classes=...) with the same classes for both."
         )
-    if validation is not None:
-        return images, validation
-    # By label, so that a third of each class is held out.
+    return images, validation
+
+
+def _thirds(images: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """Two thirds and one, by label, so that a third of each class is held out."""
+    if len(images) < _FEWEST:
+        raise ArgumentError(
+            f"{len(images)} images are too few to hold a third of them out. Write some tens, or "
+            "validation=... for others to measure with."
+        )
     order = images.labels.argsort(stable=True)
     held = torch.arange(len(order)) % 3 == 2
     return images.take(order[~held]), images.take(order[held])
 
 
-def _measured(
-    entries: Sequence[tuple[str, Any, dict[str, Line]]], study: Study, processes: int
-) -> Iterator[Line]:
-    """A line for each network, as they come."""
-    if processes == 1:
-        yield from (study.line(*entry) for entry in entries)
-        return
-    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        for future in as_completed([pool.submit(study.line, *entry) for entry in entries]):
-            yield future.result()
-
-
-def _known(results: str | Path | None, study: str) -> dict[str, dict[str, Line]]:
-    """Lines of the same study by name and graph, but for networks that failed; one cut off when its
-    process was killed is passed over.
-
-    Raises:
-        ArgumentError: the file is one of something else, to which nothing must be appended.
-    """
-    lines: dict[str, dict[str, Line]] = {}
-    for text in [] if results is None else _lines_of(Path(results)):
-        if not (_LINE_BEGINS.startswith(text) or text.startswith(_LINE_BEGINS)):
-            raise ArgumentError(
-                f"results={str(results)!r} holds lines that are no results of rank_architectures. "
-                "Write the name of another file, which may be a new one."
-            )
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if line.pop("study") == study and "graph" in line:
-            lines.setdefault(line["name"], {})[line["graph"]] = line
-    return lines
-
-
-def _lines_of(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    try:
-        return path.read_text(errors="replace").splitlines()
-    except OSError as error:
-        raise ArgumentError(
-            f"results={str(path)!r} cannot be read: {error.strerror}. Write another file's name."
-        ) from error
-
-
-def _append(path: Path, line: Line) -> None:
-    with path.open("a+b") as file:
-        if file.tell() and not path.read_bytes().endswith(b"\n"):
-            file.write(b"\n")
-        file.write(json.dumps(line).encode() + b"\n")
+def _listed(images: ImageSet) -> str:
+    return f"{', '.join(images.classes):.80}"
 
 
 def _ranking(lines: Sequence[Line], budget: Budget) -> Ranking:
     fields = RankedNetwork.__dataclass_fields__
     measured = [line for line in lines if "accuracy" in line]
     networks = [
-        RankedNetwork(**{n: x for n, x in line.items() if n in fields}) for line in measured
+        RankedNetwork(**{n: x for n, x in line.items() if n in fields} | {"kept": (*line["kept"],)})
+        for line in measured
     ]
     networks.sort(key=lambda network: (-network.accuracy, network.macs))
     failed, beyond = (

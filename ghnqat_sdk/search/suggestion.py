@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -179,8 +180,8 @@ def check_budget(weight_bytes: Any, bit_operations: Any) -> float:
     if (
         len(given) != 1
         or isinstance(given[0], bool)
-        or not isinstance(given[0], (int, float))
-        or not given[0] > 0
+        or not isinstance(given[0], Real)
+        or not float(given[0]) > 0
     ):
         raise ArgumentError(
             f"One budget above 0 is needed; got weight_bytes={weight_bytes!r}, "

@@ -49,6 +49,27 @@ def test_a_limit_of_latencies_measures_them(rank):
     assert "latency, ms" in rank(NETWORKS[0], "--max-latency-ms", "1e6")
 
 
+def test_layers_have_bits_by_their_names(rank):
+    (one,), (other,) = (
+        json.loads(rank(NETWORKS[0], "--bits", bits, "--json"))["networks"]
+        for bits in ("2,4", "cells*=4,4;*=2,4")
+    )
+    assert one["weight_bits"] < other["weight_bits"] < 2 * one["weight_bits"]
+
+
+def test_where_every_network_fails_the_command_does(small, tmp_path, data, capsys):
+    module = tmp_path / "grey_networks.py"
+    module.write_text("from torch import nn\n\ndef grey():\n    return nn.Conv2d(1, 4, 3)\n")
+    checkpoint = save_pretrained(small, tmp_path / "checkpoint")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        words = ["rank", "grey_networks:grey", "--data", str(data), "--images", "40"]
+        assert main([*words, "--hypernetwork", str(checkpoint)]) == 1
+    captured = capsys.readouterr()
+    assert "grey_networks:grey: " in captured.out
+    assert "1 failed" in captured.err
+
+
 def test_results_are_kept_and_a_picture_is_drawn(rank, tmp_path):
     results, plot = tmp_path / "known.jsonl", tmp_path / "ranking.png"
     first = rank(*NETWORKS, "--results", str(results))
@@ -91,6 +112,7 @@ def test_images_are_read_as_those_of_the_hypernetwork(
     [
         ([], "--space families"),
         (["resnet18", "--split", "test"], "--space as well"),
+        (["resnet18", "--count", "5"], "--space as well"),
         (["--space", "families", "--split", "deep"], "Write one of test, val, train"),
         (["--space", "deepnets", "--split", "deep", "--count", "101"], "at most 100"),
         (["resnet18", "resnet18"], "one name for each"),

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import ghnqat_sdk as gq
+from ghnqat_sdk.search import joint
 
 
 def cnn(width: int) -> nn.Module:
@@ -74,6 +75,34 @@ def test_networks_that_fail_are_told_and_the_others_found(small, images):
     found = gq.search_architectures(models, images, weight_bytes=1e6, hypernetwork=small)
     assert {candidate.name for candidate in found.candidates} == {"fine"}
     assert "grey: " in str(found)
+
+
+def test_bits_that_cost_the_same_come_by_what_they_round_least(small, images):
+    for pairs in ([(4, 4), (4, 8)], [(4, 8), (4, 4)]):
+        found = searched(small, images, weight_bytes=1e4, candidates=pairs, finalists=0)
+        assert {candidate.bits for candidate in found.candidates} == {(4, 8)}
+
+
+def test_names_with_the_signs_of_patterns_are_names(small, images):
+    model = nn.Sequential()
+    model.add_module("conv[1]", nn.Conv2d(3, 4, 3))
+    model.add_module("conv*", nn.Conv2d(4, 4, 3))
+    for name, module in (("pool", nn.AdaptiveAvgPool2d(1)), ("flat", nn.Flatten())):
+        model.add_module(name, module)
+    model.add_module("head", nn.Linear(4, 3))
+    found = gq.search_architectures([("a", model)], images, weight_bytes=150, hypernetwork=small)
+    assert [candidate.mixed for candidate in found.candidates].count(True) == 1
+    assert found.failed == {}
+
+
+def test_without_bits_for_each_layer_there_are_those_for_all(small, images, monkeypatch):
+    def fails(*arguments, **settings):
+        raise ZeroDivisionError("of the model")
+
+    monkeypatch.setattr(joint, "suggest_bits", fails)
+    found = searched(small, images, weight_bytes=1e4, finalists=1)
+    assert len(found.candidates) == len(WEIGHTS)
+    assert found.failed == {found.best.name: "no bits for each layer: of the model"}
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,24 @@ def test_a_ranking_is_printed_drawn_and_written_for_machines(tmp_path):
     ]
     written = json.loads(ranking().to_json())
     assert written["networks"][1] == {
-        "name": "b", "accuracy": 80.0, "macs": 20, "weight_bits": 9, "latency_ms": None,
+        "name": "b", "accuracy": 80.0, "macs": 20, "weight_bits": 9, "latency_ms": None, "kept": [],
     }  # fmt: skip
     ranking().plot(tmp_path / "ranking.png", "weight_bits")
     assert (tmp_path / "ranking.png").stat().st_size > 1000
+
+
+def test_a_table_says_what_was_not_predicted():
+    few, many = (tuple(f"layer{i}.weight" for i in range(count)) for count in (2, 9))
+    rows = (RankedNetwork("a", 90.0, 5, 9, kept=few), RankedNetwork("b", 80.0, 5, 9, kept=many))
+    table = str(Ranking(rows))
+    assert "a: not predicted, measured as given: layer0.weight, layer1.weight\n" in table
+    assert table.endswith("layer3.weight and 5 more")
+
+
+def test_a_picture_that_cannot_be_written_is_told(tmp_path):
+    for path in (tmp_path / "none" / "a.png", tmp_path / "a.picture"):
+        with pytest.raises(gq.ArgumentError, match=r"Write a name such as ranking\.png"):
+            ranking().plot(path)
 
 
 def test_a_front_of_latencies_that_were_not_measured_is_refused(tmp_path):

@@ -1,27 +1,18 @@
+"""Networks ranked by what they reach with predicted parameters."""
+
 import copy
 import dataclasses
-import json
+import os
 import re
 
 import pytest
 import torch
+from rankable import Giving, Using, cnn, names
 from torch import nn
 
 import ghnqat_sdk as gq
-from ghnqat_sdk.hypernetwork.ghn import TrainingImages
 from ghnqat_sdk.search import measuring
-from ghnqat_sdk.search.ranked import RankedNetwork
 from ghnqat_sdk.search.ranking import rank_architectures
-from ghnqat_sdk.training.new_classes import with_new_classes
-
-
-def cnn(width: int, classes: int = 3) -> nn.Module:
-    body = [nn.Conv2d(3, width, 3, stride=2), nn.BatchNorm2d(width), nn.ReLU()]
-    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
-
-
-def names(networks: tuple[RankedNetwork, ...]) -> str:
-    return "".join(network.name for network in networks)
 
 
 def test_networks_come_by_accuracy_with_their_costs(small, images):
@@ -54,92 +45,6 @@ def test_architectures_of_a_space_are_built_for_the_classes(small, images):
 
     report = rank_architectures([Wide()], (4, 4), images, hypernetwork=small)
     assert names(report.networks) == "toys/test/7"
-
-
-def test_what_is_known_is_not_measured_again_and_half_a_line_is_passed_over(
-    small, images, tmp_path
-):
-    path = tmp_path / "ranking.jsonl"
-    rank_architectures([("a", cnn(4))], (4, 4), images, hypernetwork=small, results=path)
-    line = json.loads(path.read_text())
-    path.write_text(json.dumps(line | {"accuracy": 12.5}) + "\n" + '{"stu')
-    models = [("a", cnn(4)), ("b", cnn(8))]
-    report = rank_architectures(models, (4, 4), images, hypernetwork=small, results=path)
-    assert {network.name: network.accuracy for network in report.networks}["a"] == 12.5
-    other_bits = rank_architectures(models, (8, 8), images, hypernetwork=small, results=path)
-    assert 12.5 not in [network.accuracy for network in other_bits.networks]
-    assert len(path.read_text().splitlines()) == 5
-
-
-def test_results_of_other_weights_are_measured_again(small, images, tmp_path):
-    path = tmp_path / "ranking.jsonl"
-    other = copy.deepcopy(small)
-    torch.nn.init.normal_(other.decoder.dense.bias)
-    for hypernetwork in (small, other, small):
-        rank_architectures([("a", cnn(4))], (4, 4), images, hypernetwork=hypernetwork, results=path)
-    assert len(path.read_text().splitlines()) == 2
-
-
-def padded(padding: int) -> nn.Module:
-    model = cnn(4)
-    model[0] = nn.Conv2d(3, 4, 3, stride=2, padding=padding)
-    return model
-
-
-def test_an_edited_network_is_measured_again_and_the_one_before_is_still_known(
-    small, images, tmp_path
-):
-    path = tmp_path / "ranking.jsonl"
-    for model in (cnn(4), cnn(8), padded(1), cnn(4), padded(1)):
-        models = [("a", model)]
-        report = rank_architectures(models, (4, 4), images, hypernetwork=small, results=path)
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert len(lines) == 3
-    assert report.networks[0].macs == lines[2]["macs"] != lines[0]["macs"]
-
-
-def test_where_in_memory_a_network_is_makes_it_no_other(small, images, tmp_path):
-    path = tmp_path / "ranking.jsonl"
-    for function in (lambda x: x, lambda x: x):
-        models = [("a", Giving(function))]
-        rank_architectures(models, (4, 4), images, hypernetwork=small, results=path)
-    assert len(path.read_text().splitlines()) == 1
-
-
-def test_a_line_that_does_not_say_of_which_network_it_is_is_not_used(small, images, tmp_path):
-    path = tmp_path / "ranking.jsonl"
-    rank_architectures([("a", cnn(4))], (4, 4), images, hypernetwork=small, results=path)
-    line = json.loads(path.read_text())
-    del line["graph"]
-    path.write_text(json.dumps(line | {"accuracy": 12.5}) + "\n")
-    report = rank_architectures([("a", cnn(4))], (4, 4), images, hypernetwork=small, results=path)
-    assert report.networks[0].accuracy != 12.5
-
-
-def test_what_failed_is_tried_again(small, images, tmp_path, monkeypatch):
-    path = tmp_path / "ranking.jsonl"
-    models = [("a", cnn(4))]
-    with monkeypatch.context() as patch:
-        patch.setattr(measuring, "top1", None)
-        report = rank_architectures(models, (4, 4), images, hypernetwork=small, results=path)
-    assert report.failed["a"].startswith("TypeError: ")
-    report = rank_architectures(models, (4, 4), images, hypernetwork=small, results=path)
-    assert names(report.networks) == "a" and report.failed == {}
-
-
-class Giving(nn.Module):
-    """The scores of a network, as `wrapped` returns them."""
-
-    def __init__(self, wrapped, classes: int = 3) -> None:
-        super().__init__()
-        self.body = cnn(4, classes)
-        self.wrapped = wrapped
-
-    def extra_repr(self) -> str:
-        return f"{object()}, {self.wrapped}"
-
-    def forward(self, x):
-        return self.wrapped(self.body(x))
 
 
 def where_measured(scores: torch.Tensor) -> torch.Tensor:
@@ -185,6 +90,12 @@ def test_a_network_without_scores_of_the_classes_fails_alone(small, images, mode
     assert re.search(reason, report.failed["bad"])
 
 
+def test_scores_that_are_not_finite_are_no_accuracy(familiar, images):
+    model = Giving(lambda scores: scores / 0 * 0)
+    report = rank_architectures([("bad", model)], (4, 4), images, hypernetwork=familiar)
+    assert report.networks == () and "scores are not finite" in report.failed["bad"]
+
+
 def test_two_processes_find_what_one_finds(images):
     models = [("a", cnn(4)), ("b", cnn(8))]
     torch.manual_seed(0)
@@ -215,25 +126,7 @@ def test_networks_beyond_the_budget_are_not_predicted(small, images, monkeypatch
     assert names(report.networks) == names(report.front()) == "narrow"
     assert report.beyond == {"wide": "3,936 multiply-accumulates of at most 1,000"}
     assert "wide: 3,936" in str(report)
-    assert [model is models[1][1] for model in predicted] == [True]
-
-
-def test_a_known_network_is_held_to_another_budget(small, images, tmp_path):
-    def ranked(**budget):
-        path = tmp_path / "ranking.jsonl"
-        models = [("a", cnn(4)), ("b", cnn(16))]
-        return rank_architectures(
-            models, (4, 4), images, hypernetwork=small, results=path, budget=budget
-        )
-
-    assert len(ranked().networks) == 2
-    assert names(ranked(weight_bits=1000).networks) == "a"
-    timed = ranked(latency_ms=1e6)
-    assert all(network.latency_ms > 0 for network in timed.networks)
-    assert "latency, ms" in str(timed)
-    assert ranked(latency_ms=1e6) == timed
-    assert len(ranked(latency_ms=1e-6).beyond) == 2
-    assert len((tmp_path / "ranking.jsonl").read_text().splitlines()) == 4
+    assert [model[0].out_channels for model in predicted] == [2]
 
 
 def test_layers_may_have_bits_of_their_own(small, images):
@@ -245,45 +138,65 @@ def test_layers_may_have_bits_of_their_own(small, images):
         rank_architectures(models, bits | {"*": (1, 4)}, images, hypernetwork=small)
 
 
-@pytest.mark.parametrize(
-    "budget", [5, {"mac": 5}, {"macs": 0}, {"macs": "5"}, {"macs": True}, {"macs": float("nan")}]
-)
-def test_what_is_no_budget_is_refused(small, images, budget):
-    with pytest.raises(gq.ArgumentError, match=r"Write budget=\{'macs': 20e6\}"):
-        rank_architectures([("a", cnn(2))], (4, 4), images, hypernetwork=small, budget=budget)
+class Ending(nn.Module):
+    """Ends the process that it runs in, as the operating system does with those of too much
+    memory."""
+
+    def forward(self, x):
+        os._exit(1)
 
 
-@pytest.mark.parametrize(
-    ("models", "message"),
-    [
-        ([], "0 networks"),
-        ([("a", cnn(2)), ("a", cnn(2))], "2 networks with 1 names"),
-        ([cnn(2)], r"expected a pair \(name, nn.Module\)"),
-        ([("a", "resnet18")], r"expected a pair \(name, nn.Module\)"),
-    ],
-)
-def test_what_is_no_list_of_networks_is_refused(small, images, models, message):
-    with pytest.raises(gq.ArgumentError, match=message):
-        rank_architectures(models, (4, 4), images, hypernetwork=small)
+def test_a_process_that_ends_takes_one_network_with_it(small, images):
+    """A lambda cannot be sent to a process, and is measured all the same."""
+    models = [("fine", cnn(4)), ("lambda", Giving(lambda scores: scores)), ("ends", Ending())]
+    report = rank_architectures(models, (4, 4), images, hypernetwork=small, processes=2)
+    assert {network.name for network in report.networks} == {"fine", "lambda"}
+    assert "its process ended" in report.failed["ends"]
 
 
-def test_images_without_labels_are_refused(small):
-    with pytest.raises(gq.ArgumentError, match=r"ImageSet\.of"):
-        rank_architectures([("a", cnn(2))], (4, 4), torch.zeros(4, 3, 8, 8), hypernetwork=small)
+def test_random_numbers_are_those_of_the_network_alone(small, images):
+    class Space:
+        key = ("space", "test", 0)
+
+        def build(self, num_classes: int) -> nn.Module:
+            model = Using(lambda x, y: x + y * torch.randn_like(x), 5.0)
+            model.body = cnn(8, num_classes)
+            return model
+
+    before = torch.get_rng_state()
+    first, second = (
+        rank_architectures([Space()], (4, 4), images, hypernetwork=small) for _ in range(2)
+    )
+    assert first == second
+    assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("content", [b"my notes\n", b'{"a": 1}\n', b"[1]\n", b"\xff\x00"])
-def test_a_file_of_something_else_is_refused_and_stays(small, images, tmp_path, content):
-    path = tmp_path / "notes"
-    path.write_bytes(content)
-    with pytest.raises(gq.ArgumentError, match="Write the name of another file"):
-        rank_architectures([("a", cnn(4))], (4, 4), images, hypernetwork=small, results=path)
-    assert path.read_bytes() == content
+def test_a_model_of_another_precision_is_measured_in_float32(small, images):
+    models = [("float32", cnn(4))]
+    for dtype in (torch.float64, torch.bfloat16):
+        models.append((str(dtype), copy.deepcopy(models[0][1]).to(dtype)))
+    report = rank_architectures(models, (4, 4), images, hypernetwork=small)
+    assert len({network.accuracy for network in report.networks}) == 1
+    assert models[1][1][0].weight.dtype == torch.float64
 
 
-def test_heads_are_fitted_to_as_many_classes_of_other_names(small, images, monkeypatch):
-    known = TrainingImages(size=8, mean=images.mean, std=images.std, classes=images.classes)
-    three = with_new_classes(small, 3, known)
+def test_weights_count_once_and_those_in_float_in_full(small, images):
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.body = nn.Conv2d(3, 3, 3, padding=1), cnn(4)
+            self.second = nn.Conv2d(3, 3, 3, padding=1)
+            self.second.weight = self.first.weight
+            self.scale = nn.Parameter(torch.ones(3, 1, 1))
+
+        def forward(self, x):
+            return self.body(self.second(self.first(x)) * self.scale)
+
+    report = rank_architectures([("a", Tied())], (4, 4), images, hypernetwork=small)
+    assert report.networks[0].weight_bits == 4 * (3 * 27 + 4 * 27 + 3 * 4) + 32 * 3
+
+
+def test_heads_are_fitted_to_as_many_classes_of_other_names(familiar, images, monkeypatch):
     heads, predict = [], measuring.predict_quantized_params
 
     def noted(*arguments, **settings):
@@ -293,5 +206,5 @@ def test_heads_are_fitted_to_as_many_classes_of_other_names(small, images, monke
     monkeypatch.setattr(measuring, "predict_quantized_params", noted)
     for classes in (images.classes, images.classes[::-1]):
         named = dataclasses.replace(images, classes=classes)
-        rank_architectures([("a", cnn(4))], (4, 4), named, hypernetwork=three)
+        rank_architectures([("a", cnn(4))], (4, 4), named, hypernetwork=familiar)
     assert heads == ["auto", "fit"]

@@ -6,12 +6,14 @@ from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ghnqat_sdk.data import ImageSet, load_images
+from ghnqat_sdk.cli.train import main as ghnqat_train
+from ghnqat_sdk.data import DataConfig, ImageSet, load_images
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.training.features import FeatureCache
 from ghnqat_sdk.training.teacher import (
     Teacher,
     TeacherConfig,
+    check_teacher_fits,
     load_teacher,
     round_to_half,
     save_teacher,
@@ -197,3 +199,13 @@ def test_a_folder_that_cannot_be_made_is_named(teacher, images, tmp_path):
         save_teacher(teacher, tmp_path / "file" / "teacher", accuracy=10.0, data="")
     with pytest.raises(CheckpointError, match=r"cannot be written.*name another folder"):
         FeatureCache.open(tmp_path / "file" / "features", teacher, images)
+
+
+def test_a_teacher_sees_images_as_its_config_says(images, data, tmp_path):
+    tiny = {"width": 4, "blocks": [0, 0, 0], "epochs": 1, "size": 24, "mean": [0.5, 0.5, 0.5]}
+    config, path = tmp_path / "teacher.json", tmp_path / "teacher.safetensors"
+    config.write_text(json.dumps(tiny))
+    words = ["teacher", "--data", str(data), "--config", str(config), "--output", str(path)]
+    assert ghnqat_train(words) == 0
+    alike = DataConfig(size=24, mean=(0.5, 0.5, 0.5)).load(data, "train")
+    check_teacher_fits(load_teacher(path, images.classes), alike)

@@ -10,13 +10,12 @@ import torch
 
 from ghnqat_sdk.cli.train import main
 from ghnqat_sdk.cli.train_run import standing
-from ghnqat_sdk.data import DataConfig
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
 from ghnqat_sdk.training.checkpoint import load_training_state
 from ghnqat_sdk.training.config import RunConfig, load_config
 from ghnqat_sdk.training.folder import recipe_names
 from ghnqat_sdk.training.sampler import Draw
-from ghnqat_sdk.training.teacher import check_teacher_fits, load_teacher
+from ghnqat_sdk.training.teacher import load_teacher
 from ghnqat_sdk.training.trainer import NetworkReport, Progress, StepReport
 
 Train = Callable[..., int]
@@ -275,17 +274,6 @@ def test_a_teacher_is_trained_and_gives_hints(train, images, tmp_path, capsys):
     assert train("--steps", 3, "--set", f"hints={json.dumps(hints)}") == 0
     (logged,) = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert 0 < json.loads(logged)["hint"] < 2
-
-
-def test_a_teacher_sees_images_as_its_config_says(train, images, data, tmp_path):
-    tiny = {"width": 4, "blocks": [0, 0, 0], "epochs": 1, "size": 24, "mean": [0.5, 0.5, 0.5]}
-    (tmp_path / "teacher.json").write_text(json.dumps(tiny))
-    made = ["--config", tmp_path / "teacher.json"]
-    assert train(*made, command="teacher", output="teacher.safetensors") == 0
-    path = tmp_path / "teacher.safetensors"
-    teacher = load_teacher(path, images["train"].classes)
-    alike = DataConfig(size=24, mean=(0.5, 0.5, 0.5)).load(data, "train")
-    check_teacher_fits(teacher, alike)
 
 
 @pytest.mark.parametrize(
