@@ -52,9 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--evaluate-on", metavar="DATA", help="other data to take test images from")
     parser.add_argument("--labels", action="store_true", help="train on labels, by SGD")
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=0.0005)
+    parser.add_argument("--learning-rate", type=float, default=0.001)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     train, test = (

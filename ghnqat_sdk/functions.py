@@ -9,22 +9,32 @@ from typing import Any
 
 def reached(function: FunctionType) -> Iterator[Any]:
     """What a function has closed over, its defaults, and the globals that it names."""
+    yield from closed_over(function)
+    yield from named(function).values()
+
+
+def closed_over(function: FunctionType) -> Iterator[Any]:
+    """What a function has closed over, and its defaults."""
     yield from map(_content, function.__closure__ or ())
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
-    yield from named(function).values()
 
 
 def named(function: FunctionType) -> dict[str, Any]:
     """The globals that a function names, but for functions of other files, which know nothing of
     this one's globals."""
     names = function.__globals__
-    found = {name: names[name] for name in _names(function.__code__) if name in names}
     return {
         name: held
-        for name, held in found.items()
+        for name, held in every_named(function).items()
         if type(held) is not FunctionType or held.__globals__ is names
     }
+
+
+def every_named(function: FunctionType) -> dict[str, Any]:
+    """The globals that a function names."""
+    names = function.__globals__
+    return {name: names[name] for name in _names(function.__code__) if name in names}
 
 
 def twin_of(function: FunctionType, names: dict[str, Any]) -> FunctionType:

@@ -6,6 +6,7 @@ graph.py        nodes and edges
 trace.py        a model becomes a graph
 merge.py        graphs of two modes become one
 recorder.py     sees the calls meanwhile
+caches.py       what the run leaves beside the model is gone afterwards
 heads.py        where it ends in the scores of classes
 channels.py     where the channels come from that a layer reads
 torch_calls.py  what one call says of itself

@@ -17,6 +17,7 @@ from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.devices import at_home, on_cpu_by_default
 from ghnqat_sdk.errors import ArgumentError, TraceError
 from ghnqat_sdk.generators import generator_states, random_numbers_stay, seed_generators
+from ghnqat_sdk.graph.caches import caches_stay
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.graph.merge import with_parameters_of
@@ -33,12 +34,12 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 def trace(model: nn.Module, example_inputs: Any = None) -> ComputationGraph:
     """The computation graph of `model`, recorded in one run of a copy on meta tensors.
 
-    Nothing is computed, and nothing of the model, its hooks and the random number generators
-    changes. The run is in training mode, so that auxiliary heads are seen; a model that does not
-    run in it runs in the modes in which its modules are, or in evaluation mode. Where that run drew
-    random numbers or left a parameter out, as one does that drops layers by chance, the graph is
-    that of evaluation mode, with what only training uses. Where control flow reads values, the copy
-    runs on random numbers.
+    Nothing is computed, and nothing of the model, its hooks, caches beside it and the random number
+    generators changes. The run is in training mode, so that auxiliary heads are seen; a model that
+    does not run in it runs in the modes in which its modules are, or in evaluation mode. Where that
+    run drew random numbers or left a parameter out, as one does that drops layers by chance, the
+    graph is that of evaluation mode, with what only training uses. Where control flow reads values,
+    the copy runs on random numbers.
 
     Args:
         model: Any CNN.
@@ -100,7 +101,7 @@ class _Found(NamedTuple):
 def _record(model: nn.Module, call: Call, mode: bool | None, shapes_only: bool) -> _Found:
     """One run of a copy, always with the same random numbers."""
     before = seed_generators()
-    with nullcontext() if shapes_only else on_cpu_by_default():
+    with nullcontext() if shapes_only else on_cpu_by_default(), caches_stay(model):
         graph = _run(_twin(model, shapes_only), call, mode, shapes_only)
     return _Found(graph, call, generator_states() != before)
 
