@@ -19,6 +19,7 @@ def learn_steps(qmodel: nn.Module) -> list[nn.Parameter]:
     """Make the quantization steps of a calibrated model trainable, in place (LSQ, Esser et al.
     2020).
 
+    A tensor that is 0 throughout has no step to start from: it keeps the range of its values.
     Activations start from their calibrated ranges, weights from those of their values; weights with
     a range for each output channel get a step for each. The `state_dict` gains a `log_scale` and a
     `zero_point` for each quantizer; `fix_steps` takes them away again.
@@ -42,6 +43,8 @@ def learn_steps(qmodel: nn.Module) -> list[nn.Parameter]:
             ):
                 continue
             low, high = quantizer.range_of(tensor)
+            if not (torch.as_tensor(high) - torch.as_tensor(low) > 0).any():
+                continue
             learned = LearnedStepQuantizer(quantizer, low, high).to(layer.weight.device)
             layer._modules[name] = learned.train(layer.training)
             steps.append(learned.log_scale)
@@ -110,7 +113,14 @@ def oscillation_loss(qmodel: nn.Module) -> Tensor:
         levels = layer.weight_quantizer(weight).detach()
         # The distance from a clipped weight to its level is that of clipping, which the quantizer's
         # range decides.
-        low, high = levels.min(), levels.max()
+        low, high = _outermost(levels, layer.weight_quantizer.range_of(weight)[0])
         distance = (weight.clamp(low, high) - levels).square().sum()
         total = distance if total is None else total + distance
     return total if total is not None else torch.zeros((), device="cpu")
+
+
+def _outermost(levels: Tensor, low: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest of all levels (O, ...); of each channel where `low` is for each."""
+    by_channel = isinstance(low, Tensor) and low.numel() > 1
+    rest = list(range(1 if by_channel else 0, levels.ndim))
+    return levels.amin(rest, keepdim=True), levels.amax(rest, keepdim=True)

@@ -190,6 +190,15 @@ def test_images_in_folders_of_a_class_are_read_and_hidden_ones_are_not(data, tmp
     assert torch.equal(nested.labels, flat.labels)
 
 
+def test_one_image_of_each_class_leaves_none_to_hold_out(data, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        shutil.copy(next((data / "train" / name).iterdir()), tmp_path / "train" / name)
+    assert len(load_images(tmp_path, "train")) == 2
+    with pytest.raises(DataError, match="none to hold out"):
+        load_images(tmp_path, "val")
+
+
 def test_a_broken_image_is_named(data, tmp_path):
     shutil.copytree(data / "test", tmp_path / "test")
     (tmp_path / "test" / "cat" / "0003.jpg").write_bytes(b"not an image")

@@ -2,8 +2,10 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.errors import ArgumentError
@@ -55,6 +57,53 @@ def test_pairs_of_tensors_are_read(data):
 def test_white_does_not_depend_on_the_images(largest, byte):
     values = torch.tensor([0.5, largest]).view(2, 1, 1)
     assert ImageSet.of(values, [0, 1]).images.flatten()[0] == byte
+
+
+def test_pictures_of_any_mode_are_of_the_brightness_that_they_show():
+    grey = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8), dtype=np.uint8))
+    black_and_white = grey.convert("1")
+    one, two = ImageSet.of([(grey, 0), (black_and_white, 1)]).images
+    assert {*two.unique().tolist()} == {0, 255}
+    assert abs(one.float().mean() - two.float().mean()) < 20
+    colours = grey.convert("RGB")
+    for mode in ("YCbCr", "CMYK", "HSV"):
+        first, second = ImageSet.of([(colours, 0), (colours.convert(mode), 1)]).images.int()
+        assert (first - second).abs().max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("data", "labels", "settings", "message"),
+    [
+        (torch.rand(3, 8, 8), [0, 1, 5], {"classes": ["a", "b"]}, "Labels are from 0 to 5"),
+        (torch.rand(3, 8, 8), [0, 1, 2], {"classes": ["a", "b", "a"]}, "names one twice"),
+        (torch.rand(3, 8, 8), ["a", "b", "c"], {}, "Labels cannot be read as a tensor"),
+        (np.ones((3, 8, 8))[:, ::-1], [0, 1, 2], {}, r"numpy\.ascontiguousarray"),
+        (torch.rand(3, 8, 8) + 1j, [0, 1, 2], {}, "complex numbers"),
+        (torch.rand(3, 8, 8), [0, 1, 2], {"size": 32.5}, "Write size=32"),
+        (
+            [(np.ones((8, 8)), 0), (np.full((8, 8), 99, np.uint8), 1)],
+            None,
+            {},
+            r"types torch\.float64, torch\.uint8",
+        ),
+    ],
+)
+def test_what_would_be_misread_is_refused(data, labels, settings, message):
+    with pytest.raises(ArgumentError, match=message):
+        ImageSet.of(data, labels, **settings)
+
+
+def test_floats_and_counts_that_are_none_are_refused(data):
+    images = load_images(data, "test")
+    refused = {
+        "ImageSet.of": lambda: ImageSet(torch.rand(2, 3, 4, 4), torch.arange(2), ("a", "b")),
+        "sample": lambda: images.sample(-1, seed=0),
+        "batches": lambda: next(images.batches(0)),
+        "size=32": lambda: load_images(data, "test", 0),
+    }
+    for advice, call in refused.items():
+        with pytest.raises(ArgumentError, match=advice):
+            call()
 
 
 @pytest.mark.parametrize("largest", [16, 100.0, 1023, 70000])

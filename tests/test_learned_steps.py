@@ -178,3 +178,17 @@ def test_steps_of_channels_are_trained_fixed_and_saved(tmp_path):
     assert torch.equal(loaded(IMAGES), fixed(IMAGES))
     report = quantization_report(fixed, IMAGES)
     assert report.layers[0].weight.sqnr > 10
+
+
+def test_weights_of_zero_keep_the_range_of_their_values():
+    """A step of 1 would hold them at zero until one of them is above a half."""
+    qmodel = make()
+    nn.init.zeros_(qmodel[4].weight)
+    learned = learn_steps(qmodel)
+    assert len(learned) == 3
+    assert not isinstance(qmodel[4].weight_quantizer, LearnedStepQuantizer)
+    before = qmodel[4].weight.clone()
+    nn.functional.cross_entropy(qmodel.train()(IMAGES), LABELS).backward()
+    with torch.no_grad():
+        qmodel[4].weight -= 0.01 * qmodel[4].weight.grad
+    assert not torch.equal(qmodel[4].weight_quantizer(qmodel[4].weight), before)

@@ -148,3 +148,18 @@ def test_synchronized_batch_norm_is_calibrated():
     calibrate(twin, [IMAGES])
     assert torch.equal(model.eval()(IMAGES), twin.eval()(IMAGES))
     assert type(to_float(model)[1]) is nn.SyncBatchNorm
+
+
+def test_weights_beyond_the_levels_of_their_channel_add_nothing():
+    model = cnn()
+    with torch.no_grad():
+        model[0].weight[0] *= 0.05
+    qmodel = from_float(model, (4, 4), ranges=ClippedRanges(per_channel=True))
+    weight = qmodel[0].weight
+    levels = qmodel[0].weight_quantizer(weight).detach().flatten(1)
+    oscillation_loss(qmodel).backward()
+    rows, gradient = weight.detach().flatten(1), weight.grad.flatten(1)
+    beyond = (rows < levels.amin(1, keepdim=True)) | (rows > levels.amax(1, keepdim=True))
+    assert beyond[0].any()
+    assert not gradient[beyond].any()
+    assert torch.allclose(gradient[~beyond], 2 * (rows - levels)[~beyond])

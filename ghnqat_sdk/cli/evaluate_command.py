@@ -21,6 +21,7 @@ from ghnqat_sdk.cli.models import (
     open_space,
 )
 from ghnqat_sdk.cli.paths import FILE, IMAGES, check_image_folder, check_output_file
+from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.files import replacing
 from ghnqat_sdk.progress import progress_bar, working
 
@@ -121,6 +122,19 @@ def _evaluate(options: Namespace) -> None:
     print(f"top-1 {result.top1}\ntop-5 {result.top5}   (mean ± standard error; max, percent)")
 
 
+def check_classes(found: Sequence[str], known: Sequence[str] | None) -> None:
+    """Refuse images whose labels mean something else than those that were trained on.
+
+    Raises:
+        ArgumentError: so it is.
+    """
+    if known is not None and tuple(found) != tuple(known):
+        raise ArgumentError(
+            f"The classes of --data are {', '.join(found):.80}; the hypernetwork knows "
+            f"{', '.join(known):.80}, in this order. Name the folders like these"
+        )
+
+
 def _images_for(split: str) -> str:
     """Validation networks choose weights, and so see no test image."""
     return "val" if split.endswith("val") else "test"
@@ -136,6 +150,7 @@ def _evaluation(options: Namespace, networks: Sequence[Architecture]) -> tuple[i
         like = hypernetwork.config.images
         images = load_images_like(like, options.data, _images_for(options.split))
         images = images.sample(options.images, options.seed)
+        check_classes(images.classes, like.classes)
         calibrated = options.protocol == "calibrated"
         batches = calibration_batches(options.data, options.seed, like=like) if calibrated else None
     what = "{} W{}/A{}".format(options.split, *options.bits)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 SMALLEST, LARGEST = 8, 1024
 MOST_IMAGES = 1_000_000
+_SIZE = 32  # of images, where none is given
+_IMAGES = 4000
 
 
 def add_predict(commands: Any) -> None:
@@ -61,13 +63,11 @@ def add_predict(commands: Any) -> None:
     parser.add_argument(
         "--size",
         type=Whole(SMALLEST, LARGEST),
-        default=32,
         help="side in pixels that the images in --data are resized to (default: 32)",
     )
     parser.add_argument(
         "--images",
         type=Whole(1, MOST_IMAGES),
-        default=4000,
         help="most images of --data, drawn at random (default: 4000)",
     )
     parser.add_argument(
@@ -90,8 +90,13 @@ def _check(options: Namespace) -> None:
                 else "takes no --data. Write --head fit"
             )
         )
+    for option in ("size", "images"):
+        if getattr(options, option) is not None and options.data is None:
+            raise ArgumentError(f"--{option} is of --data, and there is none. Add --data FOLDER")
     if options.data is not None:
         check_image_folder(options.data, "train")
+    options.size = options.size or _SIZE
+    options.images = options.images or _IMAGES
     if options.output is not None:
         check_output_file("--output", options.output)
 

@@ -35,6 +35,11 @@ def run_config(options: Namespace, resume: bool) -> RunConfig:
         config = load_recipe(options.recipe or "all-bits")
     fields = config.model_dump(mode="json")
     for text in options.set:
+        if resume and text.startswith("initial="):
+            raise ArgumentError(
+                "--set initial is of a new run, and --resume goes on from the state of this one. "
+                "Choose another --output for a run from other weights"
+            )
         assign(fields, text)
     try:
         config = RunConfig.model_validate_json(json.dumps(fields))

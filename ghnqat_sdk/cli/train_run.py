@@ -154,6 +154,13 @@ def _resumes(options: Namespace) -> bool:
 def _run(options: Namespace) -> None:
     with working("loading torch"):
         config = run_config(options, _resumes(options))
+    if config.decay is not None and options.steps > config.decay.start + config.decay.steps:
+        raise ArgumentError(
+            f"The branch in {options.output!r} has decayed after step "
+            f"{config.decay.start + config.decay.steps}, and learns nothing up to {options.steps}. "
+            "Go on with its stable run, or start one from its weights in another folder: "
+            f"--set initial={options.output}/last"
+        )
     advice = f"and --steps is {options.steps}. Write a larger number to go on"
     _train(config, options, options.steps, advice)
 
@@ -165,11 +172,23 @@ def _decay(options: Namespace) -> None:
     saved = Path(options.output) / RUN_FILE
     processes = Processes.from_environment()
     if processes.rank == 0 and not saved.exists():
+        _check_images(options)
         branch(options.run, options.output, options.steps, options.hints)
     processes.wait()
     config, decay = check_branch(options.run, options.output, options.steps, options.hints)
     last = decay.start + decay.steps
     _train(config, options, last, "the last of its decay. Choose another --output for another one")
+
+
+def _check_images(options: Namespace) -> None:
+    """Before a branch is made, which would be gone on with."""
+    from ghnqat_sdk.training.config import load_config
+    from ghnqat_sdk.training.run import check_images
+
+    config = load_config(Path(options.run) / RUN_FILE)
+    with working("loading images"):
+        train = config.data.load(options.data, "train")
+    check_images(options.run, config, train)
 
 
 def _train(config: RunConfig, options: Namespace, steps: int, advice: str) -> None:

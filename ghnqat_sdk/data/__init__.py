@@ -2,6 +2,7 @@
 
 images.py   sets of images in memory
 reading.py  images from folders, files and data sets
+checks.py   what images, labels and sizes must be
 moves.py    flips and shifts
 """
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ghnqat_sdk import files
+from ghnqat_sdk.data.checks import check_fits, check_whole
 from ghnqat_sdk.data.reading import (
     MODES,
     Labelled,
@@ -46,7 +47,8 @@ class ImageSet:
         mean, std: Of each of the C channels, where white is 1; what `normalise` takes out.
 
     Raises:
-        ArgumentError: shapes that do not fit together.
+        ArgumentError: shapes that do not fit together, images of another type, or labels of no
+            class.
     """
 
     images: Tensor
@@ -56,13 +58,7 @@ class ImageSet:
     std: tuple[float, ...] = CIFAR10_STD
 
     def __post_init__(self) -> None:
-        shape = tuple(self.images.shape)
-        counts = (len(self.labels), len(self.mean), len(self.std))
-        if counts != (*shape[:2], shape[1]):
-            raise ArgumentError(
-                f"Images {shape} do not fit {counts[0]} labels, {counts[1]} means and {counts[2]} "
-                f"deviations. Write ImageSet(images, labels, classes, mean=…, std=…)."
-            )
+        check_fits(self.images, self.labels, self.classes, self.mean, self.std)
 
     @classmethod
     def of(
@@ -97,6 +93,8 @@ class ImageSet:
             >>> images.images.shape, images.classes
             (torch.Size([6, 1, 32, 32]), ('0', '1', '2'))
         """
+        if size is not None:
+            check_whole("size", size, 1, "size=32")
         if labels is None:
             classes = getattr(data, "classes", None) if classes is None else classes
             images, labels = from_pairs(data, size, white)
@@ -126,6 +124,7 @@ class ImageSet:
 
     def sample(self, count: int, seed: int) -> ImageSet:
         """`count` images drawn without replacement, the same for the same seed; at most all."""
+        check_whole("count", count, 0, "sample(1000, seed=0)")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.take(order[:count])
 
@@ -153,6 +152,7 @@ class ImageSet:
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalized images (n, C, H, W) and labels (n,), in order; the last may be fewer."""
+        check_whole("size", size, 1, "batches(64)")
         for start in range(0, len(self), size):
             stretch = slice(start, start + size)
             yield self.normalise(self.images[stretch]), self.labels[stretch]
@@ -242,7 +242,7 @@ def load_images(
             one with torchvision's CIFAR-10 files in it. Folders in a class's folder belong to the
             class. Every image is decoded once.
         split: "train", "val" (the last 500 training images of each class, at most a tenth of it,
-            not in "train"), "test".
+            and at least one of two, not in "train"), "test".
         size: Images of another size are resized to size × size.
         channels: 1 for grey images, 3 for colours, 4 for colours and transparency.
         own_statistics: Normalize every split by the mean and deviation of the images in "train"
@@ -259,9 +259,12 @@ def load_images(
             f"channels={channels!r} is none of {', '.join(map(str, MODES))}. Write "
             f"ImageSet.of(images, labels) for arrays of other channels."
         )
+    check_whole("size", size, 1, "load_images(folder, 'train', size=32)")
     images, labels, classes = _read(Path(root), split, size, channels)
     if split != "test":
         kept = _held_out(labels, split == "val")
+        if not len(kept):
+            raise DataError(f"{str(root)!r} has one image of each class, and none to hold out.")
         images, labels = images[kept], labels[kept]
     if not own_statistics and channels == len(CIFAR10_MEAN):
         return ImageSet(images, labels, classes)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ghnqat_sdk.data.checks import as_tensor
 from ghnqat_sdk.errors import ArgumentError, DataError
 
 Labelled = tuple[Tensor, Tensor, tuple[str, ...]]
@@ -20,6 +21,9 @@ Labelled = tuple[Tensor, Tensor, tuple[str, ...]]
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's name for images of so many channels."""
+
+_ALIKE = {"1": "L", "YCbCr": "RGB", "CMYK": "RGB", "HSV": "RGB", "LAB": "RGB"}
+"""Pillow's modes whose numbers are no brightness of up to 255, and those that say the same."""
 
 _File = tuple[Path, int, int]
 """Path, time of its last change, and size."""
@@ -116,6 +120,11 @@ def from_pairs(pairs: Any, size: int | None, white: float | None) -> tuple[Tenso
             f"The images have the shapes {sorted(shapes)}; expected one. Write ImageSet.of(…, "
             f"size=32), and convert images of other channels before."
         )
+    if len(kinds := {str(image.dtype) for image in images}) > 1:
+        raise ArgumentError(
+            f"The images are of the types {', '.join(sorted(kinds))}, whose white differs; "
+            "expected one. Convert them before."
+        )
     if not images[0].ndim == 3:
         raise ArgumentError(f"An image has shape {tuple(images[0].shape)}; expected (C, H, W).")
     return _resized(_as_bytes(torch.stack(images), white), size), labels
@@ -128,7 +137,7 @@ def from_array(array: Any, size: int | None, white: float | None) -> Tensor:
         ArgumentError: an array of another shape, values that are negative or not finite, or of
             which it is not known what is white.
     """
-    images = torch.as_tensor(array)
+    images = as_tensor("Images", array)
     if images.ndim == 3:
         images = images[:, None]
     if images.ndim != 4 or not images.numel():
@@ -151,9 +160,9 @@ def as_labels(labels: Any, count: int) -> Tensor:
     Raises:
         ArgumentError: anything else.
     """
-    numbers = torch.as_tensor(labels)
-    whole = not numbers.is_floating_point() and not numbers.is_complex()
-    if not whole or numbers.shape != (count,) or numbers.min() < 0:
+    numbers = as_tensor("Labels", labels)
+    whole = not numbers.is_floating_point()
+    if not whole or numbers.shape != (count,) or numbers.long().min() < 0:
         raise ArgumentError(
             f"Labels are {numbers.dtype} of shape {tuple(numbers.shape)}; expected a whole number "
             f"from 0 for each of {count} images."
@@ -176,7 +185,7 @@ def _entries(pairs: Any) -> Iterable[Any]:
 def _single(image: Any, size: int | None) -> Tensor:
     """(C, H, W) of a PIL image or an array, of a whole number or a floating-point type."""
     if not hasattr(image, "getbands"):
-        array = torch.as_tensor(image)
+        array = as_tensor("An image", image)
         if array.ndim != 3:
             return array[None] if array.ndim == 2 else array
         return _channels_first(array)
@@ -184,6 +193,7 @@ def _single(image: Any, size: int | None) -> Tensor:
 
     if image.mode in ("P", "PA"):  # numbers of colours
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    image = image.convert(_ALIKE.get(image.mode, image.mode))
     if size is not None and image.size != (size, size):
         image = image.resize((size, size))
     return pil_to_tensor(image)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -213,8 +215,10 @@ def _reached(heads: list[Classifier], named: bool) -> list[Classifier]:
 def _strengths(ridge: Any) -> tuple[float, ...]:
     if ridge == "auto":
         return STRENGTHS
-    if isinstance(ridge, bool) or not isinstance(ridge, (int, float)) or not ridge > 0:
-        raise ArgumentError(f"ridge={ridge!r} is not above 0. Write ridge='auto' or ridge=0.1.")
+    if isinstance(ridge, bool) or not isinstance(ridge, Real) or not 0 < float(ridge) < math.inf:
+        raise ArgumentError(
+            f"ridge={ridge!r} is no number above 0. Write ridge='auto' or ridge=0.1."
+        )
     return (float(ridge),)
 
 
@@ -226,10 +230,41 @@ def _refuse_dense(names: Iterable[str]) -> None:
         )
 
 
+def _wanted(layers: Any) -> Mapping[str, int] | None:
+    """Columns of the labels by classifier; None where none is named.
+
+    Raises:
+        ArgumentError: something else is given.
+    """
+    wanted = {layers: 0} if isinstance(layers, str) else layers
+    columns = wanted.values() if isinstance(wanted, Mapping) else ()
+    whole = all(isinstance(c, Integral) and c is not True and int(c) >= 0 for c in columns)
+    if wanted is not None and (not isinstance(wanted, Mapping) or not whole):
+        raise ArgumentError(
+            f"layers={layers!r} is no classifier's name, and no mapping from names to columns of "
+            "the labels from 0. Write layers='fc' or layers={'fc': 0}."
+        )
+    return wanted
+
+
+def _refuse_shared(layers: Mapping[str, nn.Module]) -> None:
+    """Classifiers of which one fit would overwrite the other's."""
+    holders: dict[int, str] = {}
+    for name, layer in layers.items():
+        for parameter in layer.parameters():
+            other = holders.setdefault(id(parameter), name)
+            if other != name:
+                raise ArgumentError(
+                    f"{other!r} and {name!r} share a parameter, and each would be fitted to labels "
+                    f"of its own. Write one of them: layers={other!r}."
+                )
+
+
 def _chosen(
     qmodel: nn.Module, layers: Any, call: Call, labels: list[Tensor]
 ) -> tuple[dict[str, int], set[str]]:
     """The classifiers with their columns of the labels, and those with a ReLU behind them."""
+    wanted = _wanted(layers)
     if len(labels) > 1 and not isinstance(layers, Mapping):
         raise ArgumentError(
             f"Labels have {len(labels)} columns; expected one class for each image. Write "
@@ -238,7 +273,6 @@ def _chosen(
         )
     available = require_fake_quantized_layers(qmodel, "fit_head")
     found = traced_classifiers(qmodel, call) or last_layer(qmodel, available, call)
-    wanted = {layers: 0} if isinstance(layers, str) else layers
     if wanted is None:
         _refuse_dense(name for name, use in found.items() if use.dense)
         wanted = dict.fromkeys(found, 0)
@@ -251,4 +285,5 @@ def _chosen(
         )
     for name in wanted:
         refuse_fixed(name, available[name])
+    _refuse_shared({name: available[name] for name in wanted})
     return dict(wanted), {name for name, use in found.items() if use.rectified}

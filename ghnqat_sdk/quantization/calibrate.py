@@ -18,7 +18,7 @@ from ghnqat_sdk.quantization.chunks import chunks_of
 from ghnqat_sdk.quantization.histograms import mean_squared_error_range, percentile_range
 from ghnqat_sdk.quantization.lookup import not_fake_quantized
 from ghnqat_sdk.quantization.normalized import images_of, not_normalized
-from ghnqat_sdk.quantization.norms import calibrated_norms
+from ghnqat_sdk.quantization.norms import calibrated_norms, count_batches
 from ghnqat_sdk.quantization.observers import Method, Observed, layers_with_ranges, observing
 from ghnqat_sdk.quantization.state import signature_of, states_of
 
@@ -193,6 +193,7 @@ def _fix(
     for name, (mean, variance) in statistics.items():
         norms[name].running_mean.copy_(mean)
         norms[name].running_var.copy_(variance)
+        count_batches(norms[name], observed.images)
     for name, (low, high) in ranges.items():
         layers[name].input_quantizer.freeze(low, high)
     for state in states_of(qmodel):

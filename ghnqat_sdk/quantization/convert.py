@@ -37,6 +37,7 @@ def to_fake_quantized(
     *,
     rounding: RoundingRule = NEAREST,
     inputs: Collection[str] = (),
+    skipped: Collection[str] = (),
     warn: bool = True,
 ) -> QuantizationState:
     """Make every convolution and linear layer of `model` fake-quantized, in place.
@@ -51,13 +52,14 @@ def to_fake_quantized(
             where others have one for each channel.
         rounding: How values come to the levels of a range.
         inputs: Layers that read the model's inputs, for which rules have a kind of their own.
+        skipped: Layers that stay as they are.
         warn: Whether an evaluation before calibration is pointed out.
 
     Returns:
         The state that all the layers share.
     """
     state = QuantizationState(warn=warn)
-    layers = quantizable_layers(model)
+    layers = {n: x for n, x in quantizable_layers(model).items() if n not in skipped}
     for name, module in model.named_modules():
         reason = _why_not(module, name in layers)
         if reason is not None:

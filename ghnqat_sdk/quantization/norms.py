@@ -4,6 +4,7 @@ torch's."""
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.ops import op_of
 from ghnqat_sdk.quantization.state import QuantizationState
+
+_IMAGES_OF_A_BATCH = 64
 
 
 class CalibratedNorm:
@@ -114,6 +117,13 @@ def is_norm(module: nn.Module) -> bool:
     op = op_of(module)
     has = getattr(module, "running_mean", None) is not None
     return has and op is not None and op.statistics is not None
+
+
+def count_batches(norm: Any, images: int) -> None:
+    """Let statistics of so many images count as those of batches: a norm that averages over all
+    its batches (`momentum=None`) would take the next one's for the whole otherwise."""
+    if norm.num_batches_tracked == 0:
+        norm.num_batches_tracked.fill_(math.ceil(images / _IMAGES_OF_A_BATCH))
 
 
 def calibrated_norms(model: nn.Module) -> dict[str, Any]:

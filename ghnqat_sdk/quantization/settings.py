@@ -95,6 +95,8 @@ class QuantizationSettings(Rules):
     keywords: tuple[str, ...] | None = None
     """Which entries of a batch with names are."""
     layers: dict[str, LayerSettings] = Field(min_length=1)
+    unquantized: tuple[str, ...] = ()
+    """Layers that could be quantized, and are not."""
     sha256: str
     """Over the tensors of model.safetensors."""
 

@@ -32,8 +32,8 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
     return it.
 
     Raises:
-        ArgumentError: the model is not fake-quantized, its range rule is an object that no file
-            can name, or `folder` is no folder's name.
+        ArgumentError: the model is not fake-quantized, or calibrated in part; its range rule is an
+            object that no file can name; or `folder` is no folder's name.
         CheckpointError: the folder cannot be written.
     """
     layers = require_fake_quantized_layers(qmodel, "save_quantized")
@@ -44,6 +44,7 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
             f"folder={folder!r} is not a folder. Write save_quantized(qmodel, 'my-model')."
         )
     folder = Path(folder)
+    _refuse_mixed(qmodel)
     rules = Rules.of(next(iter(layers.values())))
     signature = signature_of(qmodel)
     try:
@@ -62,6 +63,7 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
                 inputs=signature.positional,
                 keywords=signature.keywords,
                 layers={name: LayerSettings.of(layer, rules) for name, layer in layers.items()},
+                unquantized=tuple(quantizable_layers(qmodel).keys() - layers.keys()),
                 sha256=digest(load_file(temporary)),
             )
         write_atomically(folder / SETTINGS_FILE, settings.model_dump_json(indent=2).encode())
@@ -101,8 +103,7 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
         tensors = load_file(folder / WEIGHTS_FILE)
         if digest(tensors) != settings.sha256:
             raise ValueError(f"{WEIGHTS_FILE} does not belong to {SETTINGS_FILE}, or is damaged")
-        if missing := sorted({*settings.layers} ^ {*quantizable_layers(model)}):
-            raise ValueError(f"the layers differ: {', '.join(missing)}")
+        in_float = _float_layers(settings, model)
         qmodel = copy_module(model)
         bits = {
             name: (layer.weight_bits, layer.activation_bits)
@@ -114,6 +115,7 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
             settings.ranges,
             rounding=settings.rounding,
             inputs=[name for name, layer in settings.layers.items() if layer.reads_inputs],
+            skipped=in_float,
         )
         _load(qmodel, tensors)
     except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
@@ -129,6 +131,26 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
     state.signature = Signature(settings.inputs, settings.keywords)
     _give_ranges(qmodel, settings)
     return qmodel
+
+
+def _refuse_mixed(qmodel: nn.Module) -> None:
+    if len({state.calibrated for state in states_of(qmodel)}) > 1:
+        raise ArgumentError(
+            "A part of this model is calibrated and another one is not, which one file cannot say. "
+            "Write calibrate(qmodel, batches) for the whole before."
+        )
+
+
+def _float_layers(settings: QuantizationSettings, model: nn.Module) -> set[str]:
+    """Layers of the model that the file has in float.
+
+    Raises:
+        ValueError: it has others.
+    """
+    layers = {*quantizable_layers(model)}
+    if differing := sorted(({*settings.layers} | {*settings.unquantized}) ^ layers):
+        raise ValueError(f"the layers differ: {', '.join(differing)}")
+    return {*settings.unquantized}
 
 
 def _give_ranges(qmodel: nn.Module, settings: QuantizationSettings) -> None:

@@ -18,7 +18,7 @@ from ghnqat_sdk.training.checkpoint import load_training_state, save_training_st
 from ghnqat_sdk.training.config import RunConfig, load_config
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.features import FeatureCache
-from ghnqat_sdk.training.folder import BEST_FOLDER, LAST_FOLDER, LOG_FILE, RUN_FILE
+from ghnqat_sdk.training.folder import BEST_FOLDER, CHECKPOINT_FILE, LAST_FOLDER, LOG_FILE, RUN_FILE
 from ghnqat_sdk.training.reports import Progress, StepReport, averages
 from ghnqat_sdk.training.schedules import DecayConfig
 from ghnqat_sdk.training.state import check_run_images, facts_of_images, restore, state_of
@@ -100,8 +100,10 @@ class Run:
         It checkpoints and validates as the config says.
 
         Raises:
+            ArgumentError: the folder holds a state that was not resumed.
             CheckpointError: a file cannot be written.
         """
+        self._check_that_nothing_is_lost()
         self._write_config()
         for report in self.trainer.steps(steps):
             self._recent.append(report)
@@ -111,6 +113,13 @@ class Run:
             if last or report.step % self.config.checkpoint_every == 0:
                 self.save()
             yield report
+
+    def _check_that_nothing_is_lost(self) -> None:
+        if self.progress.step == 0 and (self.folder / CHECKPOINT_FILE).exists():
+            raise ArgumentError(
+                f"{str(self.folder)!r} holds the state of a run, which a new one would overwrite. "
+                "Write run.resume() before, or name another folder."
+            )
 
     def save(self) -> None:
         """Write the state, and the averaged weights to `last/`."""
@@ -150,6 +159,19 @@ class Run:
 def _write_config(config: RunConfig, folder: Path) -> None:
     with writing(folder):
         write_atomically(folder / RUN_FILE, config.model_dump_json(indent=2).encode())
+
+
+def check_images(folder: str | Path, config: RunConfig, train: ImageSet) -> None:
+    """Refuse images that the run in `folder` was not trained on, or that its teacher does not
+    know.
+
+    Raises:
+        ArgumentError, CheckpointError: so it is, or the state or the teacher is damaged.
+    """
+    state = load_training_state(Path(folder))
+    check_run_images(folder, {} if state is None else state[1], train)
+    if config.hints is not None:
+        check_teacher_fits(load_teacher(config.hints.teacher, train.classes), train)
 
 
 def branch(folder: str | Path, output: str | Path, steps: int, hints: float = 0.5) -> RunConfig:

@@ -227,6 +227,7 @@ def refused(capsys):
         (["predict", "deepnets/id/20", "--bits", "no*=4,4"], "no layer has such a name"),
         (["predict", "deepnets/id/20", "--bits", "4,4", "--revision", "main"], "Leave it out"),
         (["predict", "deepnets/id/20", "--hypernetwork", "./no"], "is not a folder"),
+        (["predict", "deepnets/id/20", "--size", "64"], "Add --data FOLDER"),
         (["predict", "deepnets/id/20", "--input", "1,3,1,1"], "--input 1,3,1,1 does not fit"),
         (["inspect", "deepnets/id/20", "--plot", "report.png"], "Add --bits 4,4"),
         (["inspect", "deepnets/id/20", "--data", "/no/such/folder"], "Add --bits 4,4"),

@@ -145,3 +145,14 @@ def test_float_networks_get_the_statistics_of_float_activations():
     torch.testing.assert_close(with_float(IMAGES), expected, rtol=1e-3, atol=1e-3)
     assert (with_quantized(IMAGES) - expected).norm() > 10 * (with_float(IMAGES) - expected).norm()
     assert qmodel[0].weight_quantizer.bits == 2
+
+
+def test_statistics_of_a_norm_that_averages_over_all_batches_are_not_replaced_by_the_next():
+    qmodel = gq.from_float(network(nn.BatchNorm2d(8, momentum=None)), (8, 8))
+    gq.calibrate(qmodel, [IMAGES])
+    (norm,) = (module for module in qmodel.modules() if isinstance(module, nn.BatchNorm2d))
+    before = norm.running_mean.clone()
+    qmodel.train()(IMAGES[:2] + 100)
+    of_batch = 3 * (norm.running_mean - before) + before
+    assert norm.num_batches_tracked == 3
+    assert (norm.running_mean - before).norm() < 0.5 * (of_batch - before).norm()

@@ -141,3 +141,25 @@ def test_settings_are_readable(saved):
     facts = json.loads((saved / "quantization.json").read_text())
     assert facts["layers"]["0"]["weight_bits"] == 8
     assert facts["ranges"]["type"] == "clipped"
+
+
+def with_head(model: nn.Module) -> nn.Module:
+    torch.manual_seed(1)
+    model[4] = nn.Linear(216, 7)
+    return model
+
+
+def test_a_layer_in_float_is_one_in_the_loaded_model(qmodel, tmp_path):
+    qmodel = with_head(qmodel)
+    loaded = load_quantized(with_head(cnn()), save_quantized(qmodel, tmp_path / "head"))
+    assert type(loaded[4]) is nn.Linear
+    assert [*fake_quantized_layers(loaded)] == ["0"]
+    assert torch.equal(loaded.eval()(IMAGES), qmodel.eval()(IMAGES))
+
+
+def test_a_model_calibrated_in_part_is_refused(qmodel, tmp_path):
+    other = cnn()[:1]
+    to_fake_quantized(other, (4, 4), ClippedRanges())
+    with pytest.raises(ArgumentError, match=r"calibrate\(qmodel, batches\) for the whole"):
+        save_quantized(nn.Sequential(other, qmodel), tmp_path / "parts")
+    assert not (tmp_path / "parts").exists()

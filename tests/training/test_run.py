@@ -264,3 +264,12 @@ def test_averages_are_by_bits_and_leave_out_what_is_not_finite():
         "hint": 0.6,
     }
     assert averages([]) == {"training": {}}
+
+
+def test_a_new_run_does_not_overwrite_the_state_of_another(make_run, contents):
+    run = make_run()
+    list(run.run(2))
+    before = contents(run.folder)
+    with pytest.raises(ArgumentError, match=r"Write run\.resume\(\) before"):
+        next(make_run().run(3))
+    assert contents(run.folder) == before

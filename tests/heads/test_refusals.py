@@ -1,0 +1,49 @@
+"""Heads that cannot be fitted as asked."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ghnqat_sdk as gq
+from ghnqat_sdk.heads import HeadReport
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.first, self.second = nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.body(x).flatten(1)
+        return self.first(features), self.second(features)
+
+
+IMAGES = torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.stack([torch.arange(60) % 3, torch.arange(60) // 20], 1)
+
+
+def fitted(model: nn.Module, **settings: object) -> HeadReport:
+    qmodel = gq.from_float(model, (8, 8))
+    gq.calibrate(qmodel, [IMAGES])
+    return gq.fit_head(qmodel, [(IMAGES, LABELS)], **settings)
+
+
+def test_heads_that_share_a_weight_are_refused():
+    model = TwoHeads()
+    model.second.weight = model.first.weight
+    with pytest.raises(gq.ArgumentError, match="'first' and 'second' share a parameter"):
+        fitted(model, layers={"first": 0, "second": 1})
+    assert len(fitted(TwoHeads(), layers={"first": 0, "second": 1}).heads) == 2
+
+
+@pytest.mark.parametrize("layers", [5, ["first"], {"first": "0"}, {"first": -1}, {"first": True}])
+def test_what_names_no_column_of_the_labels_is_refused(layers):
+    with pytest.raises(gq.ArgumentError, match=r"Write layers='fc' or layers=\{'fc': 0\}"):
+        fitted(TwoHeads(), layers=layers)
+
+
+@pytest.mark.parametrize("ridge", [float("inf"), float("nan"), -1, "much"])
+def test_strengths_that_are_none_are_refused(ridge):
+    with pytest.raises(gq.ArgumentError, match=r"Write ridge='auto' or ridge=0\.1"):
+        fitted(TwoHeads(), layers={"first": 0, "second": 1}, ridge=ridge)
