@@ -21,6 +21,7 @@ _BEST, _SECOND, _OTHERS = 8.0, 6.0, 4.0  # a sigmoid still tells them apart in 1
 _FEW = 4  # one place in so many has more, or less, of a class than all others
 _SPREAD = 12.0  # between places, at most
 _ABOVE_ZERO = 64.0
+_SCALES = (1.0, 0.05)  # fitted scores are as near each other as the smaller ones
 
 
 class Probe:
@@ -30,11 +31,14 @@ class Probe:
     Args:
         head: Whose scores are replaced.
         positive: Whether all of them are above 0, so that a ReLU leaves them as they are.
+        scale: Of all scores.
         generator: Of the scores.
     """
 
-    def __init__(self, head: Classifier, positive: bool, generator: torch.Generator) -> None:
-        self.head, self.positive, self.generator = head, positive, generator
+    def __init__(
+        self, head: Classifier, positive: bool, scale: float, generator: torch.Generator
+    ) -> None:
+        self.head, self.positive, self.scale, self.generator = head, positive, scale, generator
         self.best = torch.empty(0, dtype=torch.int64, device="cpu")
 
     def replace(self, _: Any, __: Any, output: Tensor) -> Tensor:
@@ -57,7 +61,7 @@ class Probe:
         apart = torch.where(chosen, places / few - 1, -1.0)  # 0 on average
         apart = apart * _SPREAD * (2 * self._uniform(rows, 1, classes) - 1)
         scores = means[:, None] + apart
-        return scores + _ABOVE_ZERO if self.positive else scores
+        return self.scale * (scores + _ABOVE_ZERO if self.positive else scores)
 
     def _uniform(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator, device="cpu")
@@ -103,8 +107,9 @@ def require_own_scores(
     """
     generator = torch.Generator("cpu").manual_seed(0)
     positive = [head.name in rectified and head.layer.bias is not None for head in heads]
-    for _ in range(math.ceil(_ROWS / call.rows)):
-        probes = [Probe(*each, generator) for each in zip(heads, positive, strict=True)]
+    for scale in _SCALES * math.ceil(_ROWS / call.rows):
+        pairs = zip(heads, positive, strict=True)
+        probes = [Probe(head, above, scale, generator) for head, above in pairs]
         outputs = _run_probed(qmodel, call, probes)
         for probe in probes:
             if not probe.answered(outputs):

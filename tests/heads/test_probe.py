@@ -39,6 +39,7 @@ REFUSED = {
     "absolute": lambda fc, f: fc(f.mean((2, 3))).abs(),
     "other order": lambda fc, f: fc(f.mean((2, 3))).flip(1),
     "with features": lambda fc, f: fc(f.mean((2, 3))) + 100 * f.mean((2, 3))[:, :3],
+    "with a prior": lambda fc, f: fc(f.mean((2, 3))) + torch.tensor([0.3, -0.2, 0.0]),
     "classes grouped": lambda fc, f: fc(f.mean((2, 3)))[:, :2],
 }
 CONVOLUTIONS = {
