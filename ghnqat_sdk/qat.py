@@ -43,7 +43,8 @@ def learn_steps(qmodel: nn.Module) -> list[nn.Parameter]:
             ):
                 continue
             low, high = quantizer.range_of(tensor)
-            if not (torch.as_tensor(high) - torch.as_tensor(low) > 0).any():
+            wide = high > low
+            if not (wide.any() if isinstance(wide, Tensor) else wide):
                 continue
             learned = LearnedStepQuantizer(quantizer, low, high).to(layer.weight.device)
             layer._modules[name] = learned.train(layer.training)
