@@ -125,26 +125,28 @@ def _check(options: Namespace) -> None:
 
 
 def _rank(options: Namespace) -> None:
-    ranking = _ranking(options)
+    ranking, count = _ranking(options)
     if options.plot is not None:
         with replacing(options.plot) as temporary:
             ranking.plot(temporary)
     if options.json:
         print(ranking.to_json())
     else:
-        _print(ranking)
+        _print(ranking, count)
     if ranking.failed and not ranking.networks:
         raise GhnqatError(f"No network can be measured, {len(ranking.failed)} failed")
 
 
-def _print(ranking: Ranking) -> None:
+def _print(ranking: Ranking, count: int) -> None:
     print(ranking)
+    print(f"accuracies are of {count:,} held-out images")
     if ranking.budget.limits:
         front = ", ".join(network.name for network in ranking.front())
         print(f"Pareto front within the budget: {front or 'no network'}")
 
 
-def _ranking(options: Namespace) -> Ranking:
+def _ranking(options: Namespace) -> tuple[Ranking, int]:
+    """With the number of images that accuracies are of."""
     from ghnqat_sdk.data import load_images_like
     from ghnqat_sdk.search.ranking import rank_architectures
 
@@ -162,7 +164,7 @@ def _ranking(options: Namespace) -> Ranking:
         space = open_space(options.space, options.split)
         name = f"{options.space}/{options.split}"
         networks += first_networks(space, options.count or _NETWORKS, "--count", name)
-    return rank_architectures(
+    ranking = rank_architectures(
         networks,
         options.bits,
         images,
@@ -176,3 +178,4 @@ def _ranking(options: Namespace) -> Ranking:
         processes=options.processes,
         results=options.results,
     )
+    return ranking, len(held_out)

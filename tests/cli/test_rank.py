@@ -49,6 +49,10 @@ def test_a_limit_of_latencies_measures_them(rank):
     assert "latency, ms" in rank(NETWORKS[0], "--max-latency-ms", "1e6")
 
 
+def test_a_table_says_of_how_many_images_its_accuracies_are(rank):
+    assert "of 20 held-out images" in rank(NETWORKS[0])  # of the tests' 200, a tenth is held out
+
+
 def test_layers_have_bits_by_their_names(rank):
     (one,), (other,) = (
         json.loads(rank(NETWORKS[0], "--bits", bits, "--json"))["networks"]
