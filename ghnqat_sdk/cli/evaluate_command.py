@@ -122,7 +122,7 @@ def _evaluate(options: Namespace) -> None:
     print(f"top-1 {result.top1}\ntop-5 {result.top5}   (mean ± standard error; max, percent)")
 
 
-def check_classes(found: Sequence[str], known: Sequence[str] | None) -> None:
+def _check_classes(found: Sequence[str], known: Sequence[str] | None) -> None:
     """Refuse images whose labels mean something else than those that were trained on.
 
     Raises:
@@ -150,7 +150,7 @@ def _evaluation(options: Namespace, networks: Sequence[Architecture]) -> tuple[i
         like = hypernetwork.config.images
         images = load_images_like(like, options.data, _images_for(options.split))
         images = images.sample(options.images, options.seed)
-        check_classes(images.classes, like.classes)
+        _check_classes(images.classes, like.classes)
         calibrated = options.protocol == "calibrated"
         batches = calibration_batches(options.data, options.seed, like=like) if calibrated else None
     what = "{} W{}/A{}".format(options.split, *options.bits)

@@ -14,7 +14,7 @@ from ghnqat_sdk.calls import tensors_in
 from ghnqat_sdk.functions import closed_over, every_named
 
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
-_OWN = ("torch.", "torchvision.")
+_KNOWN = ("torch.", "torchvision.")
 """Libraries that keep no tensors of a run in their classes."""
 
 
@@ -41,7 +41,12 @@ def _containers(model: nn.Module) -> list[Any]:
 
 
 def _own_classes(kind: type) -> list[type]:
-    return [one for one in kind.__mro__ if not f"{one.__module__}.".startswith(_OWN)]
+    return [one for one in kind.__mro__ if _is_of_users(one)]
+
+
+def _is_of_users(value: Any) -> bool:
+    """Whether a class or a function is of no library that is known."""
+    return not f"{value.__module__}.".startswith(_KNOWN)
 
 
 def _reached_from(values: list[Any]) -> Iterator[Any]:
@@ -66,8 +71,7 @@ def _function_of(value: Any) -> FunctionType | None:
     for functions of libraries that are known."""
     for attribute in ("__func__", "fget", "__wrapped__"):
         value = getattr(value, attribute, value)
-    own = isinstance(value, FunctionType) and not f"{value.__module__}.".startswith(_OWN)
-    return value if own else None
+    return value if isinstance(value, FunctionType) and _is_of_users(value) else None
 
 
 def _restore(container: Any, entries: Any) -> None:

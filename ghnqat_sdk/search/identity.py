@@ -26,7 +26,7 @@ def network_digest(model: nn.Module, images: Tensor) -> str:
     calls = _Calls(model)
     with evaluating(model), calls:
         model(images)
-    settings = re.sub(" at 0x[0-9a-f]+", "", repr(model))
+    settings = _told_anywhere(model)
     return hashlib.sha256("\n".join([*calls.lines, settings]).encode()).hexdigest()[:_DIGITS]
 
 
@@ -69,7 +69,12 @@ class _Calls(TorchDispatchMode):
             return f"[{', '.join(map(self._told, argument))}]"
         if isinstance(argument, Mapping):
             return self._told([*argument.items()])
-        return re.sub(" at 0x[0-9a-f]+", "", repr(argument))
+        return _told_anywhere(argument)
+
+
+def _told_anywhere(value: Any) -> str:
+    """Its `repr` without where in memory it is."""
+    return re.sub(" at 0x[0-9a-f]+", "", repr(value))
 
 
 def _memory(tensor: Tensor) -> int:

@@ -22,7 +22,7 @@ from ghnqat_sdk.training.folder import BEST_FOLDER, CHECKPOINT_FILE, LAST_FOLDER
 from ghnqat_sdk.training.reports import Progress, StepReport, averages
 from ghnqat_sdk.training.schedules import DecayConfig
 from ghnqat_sdk.training.state import check_run_images, facts_of_images, restore, state_of
-from ghnqat_sdk.training.teacher import check_teacher_fits, load_teacher
+from ghnqat_sdk.training.teacher import Teacher, check_teacher_fits, load_teacher
 from ghnqat_sdk.training.trainer import Trainer
 from ghnqat_sdk.training.validation import Validation
 
@@ -171,7 +171,7 @@ def check_images(folder: str | Path, config: RunConfig, train: ImageSet) -> None
     state = load_training_state(Path(folder))
     check_run_images(folder, {} if state is None else state[1], train)
     if config.hints is not None:
-        check_teacher_fits(load_teacher(config.hints.teacher, train.classes), train)
+        _teacher_for(train, config.hints.teacher)
 
 
 def branch(folder: str | Path, output: str | Path, steps: int, hints: float = 0.5) -> RunConfig:
@@ -256,9 +256,14 @@ def open_features(
     """
     if config.hints is None:
         return None
-    teacher = load_teacher(config.hints.teacher, train.classes)
-    check_teacher_fits(teacher, train)
+    teacher = _teacher_for(train, config.hints.teacher)
     if processes.rank == 0 and not FeatureCache.is_current(config.hints.features, teacher, train):
         FeatureCache.build(config.hints.features, teacher, train, report=report)
     processes.wait()
     return FeatureCache.open(config.hints.features, teacher, train)
+
+
+def _teacher_for(train: ImageSet, path: str) -> Teacher:
+    teacher = load_teacher(path, train.classes)
+    check_teacher_fits(teacher, train)
+    return teacher

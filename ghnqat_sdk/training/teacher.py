@@ -199,16 +199,6 @@ def load_teacher(path: str | Path, classes: Sequence[str]) -> Teacher:
     return teacher
 
 
-def _unit(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
-
-
-def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
-    residuals = [Residual(outputs) for _ in range(blocks)]
-    return nn.Sequential(_unit(inputs, outputs, 2), *residuals)
-
-
 def check_teacher_fits(teacher: Teacher, images: ImageSet) -> None:
     """Refuse a teacher of images of another size or normalized otherwise.
 
@@ -222,6 +212,16 @@ def check_teacher_fits(teacher: Teacher, images: ImageSet) -> None:
             f"{_described(expected)}. Train one on them: train_teacher(TeacherConfig(), …), or "
             f"ghnqat-train teacher with their size, mean and std in its --config."
         )
+
+
+def _unit(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
+    residuals = [Residual(outputs) for _ in range(blocks)]
+    return nn.Sequential(_unit(inputs, outputs, 2), *residuals)
 
 
 def _described(images: DataConfig) -> str:
