@@ -23,6 +23,13 @@ from ghnqat_sdk.training.trainer import Trainer
 WARMUP = 100
 """Updates in which the rate rises where moments begin anew."""
 
+UNUSUAL = 3.0
+"""How many times its usual norm a tensor's gradient may have: one network in a hundred has the
+encoder's a hundred times as large, and those of norms' gains ten times in one of ten."""
+
+_REMEMBERED = 0.99  # decay of the mean over which a norm is usual
+_FIRST = 10  # gradients before anything counts as usual
+
 
 class Fact(IntEnum):
     """Where a number stands in `Pool.facts`."""
@@ -93,6 +100,7 @@ class Pool:
             torch.zeros_like(self.weights).share_memory_() for _ in range(3)
         )
         self.facts = torch.zeros(len(Fact), dtype=torch.float64).share_memory_()
+        self.usual = torch.zeros(2, len(self.sizes), dtype=torch.float64).share_memory_()
         self.steps = 0
         self._take_moments(trainer)
 
@@ -121,10 +129,23 @@ class Pool:
             kept: Decay of the average.
             limit: Of the gradient's norm.
         """
+        self._clip_unusual(gradient)
         self.gathered.add_(gradient, alpha=networks)
         self.facts[Fact.GATHERED] += networks
         if self.facts[Fact.GATHERED] >= plan.gather:
             self._update(plan, kept, limit)
+
+    def _clip_unusual(self, gradient: Tensor) -> None:
+        """Each tensor's to `UNUSUAL` times the geometric mean of its norms up to now."""
+        parts = gradient.split(self.sizes)
+        norms = torch.stack(torch._foreach_norm(parts)).double()
+        means, counts = self.usual
+        usual = (means / (1 - _REMEMBERED**counts).clamp(min=1e-9)).exp()
+        shares = torch.where(counts < _FIRST, 1.0, (UNUSUAL * usual / norms).clamp(max=1.0))
+        torch._foreach_mul_(parts, [share.item() for share in shares.nan_to_num(1.0)])
+        seen = norms.isfinite() & (norms > 0)  # not of what none of the networks has
+        means[seen] = torch.lerp(norms[seen].log(), means[seen], _REMEMBERED)
+        counts[seen] += 1
 
     def _update(self, plan: Plan, kept: float, limit: float) -> None:
         gradient = self.gathered.div_(self.facts[Fact.GATHERED].item())

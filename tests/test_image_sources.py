@@ -66,9 +66,26 @@ def test_pictures_of_any_mode_are_of_the_brightness_that_they_show():
     assert {*two.unique().tolist()} == {0, 255}
     assert abs(one.float().mean() - two.float().mean()) < 20
     colours = grey.convert("RGB")
-    for mode in ("YCbCr", "CMYK", "HSV"):
+    for mode in ("YCbCr", "CMYK", "HSV", "RGBX"):
         first, second = ImageSet.of([(colours, 0), (colours.convert(mode), 1)]).images.int()
         assert (first - second).abs().max() <= 2
+
+
+def test_pictures_are_turned_as_their_camera_was_held(tmp_path):
+    pixels = torch.randint(256, (6, 6, 3), dtype=torch.uint8).numpy()
+    upright = Image.fromarray(pixels)
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6  # a quarter turn brings it back
+    for name, picture in (("train/a/1", upright), ("train/b/1", turned)):
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(parents=True)
+        picture.save(path, exif=picture.getexif())
+    from_files = load_images(tmp_path, "train", 6).images
+    pictures = [Image.open(tmp_path / f"train/{name}/1.png") for name in "ab"]
+    from_memory = ImageSet.of([(picture, label) for label, picture in enumerate(pictures)]).images
+    expected = torch.from_numpy(pixels).permute(2, 0, 1)
+    for image in (*from_files, *from_memory):
+        assert torch.equal(image, expected)
 
 
 @pytest.mark.parametrize(

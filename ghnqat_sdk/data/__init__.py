@@ -1,9 +1,10 @@
 """Labelled images: where they come from, their statistics, draws of them, and moves.
 
-images.py   sets of images in memory
-reading.py  images from folders, files and data sets
-checks.py   what images, labels and sizes must be
-moves.py    flips and shifts
+images.py    sets of images in memory
+reading.py   images from folders, files and data sets
+pictures.py  Pillow's pictures
+checks.py    what images, labels and sizes must be
+moves.py     flips and shifts
 """
 
 from ghnqat_sdk.data.images import DataConfig, ImageSet, Known, load_images, load_images_like

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ghnqat_sdk import files
 from ghnqat_sdk.data.checks import check_fits, check_whole
+from ghnqat_sdk.data.pictures import MODES
 from ghnqat_sdk.data.reading import (
-    MODES,
     Labelled,
     as_labels,
     from_array,

@@ -14,16 +14,11 @@ import torch
 from torch import Tensor
 
 from ghnqat_sdk.data.checks import as_tensor
+from ghnqat_sdk.data.pictures import MODES, decode_image, picture_tensor
 from ghnqat_sdk.errors import ArgumentError, DataError
 
 Labelled = tuple[Tensor, Tensor, tuple[str, ...]]
 """Images (N, C, H, W) uint8, labels (N,) int64, and the classes' names."""
-
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-"""Pillow's name for images of so many channels."""
-
-_ALIKE = {"1": "L", "YCbCr": "RGB", "CMYK": "RGB", "HSV": "RGB", "LAB": "RGB"}
-"""Pillow's modes whose numbers are no brightness of up to 255, and those that say the same."""
 
 _File = tuple[Path, int, int]
 """Path, time of its last change, and size."""
@@ -189,14 +184,7 @@ def _single(image: Any, size: int | None) -> Tensor:
         if array.ndim != 3:
             return array[None] if array.ndim == 2 else array
         return _channels_first(array)
-    from torchvision.transforms.functional import pil_to_tensor
-
-    if image.mode in ("P", "PA"):  # numbers of colours
-        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-    image = image.convert(_ALIKE.get(image.mode, image.mode))
-    if size is not None and image.size != (size, size):
-        image = image.resize((size, size))
-    return pil_to_tensor(image)
+    return picture_tensor(image, size)
 
 
 def _as_bytes(images: Tensor, white: float | None) -> Tensor:
@@ -260,35 +248,3 @@ def _image_files(folder: Path) -> tuple[_File, ...]:
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
-
-
-def decode_image(path: Path, size: tuple[int, int], mode: str) -> Tensor:
-    """(C, H, W) uint8, resized to the height and width of `size`; `mode` is Pillow's.
-
-    Raises:
-        DataError: it is no image, a broken one, or one of numbers without a largest one.
-    """
-    from PIL import Image
-    from torchvision.transforms.functional import pil_to_tensor
-
-    try:
-        with Image.open(path) as file:
-            image = _of_8_bits(file).convert(mode)
-    except Exception as error:  # Pillow has many for broken files
-        raise DataError(
-            f"{str(path)!r} is not a readable image ({error}). Remove or replace the file."
-        ) from error
-    width_height = size[::-1]
-    return pil_to_tensor(image if image.size == width_height else image.resize(width_height))
-
-
-def _of_8_bits(image: Any) -> Any:
-    """A Pillow image whose values are bytes: of 16 bits it would keep those up to 255 alone."""
-    if image.mode == "F":
-        raise ValueError("its pixels are floats, of which none is known to be white")
-    if not image.mode.startswith("I"):
-        return image
-    levels = image.convert("I")
-    if levels.getextrema()[1] > 65535:
-        raise ValueError("its pixels have more than 16 bits, of which none is known to be white")
-    return levels.point(lambda value: value * (1 / 257)).convert("L")

@@ -1,6 +1,7 @@
 """Calibrated models for other runtimes: ONNX and torchao PT2E.
 
 onnx.py           `export_onnx`, from the model to the checked file
+arguments.py      what is asked of it, checked before anything slow
 layers.py         which layers can be exported
 program.py        the model as torch exports it, with ONNX's quantizers
 onnx_graph.py     an ONNX graph, and changes that keep what it computes
@@ -15,6 +16,7 @@ runtime.py        what ONNX Runtime makes of a file
 report.py         what was exported, and how outputs compare
 classifier.py     an exported file on image files
 pt2e.py           weights and settings for torchao's PT2E flow
+foldable.py       what torchao folds, and where that goes wrong
 scales.py         scales and zero points of these
 xnnpack.py        what XNNPACK needs quantized beside the inputs of layers
 """

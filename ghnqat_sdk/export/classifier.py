@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from ghnqat_sdk.data.reading import MODES, decode_image
+from ghnqat_sdk.data.pictures import MODES, decode_image
 from ghnqat_sdk.errors import ArgumentError, ExportError
 from ghnqat_sdk.export.runtime import new_session, runtime_package
 

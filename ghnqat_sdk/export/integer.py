@@ -73,14 +73,15 @@ def norms_as_convolutions(graph: Graph, edges: Edges) -> None:
             continue
         factor, shift = norm_factor(graph, node)
         output, space = node.output[0], [1] * (ranks[node.input[0]] - 2)
+        weight = f"{output}.weight"
         scale = factor.abs() / 127
         usable = scale >= torch.finfo(torch.float32).tiny
         levels = (127 * factor.sign() * usable).to(torch.int16).view(-1, 1, *space)
         stored = [
-            graph.write(f"{output}.levels", levels),
-            graph.write(f"{output}.scale", torch.where(usable, scale, 1.0).float()),
+            graph.write(f"{weight}.levels", levels),
+            graph.write(f"{weight}.scale", torch.where(usable, scale, 1.0).float()),
         ]
-        weight, bias = f"{output}.weight", graph.write(f"{output}.bias", shift.float())
+        bias = graph.write(f"{output}.bias", shift.float())
         inputs, groups = [node.input[0], weight, bias], len(factor)
         nodes[-1:] = [
             helper.make_node("DequantizeLinear", stored, [weight], axis=0),
@@ -190,8 +191,7 @@ def finish_layers(graph: Graph) -> tuple[Roundings, int]:
     for node in graph.nodes:
         weight = graph.stored_weight(node, makers)
         if weight is None:
-            apart = _is_quantized_once(graph, node, makers)
-            nodes += _with_bias_apart(graph, node, node.input[1]) if apart else [node]
+            nodes += _held_in_float(graph, node) if _reads_levels(graph, node, makers) else [node]
             continue
         step = _step_of_input(graph, node, makers)
         bias = node.input[2] if len(node.input) > 2 and node.input[2] in graph.constants else None
@@ -211,13 +211,23 @@ def finish_layers(graph: Graph) -> tuple[Roundings, int]:
     return roundings, simulated
 
 
-def _is_quantized_once(graph: Graph, node: Any, makers: dict[str, Any]) -> bool:
-    """Whether a layer's input is on levels, and its weight is float: a runtime may put the weight
-    on levels as well."""
+def _reads_levels(graph: Graph, node: Any, makers: dict[str, Any]) -> bool:
+    """Whether a layer's input is on levels, and its weight is float."""
     if node.op_type not in ("Conv", "Gemm") or node.input[1] not in graph.constants:
         return False
     reads = makers.get(node.input[0])
     return reads is not None and reads.op_type == "DequantizeLinear"
+
+
+def _held_in_float(graph: Graph, node: Any) -> list[Any]:
+    """A layer with a maximum behind it that changes nothing: between two levels a runtime puts a
+    float weight on levels as well."""
+    from onnx import helper
+
+    output = node.output[0]
+    lowest = graph.write("lowest_float", torch.tensor(torch.finfo(torch.float32).min))
+    node.output[0] = f"{output}.in_float"
+    return [node, helper.make_node("Max", [node.output[0], lowest], [output])]
 
 
 def _step_of_input(graph: Graph, node: Any, makers: dict[str, Any]) -> float | None:

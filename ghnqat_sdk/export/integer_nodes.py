@@ -134,7 +134,7 @@ def integer_nodes(
         if output in given.layers:
             candidates[output] = node
             continue
-        if node.op_type not in MOVES | ARITHMETIC | ACTIVATIONS or output in left_out:
+        if output in left_out or not _has_integer_form(graph, node):
             continue
         values = [*data_inputs(graph, node), *node.output]
         if node.op_type in ACTIVATIONS:
@@ -143,6 +143,12 @@ def integer_nodes(
         if plain and not any(is_kept(name, given, float_edges) for name in values):
             candidates[output] = node
     return _connected(graph, candidates, given.layers)
+
+
+def _has_integer_form(graph: Graph, node: Any) -> bool:
+    if node.op_type == "BatchNormalization":  # of fixed statistics: others are a batch's
+        return all(name in graph.constants for name in node.input[1:5])
+    return node.op_type in MOVES | ARITHMETIC | ACTIVATIONS
 
 
 def _connected(graph: Graph, candidates: dict[str, Any], start: set[str]) -> set[str]:

@@ -4,18 +4,27 @@ Runtime."""
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.devices import on_cpu_by_default
-from ghnqat_sdk.errors import ArgumentError, CheckpointError, ExportError
+from ghnqat_sdk.errors import CheckpointError, ExportError
+from ghnqat_sdk.export.arguments import (
+    NARROWEST,
+    Storage,
+    arguments_on_cpu,
+    checked_opset,
+    checked_path,
+    require_float32,
+    require_images_like,
+    require_narrow,
+)
 from ghnqat_sdk.export.edges import Edges, plan_edges
 from ghnqat_sdk.export.integer import (
     expand,
@@ -49,11 +58,6 @@ from ghnqat_sdk.files import write_atomically
 from ghnqat_sdk.qat import fix_steps
 from ghnqat_sdk.quantization.outputs import outputs_on
 from ghnqat_sdk.quantization.state import evaluating
-
-Storage = Literal["int8", "int4", "int2"]
-_NARROWEST: dict[str, int] = {"int8": 8, "int4": 4, "int2": 2}
-_OPSETS: dict[str, int] = {"int8": 21, "int4": 21, "int2": 25}
-"""The first with the type in it; older ones lack what PyTorch writes."""
 
 
 def export_onnx(
@@ -98,21 +102,27 @@ def export_onnx(
     """
     packages()
     layers = require_exportable_layers(qmodel, "export_onnx")
-    target = _checked_path(path)
-    opset = _checked_opset(storage, opset)
+    target = checked_path(path)
+    opset = checked_opset(storage, opset)
     require_opset(opset)
-    inputs = _on_cpu(batch)
+    require_narrow(storage, layers)
+    inputs = arguments_on_cpu(batch)
     expected = _outputs_of(qmodel, next(iter(layers.values())), inputs)
+    require_images_like(images, inputs, expected)
     bare = fix_steps(qmodel).cpu().eval()
-    _require_float32(bare, inputs)
+    require_float32(bare, inputs)
     require_ranges(bare, inputs)
     values = [*inputs.values()] if isinstance(inputs, dict) else [*inputs]
     with on_cpu_by_default():
-        holds = holding(bare, inputs)
-        proto = to_onnx(with_onnx_quantizers(bare, inputs), inputs, opset, holds)
-        made = _integer_form(Graph(proto), values, storage, float_edges)
-        _write_facts(made.graph.model, values, images)
-        report = _checked(made, target, values, expected, opset, timing)
+        try:
+            holds = holding(bare, inputs)
+            proto = to_onnx(with_onnx_quantizers(bare, inputs), inputs, opset, holds)
+            made = _integer_form(Graph(proto), values, storage, float_edges)
+            _write_facts(made.graph.model, values, images)
+            report = _checked(made, target, values, expected, opset, timing)
+        except ExportError:
+            _require_repeatable(qmodel, layers, inputs, expected)
+            raise
     _write(target, made.content)
     return report
 
@@ -152,7 +162,7 @@ def _integer_form(
     quantize_edges(graph, edges)
     roundings, simulated = finish_layers(graph)
     if storage != "int8":
-        pack(graph, _NARROWEST[storage])
+        pack(graph, NARROWEST[storage])
     graph.store()
     shorten_names(graph, edges.ranges)
     graph.model.graph.ClearField("value_info")  # shapes that a runtime finds by itself
@@ -212,53 +222,22 @@ def _dynamic(graph: Graph) -> tuple[str, ...]:
     )
 
 
-def _checked_path(path: Any) -> Path:
-    if not isinstance(path, (str, os.PathLike)) or Path(path).suffix != ".onnx":
-        raise ArgumentError(
-            f"path={path!r} does not end in .onnx. Write export_onnx(qmodel, 'model.onnx', batch)."
-        )
-    return Path(path)
+def _require_repeatable(
+    qmodel: nn.Module, layers: dict[str, Any], inputs: Inputs, expected: list[Tensor]
+) -> None:
+    """Raise where a second evaluation gives other outputs, which no file can agree with.
 
-
-def _checked_opset(storage: Any, opset: Any) -> int:
-    """The opset to write; the lowest for the storage if None."""
-    onnx, _ = packages()
-    if storage not in _OPSETS:
-        raise ArgumentError(f"storage={storage!r} is unknown. Write one of 'int8', 'int4', 'int2'.")
-    lowest, highest = _OPSETS[storage], onnx.defs.onnx_opset_version()
-    if opset is None:
-        return lowest
-    if type(opset) is not int or not lowest <= opset <= highest:
-        raise ArgumentError(
-            f"opset={opset!r} is not one that {storage!r} can be written with. Write a whole "
-            f"number from {lowest} to {highest}, or leave it out."
-        )
-    return opset
-
-
-def _on_cpu(batch: Any) -> Inputs:
-    """Keyword or positional arguments."""
-    several = batch if isinstance(batch, (dict, tuple, list)) else (batch,)
-    values = list(several.values()) if isinstance(several, dict) else list(several)
-    if not values or not all(isinstance(x, Tensor) and x.ndim and len(x) for x in values):
-        raise ArgumentError(
-            f"export_onnx got a batch of type {type(batch).__name__}; expected a tensor (N, C, H, "
-            "W), a tuple of them, or a dict. Write export_onnx(qmodel, 'model.onnx', images)."
-        )
-    plain = [x.detach().cpu().contiguous() for x in values]
-    return dict(zip(several, plain, strict=True)) if isinstance(several, dict) else tuple(plain)
-
-
-def _require_float32(model: nn.Module, inputs: Inputs) -> None:
-    """Raise for a model, or inputs, in another floating-point type than ONNX files of integers are
-    written in."""
-    tensors = [*model.parameters(), *model.buffers()]
-    tensors += inputs.values() if isinstance(inputs, dict) else inputs
-    others = {str(x.dtype) for x in tensors if x.is_floating_point()} - {"torch.float32"}
-    if others:
-        raise ArgumentError(
-            f"export_onnx got a model or a batch in {', '.join(sorted(others))}; expected float32. "
-            "Write export_onnx(copy.deepcopy(qmodel).float(), 'model.onnx', images.float())."
+    Raises:
+        ExportError: so it is.
+    """
+    with torch.random.fork_rng():
+        torch.rand(1)  # from here on, random numbers are others
+        again = _outputs_of(qmodel, next(iter(layers.values())), inputs)
+    if not all(torch.equal(*pair) for pair in zip(again, expected, strict=True)):
+        raise ExportError(
+            f"This {type(qmodel).__name__} gives other outputs each time that it is evaluated, as "
+            "one with random numbers does, so no file can be checked and nothing was written. See "
+            "to it that qmodel.eval() leaves nothing random: F.dropout(x, p, self.training)."
         )
 
 

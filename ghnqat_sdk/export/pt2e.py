@@ -3,18 +3,16 @@ quantization)."""
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.export.foldable import outputs_of_exported, require_foldable, require_same_outputs
 from ghnqat_sdk.export.layers import require_exportable_layers
 from ghnqat_sdk.export.scales import Numbers, numbers_of_layers
 from ghnqat_sdk.export.xnnpack import quantized_outputs
-from ghnqat_sdk.quantization.norms import CalibratedNorm
-from ghnqat_sdk.quantization.quantizers import FakeQuantizer
 
 
 def pt2e_quantizer(qmodel: nn.Module, *, signed: bool = False, xnnpack: bool = False) -> Any:
@@ -40,15 +38,16 @@ def pt2e_quantizer(qmodel: nn.Module, *, signed: bool = False, xnnpack: bool = F
         quantizer)`, where the float twin is `to_float(qmodel).eval()`.
 
     Raises:
-        ArgumentError: the model is not calibrated, rounds other than to the nearest level, has a
-            batch norm after a transposed convolution with groups, which torchao cannot fold, or
-            torchao is not installed. Annotating raises it for a layer that no image reached while
-            calibrating, for a weight that is computed whenever its layer is called, for batch norms
-            after layers that share a weight, for an exported model that is not the float twin, and
-            with `xnnpack` for inputs of fewer than 8 bits.
+        ArgumentError: the model is not calibrated, rounds other than to the nearest level, is not
+            in float32, computes a weight whenever its layer is called, has a batch norm after a
+            transposed convolution with groups, which torchao cannot fold, or torchao is not
+            installed. Annotating raises it for a layer that no image reached while calibrating, for
+            batch norms that torchao folds although their layer's output or weight is read by
+            others, for an exported model that is not the float twin, and with `xnnpack` for inputs
+            of fewer than 8 bits.
     """
     require_exportable_layers(qmodel, "pt2e_quantizer")
-    _require_foldable(qmodel)
+    require_foldable(qmodel)
     try:
         from torchao.quantization.pt2e.quantizer import Quantizer
 
@@ -60,9 +59,11 @@ def pt2e_quantizer(qmodel: nn.Module, *, signed: bool = False, xnnpack: bool = F
 
     class CalibratedQuantizer(Quantizer):
         def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+            arguments, outputs_before = outputs_of_exported(model)
             inputs: dict[Any, Any] = numbers_of_layers(
                 model, qmodel, signed=signed, xnnpack=xnnpack
             )
+            require_same_outputs(qmodel, arguments, outputs_before)
             outputs = quantized_outputs(model.graph.nodes, inputs) if xnnpack else {}
             for node, annotation in annotations(inputs, outputs).items():
                 node.meta["quantization_annotation"] = annotation
@@ -72,25 +73,6 @@ def pt2e_quantizer(qmodel: nn.Module, *, signed: bool = False, xnnpack: bool = F
             pass
 
     return CalibratedQuantizer()
-
-
-def _require_foldable(qmodel: nn.Module) -> None:
-    """Raise where torchao would fold a batch norm into a transposed convolution with groups, which
-    it cannot."""
-    modules = [each for each in qmodel.named_modules() if not isinstance(each[1], FakeQuantizer)]
-    for (name, layer), (norm_name, norm) in pairwise(modules):
-        if not getattr(layer, "transposed", False) or layer.groups == 1:
-            continue
-        if isinstance(norm, CalibratedNorm) and _channels_of(norm) == layer.out_channels:
-            raise ArgumentError(
-                f"torchao cannot fold the batch norm {norm_name!r} into {name!r}, a transposed "
-                f"convolution with {layer.groups} groups. Use groups=1 there, or write "
-                "export_onnx(qmodel, 'model.onnx', images)."
-            )
-
-
-def _channels_of(norm: Any) -> int | None:
-    return getattr(norm, "num_features", None)
 
 
 def _annotator() -> Any:

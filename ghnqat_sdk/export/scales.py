@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.export.foldable import computed_weight
 from ghnqat_sdk.export.xnnpack import INTEGER_LAYERS
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers, fixed_input_range
@@ -169,12 +170,7 @@ class _Weights:
 
 def _require_stored(name: str, node: Any) -> None:
     if node.args[1].op != "get_attr":
-        raise ArgumentError(
-            f"The weight of {name!r} is computed whenever the layer is called, and PT2E quantizes "
-            "stored weights alone. Write export_onnx(qmodel, 'model.onnx', images); or, before the "
-            "model is quantized, torch.nn.utils.parametrize.remove_parametrizations(layer, "
-            "'weight') where that computes it."
-        )
+        raise computed_weight(name)
 
 
 def _require_unfolded(name: str, layer: Any, weight: Tensor) -> None:

@@ -39,3 +39,11 @@ def quantized(images: Tensor) -> Quantized:
         return model.eval()
 
     return make
+
+
+@pytest.fixture
+def no_search(monkeypatch) -> None:
+    """Spares the search for torchao's own QAT of convolutions and norms, which finds none here."""
+    from torchao.quantization.pt2e import qat_utils
+
+    monkeypatch.setattr(qat_utils, "_fold_conv_bn_qat_helper", lambda model, *_, **__: model)

@@ -96,6 +96,21 @@ class Dense(nn.Module):
         return torch.cat([x, self.conv(F.relu(self.norm(x)))], 1)
 
 
+class Norms(nn.Module):
+    """Norms of the images, between an activation and a convolution, and of a value that is read
+    without it as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.stem = nn.BatchNorm2d(3), nn.Conv2d(3, 6, 3)
+        self.middle, self.conv = nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1)
+        self.last = nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.middle(F.relu(self.stem(self.first(x)))))
+        return self.last(x) + x
+
+
 BLOCKS = {
     "residual": Residual,
     "inverted": Inverted,
@@ -104,6 +119,7 @@ BLOCKS = {
     "branches": Branches,
     "shuffled": Shuffled,
     "dense": Dense,
+    "norms": Norms,
 }
 
 
@@ -209,3 +225,22 @@ def test_the_range_of_the_images_is_that_of_the_calibration(quantized, images, t
     bright = export_onnx(qmodel, tmp_path / "model.onnx", images.abs())
     assert bright.edges["x"] == export_onnx(qmodel, tmp_path / "other.onnx", images).edges["x"]
     assert bright.edges["x"][0] < 0
+
+
+def test_a_norm_by_the_statistics_of_each_batch_stays_float(quantized, images, tmp_path):
+    norm = nn.BatchNorm2d(6, track_running_stats=False)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.ReLU(), nn.Conv2d(6, 4, 1))
+    report = export_onnx(quantized(model), tmp_path / "m.onnx", images)
+    assert report.integer_convolutions == 2
+    assert report.agreement.relative_error < 5e-3
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_float_weights_stay_float_between_integers(bias, quantized, images, tmp_path):
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3, bias=bias), nn.BatchNorm2d(6)),
+        *(nn.ReLU(), nn.Conv2d(6, 4, 1), nn.Flatten()),
+    )
+    qmodel = quantized(model, {"0": (8, 8), "2": (32, 8), "5": (8, 8)})
+    report = export_onnx(qmodel, tmp_path / "m.onnx", images)
+    assert (report.convolutions, report.integer_convolutions) == (3, 2)

@@ -66,7 +66,6 @@ def products(path: Path) -> int:
     ("bits", "stored", "error", "ranges"),
     [
         ((4, 8), {"INT4", "UINT4"}, 1e-3, ClippedRanges(per_channel=True)),
-        ((8, 8), {"INT8"}, 1e-3, ClippedRanges()),
         ((4, 4), {"INT4", "UINT4"}, 1e-9, ClippedRanges()),
     ],
 )

@@ -149,7 +149,7 @@ def test_the_file_says_what_images_it_takes_and_nothing_of_where_it_was_made(
     pictures = ImageSet(
         torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
         torch.tensor([0, 1]),
-        ("cat", "dog"),
+        ("cat", "dog", "cow", "hen"),
         mean=(0.5, 0.4, 0.3),
         std=(0.2, 0.2, 0.2),
     )
@@ -161,7 +161,7 @@ def test_the_file_says_what_images_it_takes_and_nothing_of_where_it_was_made(
         "input_size": [3, 8, 8],
         "mean": [0.5, 0.4, 0.3],
         "std": [0.2, 0.2, 0.2],
-        "classes": ["cat", "dog"],
+        "classes": ["cat", "dog", "cow", "hen"],
     }
     assert b"test_onnx" not in (tmp_path / "m.onnx").read_bytes()
 

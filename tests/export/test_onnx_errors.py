@@ -3,8 +3,10 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_networks import Net, Pointwise
 
+from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, ExportError
 from ghnqat_sdk.export import export_onnx, pt2e_quantizer
 from ghnqat_sdk.export import onnx as export
@@ -99,3 +101,36 @@ def test_a_model_that_torch_cannot_export_is_named(quantized, images, tmp_path):
     with pytest.raises(ArgumentError, match=r"cannot take this Choosy: .+data-dependent"):
         export_onnx(quantized(Choosy()), tmp_path / "m.onnx", images)
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_images_that_the_model_is_not_for_are_refused(quantized, images, tmp_path):
+    qmodel, path = quantized(Pointwise()), tmp_path / "m.onnx"
+    grey = ImageSet.of(torch.rand(8, 8, 8), torch.arange(8) % 4)
+    with pytest.raises(ArgumentError, match="have 1 channels, and the batch has 3"):
+        export_onnx(qmodel, path, images, images=grey)
+    three = ImageSet.of(torch.rand(9, 3, 8, 8), torch.arange(9) % 3)
+    with pytest.raises(ArgumentError, match="of 3 classes, and the model gives 4"):
+        export_onnx(qmodel, path, images, images=three)
+    with pytest.raises(ArgumentError, match="a Tensor; expected an ImageSet"):
+        export_onnx(qmodel, path, images, images=images)  # type: ignore[arg-type]
+    assert not path.exists()
+
+
+def test_a_batch_without_finite_values_is_refused(quantized, images, tmp_path):
+    with pytest.raises(ArgumentError, match="NaN or infinity"):
+        export_onnx(quantized(Pointwise()), tmp_path / "m.onnx", images * torch.nan)
+
+
+def test_storage_for_bits_that_no_layer_has_is_refused(quantized, images, tmp_path):
+    qmodel = quantized(Pointwise(), (4, 8))
+    with pytest.raises(ArgumentError, match="up to 2 bits, and the model's have 4"):
+        export_onnx(qmodel, tmp_path / "m.onnx", images, storage="int2")
+
+
+def test_a_random_model_is_told_to_be(quantized, images, tmp_path):
+    class Dropping(Pointwise):
+        def forward(self, x):
+            return F.dropout(super().forward(x), 0.3)
+
+    with pytest.raises(ExportError, match="other outputs each time"):
+        export_onnx(quantized(Dropping()), tmp_path / "m.onnx", images)

@@ -1,0 +1,69 @@
+"""Pillow's pictures, in memory or in files, as uint8 tensors, turned as their cameras were held."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ghnqat_sdk.errors import DataError
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Pillow's name for images of so many channels."""
+
+_ALIKE = {"1": "L", "La": "LA", "RGBa": "RGBA"}
+_ALIKE |= dict.fromkeys(("RGBX", "YCbCr", "CMYK", "HSV", "LAB"), "RGB")
+"""Pillow's modes whose numbers are no brightness of up to 255, and those that say the same."""
+
+
+def picture_tensor(picture: Any, size: int | None) -> Tensor:
+    """(C, H, W) uint8, or of whole numbers with more bits, resized to size × size."""
+    from torchvision.transforms.functional import pil_to_tensor
+
+    picture = _upright(picture)
+    if picture.mode in ("P", "PA"):  # numbers of colours
+        picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
+    picture = picture.convert(_ALIKE.get(picture.mode, picture.mode))
+    if size is not None and picture.size != (size, size):
+        picture = picture.resize((size, size))
+    return pil_to_tensor(picture)
+
+
+def decode_image(path: Path, size: tuple[int, int], mode: str) -> Tensor:
+    """(C, H, W) uint8, resized to the height and width of `size`; `mode` is Pillow's.
+
+    Raises:
+        DataError: it is no image, a broken one, or one of numbers without a largest one.
+    """
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+
+    try:
+        with Image.open(path) as file:
+            image = _of_8_bits(_upright(file)).convert(mode)
+    except Exception as error:  # Pillow has many for broken files
+        raise DataError(
+            f"{str(path)!r} is not a readable image ({error}). Remove or replace the file."
+        ) from error
+    width_height = size[::-1]
+    return pil_to_tensor(image if image.size == width_height else image.resize(width_height))
+
+
+def _upright(image: Any) -> Any:
+    """A Pillow image turned as its camera was held, which the file says beside the pixels."""
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(image)
+
+
+def _of_8_bits(image: Any) -> Any:
+    """A Pillow image whose values are bytes: of 16 bits it would keep those up to 255 alone."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floats, of which none is known to be white")
+    if not image.mode.startswith("I"):
+        return image
+    levels = image.convert("I")
+    if levels.getextrema()[1] > 65535:
+        raise ValueError("its pixels have more than 16 bits, of which none is known to be white")
+    return levels.point(lambda value: value * (1 / 257)).convert("L")

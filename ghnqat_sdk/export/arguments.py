@@ -1,0 +1,111 @@
+"""What is asked of an export to ONNX, checked before anything slow starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from ghnqat_sdk.data import ImageSet
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.export.program import Inputs
+from ghnqat_sdk.export.runtime import packages
+
+Storage = Literal["int8", "int4", "int2"]
+NARROWEST: dict[str, int] = {"int8": 8, "int4": 4, "int2": 2}
+_OPSETS: dict[str, int] = {"int8": 21, "int4": 21, "int2": 25}
+"""The first with the type in it; older ones lack what PyTorch writes."""
+
+
+def checked_path(path: Any) -> Path:
+    if not isinstance(path, (str, os.PathLike)) or Path(path).suffix != ".onnx":
+        raise ArgumentError(
+            f"path={path!r} does not end in .onnx. Write export_onnx(qmodel, 'model.onnx', batch)."
+        )
+    return Path(path)
+
+
+def checked_opset(storage: Any, opset: Any) -> int:
+    """The opset to write; the lowest for the storage if None."""
+    onnx, _ = packages()
+    if storage not in _OPSETS:
+        raise ArgumentError(f"storage={storage!r} is unknown. Write one of 'int8', 'int4', 'int2'.")
+    lowest, highest = _OPSETS[storage], onnx.defs.onnx_opset_version()
+    if opset is None:
+        return lowest
+    if type(opset) is not int or not lowest <= opset <= highest:
+        raise ArgumentError(
+            f"opset={opset!r} is not one that {storage!r} can be written with. Write a whole "
+            f"number from {lowest} to {highest}, or leave it out."
+        )
+    return opset
+
+
+def arguments_on_cpu(batch: Any) -> Inputs:
+    """Keyword or positional arguments."""
+    several = batch if isinstance(batch, (dict, tuple, list)) else (batch,)
+    values = list(several.values()) if isinstance(several, dict) else list(several)
+    if not values or not all(isinstance(x, Tensor) and x.ndim and len(x) for x in values):
+        raise ArgumentError(
+            f"export_onnx got a batch of type {type(batch).__name__}; expected a tensor (N, C, H, "
+            "W), a tuple of them, or a dict. Write export_onnx(qmodel, 'model.onnx', images)."
+        )
+    plain = [x.detach().cpu().contiguous() for x in values]
+    if not all(x.isfinite().all() for x in plain):
+        raise ArgumentError(
+            "export_onnx got a batch with NaN or infinity, which leave no range for the values "
+            "between layers. Pass images that are normalized as those in training."
+        )
+    return dict(zip(several, plain, strict=True)) if isinstance(several, dict) else tuple(plain)
+
+
+def require_float32(model: nn.Module, inputs: Inputs) -> None:
+    """Raise for a model, or inputs, in another floating-point type than ONNX files of integers are
+    written in."""
+    tensors = [*model.parameters(), *model.buffers()]
+    tensors += inputs.values() if isinstance(inputs, dict) else inputs
+    others = {str(x.dtype) for x in tensors if x.is_floating_point()} - {"torch.float32"}
+    if others:
+        raise ArgumentError(
+            f"export_onnx got a model or a batch in {', '.join(sorted(others))}; expected float32. "
+            "Write export_onnx(copy.deepcopy(qmodel).float(), 'model.onnx', images.float())."
+        )
+
+
+def require_narrow(storage: Storage, layers: Mapping[str, Any]) -> None:
+    """Raise where no layer has a weight of so few bits as are to be stored."""
+    most = NARROWEST[storage]
+    bits = {layer.weight_quantizer.bits for layer in layers.values()}
+    if storage != "int8" and min(bits) > most:
+        raise ArgumentError(
+            f"storage={storage!r} packs weights of up to {most} bits, and the model's have "
+            f"{', '.join(map(str, sorted(bits)))}. Write storage='int8', or predict with "
+            f"bits=({most}, 8)."
+        )
+
+
+def require_images_like(images: Any, inputs: Inputs, outputs: Sequence[Tensor]) -> None:
+    """Raise for images whose statistics or classes are not those of the model's first input and
+    output: the file would say what it cannot be run with."""
+    if images is None:
+        return
+    if not isinstance(images, ImageSet):
+        raise ArgumentError(
+            f"images is a {type(images).__name__}; expected an ImageSet, whose statistics and "
+            "classes are written into the file. Write images=load_images(folder, 'train')."
+        )
+    first = next(iter(inputs.values() if isinstance(inputs, dict) else inputs))
+    channels, classes = len(images.mean), len(images.classes)
+    if first.ndim == 4 and first.shape[1] != channels:
+        raise ArgumentError(
+            f"images have {channels} channels, and the batch has {first.shape[1]}. Pass images "
+            "like those that the model is for."
+        )
+    if outputs[0].ndim == 2 and outputs[0].shape[1] != classes:
+        raise ArgumentError(
+            f"images are of {classes} classes, and the model gives {outputs[0].shape[1]} scores. "
+            "Pass images of the classes that the model was trained on."
+        )
