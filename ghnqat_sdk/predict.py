@@ -30,10 +30,11 @@ from ghnqat_sdk.graph.trace import trace_with_call
 from ghnqat_sdk.heads import calibrate_and_fit, heads_to_keep
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
-from ghnqat_sdk.prediction import PredictionReport, keep_report, left_in_float
+from ghnqat_sdk.prediction import PredictionReport, keep_report
 from ghnqat_sdk.quantization.convert import require_layers, to_fake_quantized, to_float
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 from ghnqat_sdk.quantization.ranges import RangeRule, range_rule
+from ghnqat_sdk.quantization.unquantized import note_graph
 
 _FLOAT = Bits(FLOAT_BITS, FLOAT_BITS)
 
@@ -96,7 +97,7 @@ def predict_quantized_params(
         >>> qmodel.eval()(torch.randn(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
-    _check_arguments(model, head, calibration, first_last_bits)
+    _check_arguments(model, head, calibration, first_last_bits, inplace)
     if isinstance(bits, Mapping) or parse_bits(bits) != _FLOAT:  # in float, any model will do
         require_layers(model, "predict_quantized_params")
     by_layer = resolve_bits(bits, quantizable_layers(model))
@@ -121,7 +122,8 @@ def predict_quantized_params(
             state = to_fake_quantized(result, by_layer, rule, inputs=first)
             state.signature = call.signature
             state.normalized = True  # made for normalized images: calibrate warns of others
-            report = PredictionReport(names, reasons, left_in_float(graph, state), derived)
+            note_graph(result, graph, state)
+            report = PredictionReport(names, reasons, dict(state.unquantized), derived)
             if calibration is not None:
                 fitted = calibrate_and_fit(
                     result, calibration, ghn.config, graph, fit=head == "fit"
@@ -192,6 +194,19 @@ def _restored_after_failure(
         raise
 
 
+def _refuse_expanded(model: nn.Module) -> None:
+    """Raise for a parameter that no values can be written into: its entries share memory."""
+    for name, parameter in model.named_parameters():
+        if any(
+            n > 1 and step == 0 for n, step in zip(parameter.shape, parameter.stride(), strict=True)
+        ):
+            raise ArgumentError(
+                f"Entries of {name!r} share memory, as expand() makes them, and a model that is "
+                "changed in place keeps its parameters. Write inplace=False, or "
+                "nn.Parameter(parameter.detach().clone())."
+            )
+
+
 def _not_floating(model: nn.Module) -> dict[str, str]:
     parameters = model.named_parameters()
     return {n: "not floating-point" for n, p in parameters if not p.is_floating_point()}
@@ -210,7 +225,9 @@ def _warn_of_trained_weights(model: nn.Module) -> None:
         )
 
 
-def _check_arguments(model: Any, head: Any, calibration: Any, first_last_bits: Any) -> None:
+def _check_arguments(
+    model: Any, head: Any, calibration: Any, first_last_bits: Any, inplace: bool
+) -> None:
     if not isinstance(model, nn.Module):
         raise ArgumentError(
             f"model is a {type(model).__name__}; expected an nn.Module. Write, for example, "
@@ -227,6 +244,8 @@ def _check_arguments(model: Any, head: Any, calibration: Any, first_last_bits: A
         raise ArgumentError(
             "head='fit' needs labelled images. Pass calibration=[(images, labels), ...]."
         )
+    if inplace:
+        _refuse_expanded(model)
     if fake_quantized_layers(model):
         raise ArgumentError(
             f"This {type(model).__name__} is fake-quantized already. Write "

@@ -7,12 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from ghnqat_sdk.errors import ArgumentError, GhnqatError
-from ghnqat_sdk.graph.annotate import layer_of
-from ghnqat_sdk.graph.graph import ComputationGraph
+from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers
-from ghnqat_sdk.quantization.state import QuantizationState
 
 _ATTRIBUTE = "ghnqat_report"
 """Where a predicted model keeps its report."""
@@ -150,27 +147,3 @@ def _reports(qmodel: nn.Module) -> dict[str, PredictionReport]:
     """The reports of the predicted models inside, by the name of each."""
     found = ((name, vars(module).get(_ATTRIBUTE)) for name, module in qmodel.named_modules())
     return {name: report for name, report in found if isinstance(report, PredictionReport)}
-
-
-def left_in_float(graph: ComputationGraph, state: QuantizationState) -> dict[str, str]:
-    """Why what computes with a weight is not quantized, by module; the graph says what there is.
-
-    Raises:
-        GhnqatError: an operation that could be quantized is run by no fake-quantized layer, and
-            nothing says why.
-    """
-    named = dict(graph.outside) | state.unquantized
-    runs = [(node, layer_of(node, state.bits)) for node in graph.nodes]
-    lost = [
-        node.module or node.op
-        for node, layer in runs
-        if node.quantized and layer not in state.bits and node.module not in named
-    ]
-    if lost:
-        raise GhnqatError(
-            f"Neither fake-quantized nor left in float with a reason: {lost}. This is a bug; "
-            "please report it."
-        )
-    used = {layer for node, layer in runs if node.quantized or node.parameters}
-    unused = [name for name in state.bits if name not in used and name not in named]
-    return named | dict.fromkeys(unused, "no operation of the traced run uses it")

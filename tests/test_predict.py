@@ -272,3 +272,13 @@ def test_damaged_weights_do_not_reach_the_model(small):
     with pytest.raises(gq.GhnqatError, match="NaN"):
         gq.predict_quantized_params(model, hypernetwork=small, inplace=True)
     assert equal(before, snapshot(model))
+
+
+def test_a_parameter_whose_entries_share_memory_cannot_be_changed_in_place(small):
+    model = cnn()
+    model[6].bias = nn.Parameter(torch.zeros(1).expand(10))
+    assert gq.predict_quantized_params(model, hypernetwork=small)[6].bias.std() > 0
+    before = snapshot(model)
+    with pytest.raises(gq.ArgumentError, match=r"'6\.bias' share memory.+inplace=False"):
+        gq.predict_quantized_params(model, hypernetwork=small, inplace=True)
+    assert equal(snapshot(model), before)

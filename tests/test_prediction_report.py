@@ -9,8 +9,8 @@ from torchvision.ops import DeformConv2d
 
 import ghnqat_sdk as gq
 from ghnqat_sdk.graph.graph import ComputationGraph, Node, ParameterSpec
-from ghnqat_sdk.prediction import left_in_float
 from ghnqat_sdk.quantization.state import QuantizationState
+from ghnqat_sdk.quantization.unquantized import left_in_float
 
 
 def parameter(*shape: int) -> nn.Parameter:

@@ -30,6 +30,12 @@ class ParameterSpec:
     shape: tuple[int, ...]
     role: Role
 
+    @property
+    def is_weight(self) -> bool:
+        """Whether it is of the kind that layers quantize."""
+        table = self.role == "table" and len(self.shape) > 1
+        return table or self.role == "weight"
+
 
 @dataclass(frozen=True)
 class Node:
@@ -91,6 +97,7 @@ class ComputationGraph:
         joined: Where the channels of a module's output come from, by name, where it is not one
             tensor as it is.
         heads: Classifiers, and heads of other kinds.
+        statistics: Modules that hand running statistics to one of torch's norms.
     """
 
     nodes: tuple[Node, ...]
@@ -100,6 +107,7 @@ class ComputationGraph:
     dense: tuple[str, ...] = field(default=(), compare=False)
     joined: Mapping[str, Runs] = field(default_factory=dict, compare=False)
     heads: tuple[Head, ...] = field(default=(), compare=False)
+    statistics: tuple[str, ...] = field(default=(), compare=False)
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """What was worked out from the structure alone; shared with the same graph at other
     bit-widths."""

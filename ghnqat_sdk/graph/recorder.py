@@ -41,6 +41,7 @@ class Recorder(TorchFunctionMode):
 
     Attributes:
         outside: Modules whose weight is used by operations that no layer runs, name to reason.
+        statistics: Modules that hand running statistics to one of torch's norms.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.layers = layers
         self.outside: dict[str, str] = {}
+        self.statistics: dict[str, None] = {}
         self.nodes: list[Node] = []
         self.edges: set[tuple[int, int]] = set()
         self.shapes_only = shapes_only
@@ -104,7 +106,8 @@ class Recorder(TorchFunctionMode):
         read = {name: self._channels.read(tensor, 1) for name, tensor in self._outputs.items()}
         joined = {name: runs for name, runs in read.items() if runs}
         nodes = tuple(self.nodes)
-        return ComputationGraph(nodes, edges, unreached, self.outside, dense, joined, heads)
+        facts = (unreached, self.outside, dense, joined, heads, tuple(self.statistics))
+        return ComputationGraph(nodes, edges, *facts)
 
     # Recording
 
@@ -184,6 +187,9 @@ class Recorder(TorchFunctionMode):
                 seen.add(id(tensor))
                 claims += self._claim(tensor, extra_role(name, tensor))
         module = self._modules[-1]
+        of_norm = BY_NAME[name].statistics is not None
+        if of_norm and isinstance(argument(args, kwargs, 1, "running_mean"), Tensor):
+            self.statistics[module] = None
         runs_layer = BY_NAME[name].quantized and module in self.layers
         if claims and not runs_layer:
             module = _owner(claims[0].name)
@@ -204,7 +210,7 @@ class Recorder(TorchFunctionMode):
         op, what = BY_NAME[name], getattr(function, "__name__", str(function))
         if op.quantized:
             self.outside[module] = f"{what} computes with its weight outside of any layer"
-        elif not op.joins and any(_is_weight(claim) for claim in claims):
+        elif not op.joins and any(claim.is_weight for claim in claims):
             self.outside[module] = f"{what} computes with its weight in float"
 
     def _claim(self, tensor: Tensor, role: Role) -> list[ParameterSpec]:
@@ -291,8 +297,3 @@ def _owner(parameter: str) -> str:
     """The module of a parameter; where the parameter is parametrized, the layer."""
     layer, parametrized, _ = f".{parameter}".partition(".parametrizations.")
     return layer.lstrip(".") if parametrized else parameter.rpartition(".")[0]
-
-
-def _is_weight(parameter: ParameterSpec) -> bool:
-    table = parameter.role == "table" and len(parameter.shape) > 1
-    return table or parameter.role == "weight"

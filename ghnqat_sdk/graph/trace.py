@@ -126,14 +126,7 @@ def _refuse(model: Any) -> None:
             f"model is a {type(model).__name__}; expected an nn.Module. Write, for example, "
             f"trace(torchvision.models.resnet18())."
         )
-    for name, module in model.named_modules():
-        hidden = isinstance(module, torch.jit.ScriptModule)
-        if hidden and (not name or next(module.parameters(), None) is not None):
-            raise TraceError(
-                f"torch.jit modules hide their operations, and {name or 'the model'!r} is one. "
-                "Pass "
-                f"the nn.Module that was scripted or traced."
-            )
+    refuse_hidden(model)
     if hasattr(model, "_orig_mod"):
         raise TraceError(
             "This is a compiled module. Pass the module that was compiled: model._orig_mod"
@@ -144,6 +137,21 @@ def _refuse(model: Any) -> None:
         )
     if shapeless := why_shapeless(model):
         raise TraceError(shapeless)
+
+
+def refuse_hidden(model: nn.Module) -> None:
+    """Raise for a module of torch.jit that has parameters.
+
+    Raises:
+        TraceError: the message names it.
+    """
+    for name, module in model.named_modules():
+        hidden = isinstance(module, torch.jit.ScriptModule)
+        if hidden and (not name or next(module.parameters(), None) is not None):
+            raise TraceError(
+                f"torch.jit modules hide their operations, and {name or 'the model'!r} is one. "
+                "Pass the nn.Module that was scripted or traced."
+            )
 
 
 def why_shapeless(model: nn.Module) -> str | None:

@@ -9,6 +9,7 @@ norms.py       why batch norm is special before `calibrate`
 unfused.py     transformer encoders that call their layers
 classes.py     which class stands for which of torch's or a user's
 convert.py     a model becomes fake-quantized, and float again
+unquantized.py what it computes in float, by its graph
 state.py       what the layers of one model know in common
 lookup.py      the layers of a model, and running them at other bits
 

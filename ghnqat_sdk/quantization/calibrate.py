@@ -75,8 +75,8 @@ def calibrate(
             percentile for another one.
 
     Warns:
-        UnfamiliarDataWarning: a predicted model gets images that are not normalized, or all that a
-            layer gets comes to one level.
+        UnfamiliarDataWarning: a predicted model gets images that are not normalized or keeps
+            running statistics of other weights, or all that a layer gets comes to one level.
     """
     remarks: list[str] = []
 
@@ -194,6 +194,7 @@ def _fix(
         norms[name].running_mean.copy_(mean)
         norms[name].running_var.copy_(variance)
         count_batches(norms[name], observed.images)
+        vars(norms[name])["reached"] = True
     for name, (low, high) in ranges.items():
         layers[name].input_quantizer.freeze(low, high)
     for state in states_of(qmodel):
@@ -202,8 +203,10 @@ def _fix(
     unreached = [name for name in norms if name not in statistics]
     unreached += [name for name in layers if name not in ranges]
     lost = collapsed(observed.extremes, ranges, bits)
+    predicted = [state for state in states_of(qmodel) if state.normalized]
+    stale = {name: why for state in predicted for name, why in state.stale.items()}
     return CalibrationReport(
-        method, observed.images, bits, ranges, tuple(statistics), tuple(unreached), lost
+        method, observed.images, bits, ranges, tuple(statistics), tuple(unreached), lost, stale
     )
 
 

@@ -27,6 +27,8 @@ class CalibrationReport:
         unreached: Fake-quantized layers and batch norms that no image reached, left as they were.
         collapsed: Layers whose inputs differ and are all quantized to one level: name to the
             smallest and the largest.
+        stale: Modules of a predicted model whose running statistics were not re-estimated, and are
+            of other weights: name to reason.
     """
 
     method: Method
@@ -36,11 +38,18 @@ class CalibrationReport:
     norms: tuple[str, ...]
     unreached: tuple[str, ...]
     collapsed: dict[str, tuple[float, float]] = field(default_factory=dict)
+    stale: dict[str, str] = field(default_factory=dict)
 
     @property
     def remarks(self) -> list[str]:
-        """What to do about the first layer that collapsed; empty without one."""
+        """What to do about the first layer that collapsed, and the first with statistics of other
+        weights; empty without either."""
         return [
+            f"The running statistics of {name or 'the model'!r} are of other weights than the predicted ones, and "
+            f"are not re-estimated: {why}. Write the norm as nn.BatchNorm2d, or a class derived "
+            "from it."
+            for name, why in list(self.stale.items())[:1]
+        ] + [
             f"The inputs of {name!r} lie between {low:.4g} and {high:.4g}. 0 is always one of the "
             f"{2 ** self.bits[name]} levels that they are quantized to, and all of them come to "
             f"one level. Normalize them, so that they lie on both sides of 0, or give the layer "
@@ -58,6 +67,9 @@ class CalibrationReport:
                 f"  {name:{width}}  {self.bits[name]} bits  [{low:9.4g}, {high:9.4g}]  {levels}"
             )
         lines += [f"  {name}: no image reached it" for name in self.unreached]
+        lines += [
+            f"  {name}: statistics of other weights: {why}" for name, why in self.stale.items()
+        ]
         lines += [f"  {name}: all that reached it has one level" for name in self.collapsed]
         return "\n".join(lines)
 

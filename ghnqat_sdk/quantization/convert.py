@@ -11,9 +11,10 @@ from ghnqat_sdk.bits import Bits, Pair, resolve_bits
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.errors import ArgumentError, TraceError
 from ghnqat_sdk.graph.annotate import input_layers
+from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.graph.ops import BY_NAME, op_of
-from ghnqat_sdk.graph.trace import trace, why_shapeless
+from ghnqat_sdk.graph.trace import refuse_hidden, trace, why_shapeless
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.classes import CHANGED, fake_quantized_class, float_class
 from ghnqat_sdk.quantization.lookup import all_in_float, fake_quantized_layers
@@ -22,9 +23,10 @@ from ghnqat_sdk.quantization.quantizers import FakeQuantizer, LearnedStepQuantiz
 from ghnqat_sdk.quantization.ranges import ClippedRanges, Kind, RangeRule, range_rule
 from ghnqat_sdk.quantization.roundings import NEAREST, RoundingRule, rounding_rule
 from ghnqat_sdk.quantization.state import QuantizationState, require_module
+from ghnqat_sdk.quantization.unquantized import note_graph
 
 _QUANTIZERS = ("input_quantizer", "weight_quantizer")
-_MEMBERS = ("quantization", "observe", "__module__")
+_MEMBERS = ("quantization", "observe", "reached", "__module__")
 _TRANSPOSED = BY_NAME["transposed_conv"]
 """Its weight (I, O, ...) has no rows for its output channels: it keeps one range."""
 _FUSING = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
@@ -58,12 +60,14 @@ def to_fake_quantized(
     Returns:
         The state that all the layers share.
     """
-    state = QuantizationState(warn=warn)
+    state = QuantizationState(warn=warn, warn_unreached=warn)
     layers = {n: x for n, x in quantizable_layers(model).items() if n not in skipped}
     for name, module in model.named_modules():
         reason = _why_not(module, name in layers)
         if reason is not None:
             state.unquantized[name] = reason
+            if _has_statistics(module):
+                state.stale[name] = reason
             continue
         if name in layers or is_norm(module) or isinstance(module, _FUSING):
             _change_class(module, state)
@@ -85,6 +89,7 @@ def require_layers(model: nn.Module, caller: str) -> None:
     Raises:
         ArgumentError: the message names `caller`, and what the model has.
     """
+    refuse_hidden(model)
     if quantizable_layers(model):
         return
     weighted = (m for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
@@ -124,11 +129,16 @@ def _why_not(module: nn.Module, layer: bool) -> str | None:
         return "the module around it reads its weight and does not call it"
     if op is not None and op.opaque:
         return f"{kind} computes with its weights in one call of its own"
-    if isinstance(getattr(module, "running_mean", None), Tensor):
+    if _has_statistics(module):
         return f"{kind} is no norm of torch's: it keeps its running statistics"
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase, nn.Bilinear)):
         return f"{kind} is computed in float"
     return None
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    running = (getattr(module, name, None) for name in ("running_mean", "running_var"))
+    return any(isinstance(each, Tensor) for each in running)
 
 
 def _taken(module: nn.Module) -> str | None:
@@ -151,6 +161,7 @@ def from_float(
     `to_float` leads back. Batch norm uses batch statistics until `calibrate`, as in a predicted
     model. Layers that read the model's inputs, for which range rules have a kind of their own, are
     found by `trace` with inputs of a usual shape; where that fails, they count as the others.
+    `quantization_report` tells what is left in float.
 
     Args:
         model: With torch's own layers, or classes derived from them.
@@ -179,18 +190,20 @@ def from_float(
     resolved = resolve_bits(bits, list(quantizable_layers(model)))
     rule = ClippedRanges() if ranges is None else range_rule(ranges)
     rounding = rounding_rule(rounding)
-    inputs = _input_layers(model)
+    graph = _graph_of(model)
+    inputs = set() if graph is None else input_layers(graph, quantizable_layers(model))
     qmodel = model if inplace else copy_module(model)
-    to_fake_quantized(qmodel, resolved, rule, rounding=rounding, inputs=inputs)
+    state = to_fake_quantized(qmodel, resolved, rule, rounding=rounding, inputs=inputs)
+    if graph is not None:
+        note_graph(qmodel, graph, state)
     return qmodel
 
 
-def _input_layers(model: nn.Module) -> set[str]:
+def _graph_of(model: nn.Module) -> ComputationGraph | None:
     try:
-        graph = trace(model)
+        return trace(model)
     except (ArgumentError, TraceError):
-        return set()
-    return input_layers(graph, quantizable_layers(model))
+        return None
 
 
 def to_float(

@@ -39,7 +39,9 @@ class FakeQuantizedLayer:
         Layers call it by its class: a class of the user's may have a member of this name.
         """
         if not self.training and self.input_quantizer.bits != FLOAT_BITS:
-            self.quantization.check_calibrated()  # warns, once
+            calibrated = self.quantization.check_calibrated()  # warns, once
+            if calibrated and self.input_quantizer.follows:
+                self.quantization.tell_unreached()
         weight = self.weight if weight is None else weight
         operands = self.input_quantizer(x), self.weight_quantizer(weight)
         for mode in _get_current_function_mode_stack():

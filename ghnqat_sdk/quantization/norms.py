@@ -22,10 +22,12 @@ class CalibratedNorm:
     """A norm that evaluates with the statistics of the batch until the model is calibrated.
 
     Predicted weights come without running statistics; the buffers of the user's model belong to
-    other weights, and what training gathers in them before the first `calibrate` is not used.
+    other weights, and what training gathers in them before the first `calibrate` is not used. So it
+    is in a predicted model as long as no image has reached the norm while calibrating.
     """
 
     quantization: QuantizationState
+    reached = False
     observe: Callable[[Tensor], None] | None = None
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -41,7 +43,9 @@ class CalibratedNorm:
         if self.observe is not None:
             self.observe(input)
         if self.quantization.check_calibrated():
-            return forward()
+            if self.reached or not self.quantization.normalized:
+                return forward()
+            self.quantization.tell_unreached()
         self._check_values(input)
         with _batch_statistics(self):
             return forward()
@@ -69,13 +73,29 @@ def _evaluating(norm: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _batch_statistics(norm: Any) -> Iterator[None]:
-    """Without running statistics, a norm in evaluation mode takes those of its input."""
-    mean, variance, tracks = norm.running_mean, norm.running_var, norm.track_running_stats
-    _set(norm, running_mean=None, running_var=None, track_running_stats=False)
+    """Without running statistics, torch's norms in evaluation mode take those of their input; a
+    forward of the user's does so in training, where it may read and write the statistics."""
+    changes: dict[str, Any] = {
+        "running_mean": None,
+        "running_var": None,
+        "track_running_stats": False,
+    }
+    if _has_own_forward(norm):
+        buffers = norm._buffers.items()
+        changes = {"training": True} | {n: x.clone() for n, x in buffers if x is not None}
+    before = {name: getattr(norm, name) for name in changes}
+    _set(norm, **changes)
     try:
         yield
     finally:
-        _set(norm, running_mean=mean, running_var=variance, track_running_stats=tracks)
+        _set(norm, **before)
+
+
+def _has_own_forward(norm: nn.Module) -> bool:
+    kinds = type(norm).__mro__
+    after = kinds[kinds.index(CalibratedNorm) + 1 :]
+    kind = next(each for each in after if "forward" in vars(each))
+    return not kind.__module__.startswith("torch.nn.modules.")
 
 
 def _set(norm: nn.Module, **values: Any) -> None:

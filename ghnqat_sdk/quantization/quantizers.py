@@ -52,6 +52,11 @@ class FakeQuantizer(nn.Module):
         self.frozen_range = _constants(low, high)
 
     @property
+    def follows(self) -> bool:
+        """Whether each tensor has a range of its own."""
+        return self.frozen_range is None
+
+    @property
     def fixed_range(self) -> FrozenRange | None:
         """The range that every tensor is quantized with, None where it follows from each."""
         return self.frozen_range
@@ -116,6 +121,11 @@ class LearnedStepQuantizer(FakeQuantizer):
         self.log_scale = nn.Parameter(scale.log())
         self.zero_point: Tensor
         self.register_buffer("zero_point", zero_point)
+
+    @property
+    def follows(self) -> bool:
+        """Never: its step is its own."""
+        return False
 
     @property
     def fixed_range(self) -> FrozenRange:

@@ -1,7 +1,5 @@
-"""What quantization does to each layer of a model, measured on one batch.
-
-What was left in float is told by `prediction_report`.
-"""
+"""What quantization does to each layer of a model, measured on one batch, and what it leaves in
+float."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from ghnqat_sdk.quantization.functional import scale_and_zero_point
 from ghnqat_sdk.quantization.lookup import all_in_float, layer_at, require_fake_quantized_layers
 from ghnqat_sdk.quantization.outputs import finite_run_on, output_difference, run_on
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
-from ghnqat_sdk.quantization.state import evaluating
+from ghnqat_sdk.quantization.state import evaluating, states_of
 
 
 @dataclass(frozen=True)
@@ -74,10 +72,13 @@ class QuantizationReport:
     Attributes:
         layers: One report each.
         output_error: As a layer's, with the whole model quantized.
+        unquantized: Modules that compute with a weight in float, name to reason, as far as the
+            model's classes and its graph tell.
     """
 
     layers: tuple[LayerReport, ...]
     output_error: float
+    unquantized: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The report for machines; ratios that are infinite are null."""
@@ -129,7 +130,9 @@ class QuantizationReport:
                 lines.append(
                     f"{name:{width}} {kind:10} {_cells(getattr(layer, kind))} {error}".rstrip()
                 )
-        return "\n".join([*lines, f"all layers: {100 * self.output_error:.2f} % of the output"])
+        lines.append(f"all layers: {100 * self.output_error:.2f} % of the output")
+        lines += [f"not quantized {n or 'model'}: {why}" for n, why in self.unquantized.items()]
+        return "\n".join(lines)
 
 
 def _cells(tensor: TensorReport | None) -> str:
@@ -182,7 +185,8 @@ def quantization_report(qmodel: nn.Module, batch: Any) -> QuantizationReport:
                 with layer_at(layers[name], *(t.bits if t else FLOAT_BITS for t in tensors[name])):
                     errors[name] = output_difference(run_on(qmodel, call), exact)
     reports = (LayerReport(name, *tensors[name], errors[name]) for name in tensors)
-    return QuantizationReport(tuple(reports), output_difference(quantized, exact))
+    floats = {n: why for state in states_of(qmodel) for n, why in state.unquantized.items()}
+    return QuantizationReport(tuple(reports), output_difference(quantized, exact), floats)
 
 
 @contextmanager

@@ -97,6 +97,8 @@ class QuantizationSettings(Rules):
     layers: dict[str, LayerSettings] = Field(min_length=1)
     unquantized: tuple[str, ...] = ()
     """Layers that could be quantized, and are not."""
+    unreached: tuple[str, ...] = ()
+    """Norms that no image reached while calibrating."""
     sha256: str
     """Over the tensors of model.safetensors."""
 

@@ -24,21 +24,26 @@ class QuantizationState:
 
     Attributes:
         bits: Resolved (weight, activation) bits by module name.
-        unquantized: Layers with a weight that are left in float, name to reason.
+        unquantized: Modules that compute with a weight in float or keep running statistics, name to
+            reason.
+        stale: Those of them whose running statistics `calibrate` does not re-estimate.
         signature: Which entries of a batch are the model's inputs.
         calibrated: Whether evaluation uses stored statistics and ranges, not those of the batch.
         normalized: Whether it was predicted, and so made for normalized images.
         frozen_norms: Whether training uses the stored statistics as well.
         warn: Whether an uncalibrated evaluation still has to be pointed out.
+        warn_unreached: Whether that of a part which no image reached while calibrating has to.
     """
 
     bits: dict[str, Bits] = field(default_factory=dict)
     unquantized: dict[str, str] = field(default_factory=dict)
+    stale: dict[str, str] = field(default_factory=dict)
     signature: Signature = field(default_factory=Signature)
     calibrated: bool = False
     normalized: bool = False
     frozen_norms: bool = False
     warn: bool = True
+    warn_unreached: bool = True
 
     def check_calibrated(self) -> bool:
         """Whether to use stored statistics; says once that they are missing."""
@@ -53,6 +58,19 @@ class QuantizationState:
                 stacklevel=3,
             )
         return self.calibrated
+
+    def tell_unreached(self) -> None:
+        """Say once that something runs that no image reached while calibrating."""
+        if self.warn_unreached and not torch.compiler.is_compiling():
+            self.warn_unreached = False
+            warnings.warn(
+                "A part of this calibrated model is evaluated that no image reached while "
+                "calibrating: its activation ranges, and the statistics of its norms, follow each "
+                "batch. The report of calibrate(model, batches) names such parts in `unreached`. "
+                "Pass batches that reach them, such as images of every size.",
+                UncalibratedWarning,
+                stacklevel=3,
+            )
 
 
 def states_of(model: nn.Module) -> list[QuantizationState]:
@@ -78,16 +96,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     Random number generators, too: a model may draw from them in evaluation.
     """
     states = states_of(model)
-    warned = [state.warn for state in states]
+    warned = [(state.warn, state.warn_unreached) for state in states]
     with modes_stay(model), random_numbers_stay(), at_home(model):
         try:
             for state in states:
-                state.warn = False
+                state.warn = state.warn_unreached = False
             model.eval()
             yield
         finally:
-            for state, warn in zip(states, warned, strict=True):
-                state.warn = warn
+            for state, before in zip(states, warned, strict=True):
+                state.warn, state.warn_unreached = before
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from ghnqat_sdk.files import digest, replacing, write_atomically
 from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.quantization.convert import fix_learned_steps, to_fake_quantized
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers, require_fake_quantized_layers
+from ghnqat_sdk.quantization.norms import calibrated_norms
 from ghnqat_sdk.quantization.settings import LayerSettings, QuantizationSettings, Rules
 from ghnqat_sdk.quantization.state import signature_of, states_of
 
@@ -64,6 +65,7 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
                 keywords=signature.keywords,
                 layers={name: LayerSettings.of(layer, rules) for name, layer in layers.items()},
                 unquantized=tuple(quantizable_layers(qmodel).keys() - layers.keys()),
+                unreached=tuple(n for n, x in calibrated_norms(qmodel).items() if not x.reached),
                 sha256=digest(load_file(temporary)),
             )
         write_atomically(folder / SETTINGS_FILE, settings.model_dump_json(indent=2).encode())
@@ -130,6 +132,8 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
     state.normalized = settings.normalized
     state.signature = Signature(settings.inputs, settings.keywords)
     _give_ranges(qmodel, settings)
+    for name, norm in calibrated_norms(qmodel).items():
+        vars(norm)["reached"] = name not in settings.unreached
     return qmodel
 
 

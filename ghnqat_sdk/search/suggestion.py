@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def suggest_bits(
     Each layer is quantized alone with each candidate, and the change of the output is measured on
     `batch`. From the cheapest candidate everywhere, layers are then raised one after the other, by
     the largest fall of the summed changes for each unit of cost. The model runs once for each layer
-    and candidate. Layers that the batch does not reach keep the cheapest.
+    and candidate. Layers that the batch does not reach keep the cheapest. Layers that share a
+    weight have the same bits, and it counts once.
 
     Args:
         model: Any CNN; it stays as it is.
@@ -95,7 +97,8 @@ def suggest_bits(
     qmodel = predict_quantized_params(
         model, pairs[-1], hypernetwork=hypernetwork, example_inputs=call
     )
-    sensitivity, layers = _measure(qmodel, call, pairs)
+    groups = _sharing_weights(qmodel)
+    sensitivity, layers = _measure(qmodel, call, pairs, groups)
     if not layers:
         raise ArgumentError(
             f"This {type(model).__name__} has no layer that could be quantized and that the batch "
@@ -103,10 +106,12 @@ def suggest_bits(
         )
 
     def cost(name: str, bits: Pair) -> float:
-        size = layers[name]
-        return size.weight_bytes(bits) if weight_bytes is not None else size.bit_operations(bits)
+        sizes = [layers[member] for member in groups[name]]
+        if weight_bytes is not None:
+            return sum(size.weight_bytes(bits) for size in sizes)
+        return sum(size.bit_operations(bits) for size in sizes)
 
-    chosen = {name: min(pairs, key=lambda bits: cost(name, bits)) for name in layers}
+    chosen = {name: min(pairs, key=lambda bits: cost(name, bits)) for name in groups}
     spent = sum(cost(name, bits) for name, bits in chosen.items())
     if spent > budget:
         raise ArgumentError(
@@ -117,7 +122,24 @@ def suggest_bits(
         name, bits = step
         spent += cost(name, bits) - cost(name, chosen[name])
         chosen[name] = bits
-    return BitsSuggestion(chosen, spent, budget, sensitivity, layers)
+    first = {member: name for name, members in groups.items() for member in members}
+    return BitsSuggestion(
+        bits={name: chosen[first[name]] for name in layers},
+        cost=spent,
+        budget=budget,
+        sensitivity={name: sensitivity[first[name]] for name in layers},
+        layers=layers,
+    )
+
+
+def _sharing_weights(qmodel: nn.Module) -> dict[str, list[str]]:
+    """The layers that share a weight, by the name of the first; most have one of their own."""
+    firsts: dict[int, str] = {}
+    groups: dict[str, list[str]] = {}
+    for name, layer in fake_quantized_layers(qmodel).items():
+        stored = layer._parameters.get("weight", layer)  # computed ones are shared with nobody
+        groups.setdefault(firsts.setdefault(id(stored), name), []).append(name)
+    return groups
 
 
 def _best_step(
@@ -141,9 +163,10 @@ def _best_step(
 
 @torch.no_grad()
 def _measure(
-    qmodel: nn.Module, call: Call, pairs: Iterable[Pair]
+    qmodel: nn.Module, call: Call, pairs: Iterable[Pair], groups: Mapping[str, list[str]]
 ) -> tuple[dict[str, dict[Pair, float]], dict[str, LayerCost]]:
-    """Sensitivity and size of every layer; nothing changes by those that the batch does not reach.
+    """Sensitivity of every group of layers, and size of every layer, where a shared weight is the
+    first's; nothing changes by layers that the batch does not reach.
 
     None where it reaches no layer.
     """
@@ -154,14 +177,19 @@ def _measure(
     with evaluating(qmodel), all_in_float(layers):
         with counting_costs(layers, call.rows) as costs:
             exact = finite_run_on(qmodel, call)
-        for name in costs:
-            sensitivity[name] = {}
+        for name, members in groups.items():
+            sensitivity[name] = dict.fromkeys(pairs, 0.0)
+            if costs.keys().isdisjoint(members):
+                continue
             for bits in pairs:
-                with layer_at(layers[name], *bits):
+                with ExitStack() as stack:
+                    for member in members:
+                        stack.enter_context(layer_at(layers[member], *bits))
                     sensitivity[name][bits] = output_difference(run_on(qmodel, call), exact)
     for name in [name for name in layers if costs and name not in costs]:
-        sensitivity[name] = dict.fromkeys(pairs, 0.0)
         costs[name] = LayerCost(layers[name].weight.numel(), macs=0)
+    for member in [name for members in groups.values() for name in members[1:] if costs]:
+        costs[member] = replace(costs[member], weights=0)
     return sensitivity, costs
 
 

@@ -83,6 +83,13 @@ def test_what_runs_elsewhere_is_refused_with_what_to_pass(wrap):
         gq.trace(wrap(nn.Conv2d(3, 8, 3)), IMAGES)
 
 
+@pytest.mark.parametrize("call", [gq.predict_quantized_params, gq.from_float])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_a_scripted_model_is_refused_as_such(call):
+    with pytest.raises(gq.TraceError, match="'the model' is one.+that was scripted"):
+        call(torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())))
+
+
 def test_compiled_parts_are_traced_and_quantized_within(small):
     part = torch.compile(nn.Conv2d(3, 8, 3), backend="eager")
     model = Model(lambda m, x: m.head(m.conv(x).mean((2, 3))), conv=part, head=nn.Linear(8, 10))

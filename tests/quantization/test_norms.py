@@ -44,6 +44,32 @@ class Guarded(nn.BatchNorm2d):
         super().__setattr__(name, value)
 
 
+class ByOwnStatistics(nn.BatchNorm2d):
+    """Reads its statistics whatever it is asked for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        numbers = self.running_mean, self.running_var, self.weight, self.bias
+        return F.relu(F.batch_norm(x, *numbers, self.training, self.momentum, self.eps))
+
+
+class ByHand(nn.BatchNorm2d):
+    """Computes with its statistics itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var = torch.lerp(self.running_var, variance, self.momentum)
+        else:
+            mean, variance = self.running_mean, self.running_var
+        x = (x - mean.view(1, -1, 1, 1)) / (variance.view(1, -1, 1, 1) + self.eps).sqrt()
+        return x * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+
+
+KINDS = [Labelled, Activated, ByFunction, Guarded, ByOwnStatistics, ByHand, nn.SyncBatchNorm]
+
+
 def network(norm: nn.Module) -> nn.Sequential:
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
@@ -51,7 +77,7 @@ def network(norm: nn.Module) -> nn.Sequential:
     return nn.Sequential(conv, norm, nn.ReLU(), pool, nn.Flatten(), nn.Linear(8, 5))
 
 
-@pytest.mark.parametrize("kind", [Labelled, Activated, ByFunction, Guarded, nn.SyncBatchNorm])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_norm_of_another_class_evaluates_as_torchs(kind):
     outputs = []
     for norm in (nn.BatchNorm2d(8), kind(8)):
@@ -109,8 +135,32 @@ def test_a_norm_with_fixed_statistics_keeps_them_and_is_named(small):
     with pytest.warns(ReplacedWeightsWarning):
         qmodel = gq.predict_quantized_params(model, hypernetwork=small, example_inputs=IMAGES)
     assert "keeps its running statistics" in gq.prediction_report(qmodel).unquantized["1"]
-    assert gq.calibrate(qmodel, [IMAGES]).norms == ()
+    with pytest.warns(gq.UnfamiliarDataWarning, match="statistics of '1' are of other weights"):
+        report = gq.calibrate(qmodel, [IMAGES])
+    assert (report.norms, [*report.stale]) == ((), ["1"])
     assert torch.equal(qmodel[1].running_mean, norm.running_mean)
+
+
+def test_a_norm_by_function_keeps_its_statistics_and_is_named(small):
+    def forward(m, x: Tensor) -> Tensor:
+        x = F.batch_norm(m.conv(x), m.mean, m.variance, training=m.training)
+        return m.head(F.conv2d(x, m.weight).mean((2, 3)))
+
+    parts = {"conv": nn.Conv2d(3, 8, 3), "head": nn.Linear(8, 5)}
+    model = Model(forward, **parts)
+    model.weight = nn.Parameter(torch.randn(8, 8, 1, 1))
+    model.register_buffer("mean", torch.zeros(8))
+    model.register_buffer("variance", torch.ones(8))
+    qmodel = gq.predict_quantized_params(model, hypernetwork=small, head="predict")
+    why = gq.prediction_report(qmodel).unquantized[""]
+    assert "conv2d computes with its weight outside" in why
+    assert "normalizes with its running statistics" in why
+    with pytest.warns(gq.UnfamiliarDataWarning, match="statistics of 'the model'"):
+        gq.calibrate(qmodel, [IMAGES])
+    model(IMAGES)
+    trained = gq.from_float(model, (8, 8))
+    gq.calibrate(trained, [IMAGES])  # they are its own
+    assert why in str(gq.quantization_report(trained, IMAGES))
 
 
 def test_norms_without_running_statistics_are_left_alone():

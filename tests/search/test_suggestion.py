@@ -163,3 +163,15 @@ def test_a_suggestion_has_bits_for_layers_that_the_batch_does_not_reach(small):
     assert suggestion.cost <= 150
     qmodel = gq.predict_quantized_params(model, suggestion.bits, hypernetwork=small)
     assert qmodel.auxiliary.weight_quantizer.bits == 2
+
+
+def test_layers_that_share_a_weight_have_the_same_bits_and_it_counts_once(small):
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5)),
+    )
+    model[2].weight = model[0].weight
+    suggestion = gq.suggest_bits(model, IMAGES, weight_bytes=81 + 15, hypernetwork=small)
+    assert suggestion.bits == dict.fromkeys(("0", "2", "6"), (8, 8))
+    assert [layer.weights for layer in suggestion.layers.values()] == [81, 0, 15]
+    assert suggestion.cost == 81 + 15
