@@ -79,7 +79,7 @@ FLOAT = {
     ),
     "a layer that is never called": (
         Model(lambda m, x: x, spare=nn.Linear(3, 3)),
-        {"1.spare": "no operation of the traced run uses it"},
+        {"1.spare": "the traced run does not call it"},
     ),
 }  # fmt: skip
 QUANTIZED_OR_FLOAT_BY_DESIGN = {

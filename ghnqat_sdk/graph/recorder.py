@@ -98,7 +98,7 @@ class Recorder(TorchFunctionMode):
         self._add(Node("output"), sources)
         heads, dense = self._mark_classifiers(outputs)
         unreached = {
-            name: "feeds other parameters of the same layer" if name in self._used else UNUSED
+            name: "is part of a weight that is predicted" if name in self._used else UNUSED
             for name, tensor in self.parameters.items()
             if tensor.is_floating_point() and name not in self._claimed
         }

@@ -281,9 +281,11 @@ def _announce(module: nn.Module, name: str, recorder: Recorder) -> None:
 def _explain(model: nn.Module, given: Call | None, failure: Exception) -> TraceError:
     name, text = type(model).__name__, str(failure).partition("\n")[0].rstrip(":")
     reason = f"{type(failure).__name__}: {text}"
+    images = (call.args[0] for call in _guesses(model) if call.args[0].ndim > 2)
+    channels = next(images).shape[1]
     advice = (
-        "example_inputs=torch.empty(2, 3, 32, 32), a tuple of arguments, or a dict of keyword "
-        "arguments."
+        f"example_inputs=torch.empty(2, {channels}, 32, 32), with the height and width of its "
+        "images, a tuple of arguments, or a dict of keyword arguments."
     )
     if given is not None:
         instead = advice_for(model, given, failure) or f"Pass inputs that it takes: {advice}"

@@ -45,9 +45,9 @@ class CalibrationReport:
         """What to do about the first layer that collapsed, and the first with statistics of other
         weights; empty without either."""
         return [
-            f"The running statistics of {name or 'the model'!r} are of other weights than the predicted ones, and "
-            f"are not re-estimated: {why}. Write the norm as nn.BatchNorm2d, or a class derived "
-            "from it."
+            f"The running statistics of {name or 'the model'!r} are of other weights than the "
+            f"predicted ones, and are not re-estimated: {why}. Write the norm as nn.BatchNorm2d, "
+            "or a class derived from it."
             for name, why in list(self.stale.items())[:1]
         ] + [
             f"The inputs of {name!r} lie between {low:.4g} and {high:.4g}. 0 is always one of the "

@@ -49,4 +49,4 @@ def left_in_float(graph: ComputationGraph, state: QuantizationState) -> dict[str
         )
     used = {layer for node, layer in runs if node.quantized or node.parameters}
     unused = [name for name in state.bits if name not in used and name not in named]
-    return named | dict.fromkeys(unused, "no operation of the traced run uses it")
+    return named | dict.fromkeys(unused, "the traced run does not call it")
