@@ -86,7 +86,7 @@ def test_what_runs_elsewhere_is_refused_with_what_to_pass(wrap):
 @pytest.mark.parametrize("call", [gq.predict_quantized_params, gq.from_float])
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_a_scripted_model_is_refused_as_such(call):
-    with pytest.raises(gq.TraceError, match="'the model' is one.+that was scripted"):
+    with pytest.raises(gq.TraceError, match=r"'the model' is one.+that was scripted"):
         call(torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())))
 
 
