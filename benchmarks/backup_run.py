@@ -1,13 +1,13 @@
 """Keep a stable run in one small file that replaces the one before, and bring it back.
 
-    python benchmarks/backup_run.py runs/stable backups/stable.safetensors
-    python benchmarks/backup_run.py runs/stable backups/stable.safetensors --restore
+    python benchmarks/backup_run.py runs/stable backups/stable.safetensors.xz
+    python benchmarks/backup_run.py runs/stable backups/stable.safetensors.xz --restore
 
-The file holds the hypernetwork and the projections of its hints in half precision, its average as
-differences from it in 8 bits, the teacher's file, the config and the progress, at most 15 MB. The
-optimizer's state is left out: a restored run goes on, and its optimizer starts anew. --restore
-writes run.json, checkpoint.safetensors and teacher.safetensors into a folder that holds no run;
-the teacher's features are computed again, into features/ beside them. Then:
+The file holds the averaged hypernetwork and the projections of its hints in half precision, the
+teacher's file, the config and the progress, compressed, at most 15 MB. A restored run goes on from
+the average, and its optimizer, whose state is left out, starts anew. --restore writes run.json,
+checkpoint.safetensors and teacher.safetensors into a folder that holds no run; the teacher's
+features are computed again, into features/ beside them. Then:
 
     ghnqat-train run --data data/cifar10 --output runs/stable --resume --steps 100000
 """
@@ -15,14 +15,13 @@ the teacher's features are computed again, into features/ beside them. Then:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import lzma
 from pathlib import Path
 from typing import Any
 
 import common
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, GhnqatError
@@ -33,10 +32,9 @@ from ghnqat_sdk.training.folder import RUN_FILE
 from ghnqat_sdk.training.hints import HintConfig
 
 MOST_BYTES = 15_000_000
-FORMAT = 1
-MODEL, AVERAGE, SCALE, TEACHER = "model.", "average.module.", "scale.", "teacher"
+FORMAT = 2
+MODEL, AVERAGE, TEACHER = "model.", "average.module.", "teacher"
 TEACHER_FILE = "teacher.safetensors"
-LEVELS = 127
 
 
 def backup(folder: Path, path: Path) -> int:
@@ -51,14 +49,14 @@ def backup(folder: Path, path: Path) -> int:
     if state is None:
         raise ArgumentError(f"{str(folder)!r} holds no state. Name the folder of a run.")
     tensors, facts = state
-    kept = {name: t for name, t in tensors.items() if not name.startswith("optimizer.")}
-    packed = packed_average({name: halved(name, t) for name, t in kept.items()}, kept)
+    left_out = ("optimizer.", MODEL)
+    packed = {n: halved(n, t) for n, t in tensors.items() if not n.startswith(left_out)}
     if config.hints is not None:
         content = file_content(Path(config.hints.teacher))
         packed[TEACHER] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     told = {"format": FORMAT, "config": portable(config), "facts": facts | {"optimizer": None}}
     metadata = {"run": json.dumps(told), "sha256": digest(packed)}
-    content = save(packed, metadata)
+    content = lzma.compress(save(packed, metadata))
     if len(content) > MOST_BYTES:
         raise ArgumentError(
             f"The backup takes {len(content):,} bytes, and {MOST_BYTES:,} is the most that goes "
@@ -81,7 +79,9 @@ def restore(path: Path, folder: Path) -> RunConfig:
     tensors, told = opened(path)
     config = RunConfig.model_validate(told["config"])
     teacher = tensors.pop(TEACHER, None)
-    state = unpacked_average(tensors)
+    state = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+    averages = [name for name in state if name.startswith(AVERAGE)]
+    state |= {MODEL + name.removeprefix(AVERAGE): state[name].clone() for name in averages}
     save_training_state(folder, state, told["facts"])
     with writing(folder):
         if config.hints is not None and teacher is not None:
@@ -100,34 +100,6 @@ def halved(name: str, tensor: Tensor) -> Tensor:
     return half
 
 
-def packed_average(halves: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """With each tensor of the average as its difference from the model's, in steps of a scale."""
-    packed = dict(halves)
-    for name, average in exact.items():
-        if name.startswith(AVERAGE) and average.is_floating_point():
-            own = name.removeprefix(AVERAGE)
-            difference = average - halves[MODEL + own].float()
-            scale = difference.abs().max() / LEVELS
-            steps = difference / scale.clamp(min=torch.finfo(torch.float32).tiny)
-            packed[name] = steps.round().to(torch.int8)
-            packed[SCALE + own] = scale
-    return packed
-
-
-def unpacked_average(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state in float32."""
-    state = {}
-    for name, tensor in packed.items():
-        if name.startswith(SCALE):
-            continue
-        own = name.removeprefix(AVERAGE)
-        if name.startswith(AVERAGE) and SCALE + own in packed:
-            state[name] = packed[MODEL + own].float() + tensor * packed[SCALE + own]
-        else:
-            state[name] = tensor.float() if tensor.is_floating_point() else tensor
-    return state
-
-
 def portable(config: RunConfig) -> dict[str, Any]:
     """The config without paths of the machine that it ran on."""
     changes: dict[str, Any] = {"initial": None}  # which the state replaces
@@ -141,13 +113,14 @@ def portable(config: RunConfig) -> dict[str, Any]:
 def opened(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors of a backup, and what it says about them."""
     try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        content = lzma.decompress(path.read_bytes())
+        size = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + size])["__metadata__"]
+        tensors = load(content)
         told = json.loads(metadata["run"])
         if metadata["sha256"] != digest(tensors) or told["format"] != FORMAT:
             raise ValueError("its contents do not match its checksum and format")
-    except Exception as error:  # of the file system, of safetensors, or of what is in the file
+    except Exception as error:  # of the file system, of lzma, of safetensors, or of what is in it
         raise CheckpointError(
             f"{str(path)!r} is no whole backup: {error!r:.200}. Name one that this command wrote."
         ) from error
@@ -166,7 +139,7 @@ def file_content(path: Path) -> bytes:
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("run", type=Path, help="folder of the run")
-    parser.add_argument("file", type=Path, help="the backup, a .safetensors")
+    parser.add_argument("file", type=Path, help="the backup, a .safetensors.xz")
     parser.add_argument("--restore", action="store_true", help="from the file into the folder")
     options = parser.parse_args()
     try:
