@@ -74,6 +74,7 @@ class _Unreached(nn.Module):
     """Stands for the quantizer of a layer that no image reached while calibrating."""
 
     bits = 8
+    follows = False  # that it has no range is told by `require_ranges`
 
     def __init__(self) -> None:
         super().__init__()
