@@ -18,7 +18,7 @@ from pydantic import (
 from ghnqat_sdk.bits import parse_bits
 from ghnqat_sdk.data import DataConfig
 from ghnqat_sdk.errors import ArgumentError, problems
-from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig
+from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig, TrainingImages
 from ghnqat_sdk.plugins import with_imports
 from ghnqat_sdk.quantization.roundings import NEAREST, Rounding, without_switch
 from ghnqat_sdk.training.compute import ComputeConfig
@@ -122,6 +122,17 @@ class RunConfig(BaseModel):
     def _some_networks(self) -> RunConfig:
         if sum(share.share for share in self.networks) <= 0:
             raise ValueError("at least one of networks needs a share above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _images_as_loaded(self) -> RunConfig:
+        for name in ("size", "mean", "std"):
+            loaded, described = getattr(self.data, name), getattr(self.hypernetwork.images, name)
+            if described not in (loaded, TrainingImages.model_fields[name].default):
+                raise ValueError(
+                    f"hypernetwork.images.{name} is {described}, where images are loaded with "
+                    f"data.{name}, {loaded}; write data.{name} alone, the other follows"
+                )
         return self
 
     def build_sampler(self) -> Sampler:

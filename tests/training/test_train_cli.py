@@ -125,6 +125,7 @@ def test_fields_are_changed_where_the_run_begins_and_where_it_goes_on(train, tmp
         (["--set", "initial=/no/such/folder"], "/no/such/folder"),
         (["--set", 'hints={"teacher": "/no/such.file"}'], "Train one, ghnqat-train teacher"),
         (["--set", "hypernetwork.num_classes=5"], "of 10 classes"),
+        (["--set", "hypernetwork.images.size=48"], "write data.size alone"),
         (["--steps", 0], "'0' is wrong here. Write a whole number from 1"),
         (["--threads", 0], "'0' is wrong here. Write a whole number from 1"),
         (["--data", "/no/such/folder"], "--data '/no/such/folder' is not a folder"),
