@@ -90,7 +90,7 @@ def _comparison(options: Namespace) -> Comparison:
     from ghnqat_sdk.demo.comparison import compare_starts
 
     model = build_model(options.model, _CLASSES)
-    traced(model, _SHAPE)
+    traced(model, _SHAPE, source="The shape of the demo's images,")
     hypernetwork = loaded_hypernetwork(options)
     with working("predicting, calibrating and testing"):
         return compare_starts(

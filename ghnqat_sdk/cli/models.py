@@ -177,8 +177,11 @@ def example_of(sizes: tuple[int, ...] | None) -> Tensor | None:
     return torch.empty(sizes, device="meta")
 
 
-def traced(model: nn.Module, sizes: tuple[int, ...] | None) -> tuple[ComputationGraph, Call]:
-    """The graph of the model, and the inputs that it was recorded on.
+def traced(
+    model: nn.Module, sizes: tuple[int, ...] | None, source: str = "--input"
+) -> tuple[ComputationGraph, Call]:
+    """The graph of the model, and the inputs that it was recorded on; `source` is where their
+    shape comes from.
 
     Raises:
         ArgumentError: it cannot be run on inputs of the shape that was given.
@@ -193,7 +196,7 @@ def traced(model: nn.Module, sizes: tuple[int, ...] | None) -> tuple[Computation
             if sizes is None:
                 raise
             text = ",".join(map(str, sizes))
-            raise ArgumentError(f"--input {text} does not fit the model: {error}") from error
+            raise ArgumentError(f"{source} {text} does not fit the model: {error}") from error
 
 
 def loaded_hypernetwork(options: Namespace) -> GraphHypernetwork:

@@ -82,7 +82,10 @@ def test_a_model_that_cannot_run_on_small_images_is_refused(demo, capsys, tmp_pa
         "return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 7))\n"
     )
     checkpoint = str(tmp_path / "checkpoint")
-    for name, reason in (("big", "2,3,32,32"), ("seven", "tells 7 classes")):
+    for name, reason in (
+        ("big", "The shape of the demo's images, 2,3,32,32 does not fit"),
+        ("seven", "tells 7 classes"),
+    ):
         assert main(["demo", f"for_demo:{name}", "--hypernetwork", checkpoint]) == 2
         assert reason in capsys.readouterr().err
     assert not (tmp_path / "here" / "ghnqat-demo").exists()
