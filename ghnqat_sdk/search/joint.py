@@ -12,6 +12,7 @@ from torch import nn
 
 from ghnqat_sdk.bits import Pair
 from ghnqat_sdk.data import ImageSet
+from ghnqat_sdk.data.checks import check_whole
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.generators import random_numbers_stay, seed_generators
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
@@ -109,10 +110,7 @@ def search_architectures(
     """
     pairs = check_candidates(candidates, weight_bytes)
     check_budget(weight_bytes, bit_operations)
-    if isinstance(finalists, bool) or not isinstance(finalists, int) or finalists < 0:
-        raise ArgumentError(
-            f"finalists={finalists!r} is no whole number from 0. Write finalists=3."
-        )
+    check_whole("finalists", finalists, 0, "finalists=3")
     fitting, measured = held_out(images, validation)
     if not isinstance(hypernetwork, GraphHypernetwork):
         hypernetwork = load_pretrained(hypernetwork)

@@ -25,18 +25,6 @@ _pool = partial(
 )
 
 
-def check_processes(processes: Any) -> None:
-    """Refuse what is no number of processes.
-
-    Raises:
-        ArgumentError: so it is.
-    """
-    if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
-        raise ArgumentError(
-            f"processes={processes!r} is no whole number from 1. Write processes=2."
-        )
-
-
 def lines_of(entries: Sequence[Entry], study: Study, processes: int) -> Iterator[Line]:
     """A line for each network, as they come.
 

@@ -12,13 +12,14 @@ from torch import nn
 
 from ghnqat_sdk.bits import Pair, parse_bits
 from ghnqat_sdk.data import ImageSet
+from ghnqat_sdk.data.checks import check_whole
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
 from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.search.budget import Budget
 from ghnqat_sdk.search.measuring import Line, Study
-from ghnqat_sdk.search.processes import check_processes, lines_of
+from ghnqat_sdk.search.processes import lines_of
 from ghnqat_sdk.search.ranked import RankedNetwork, Ranking
 from ghnqat_sdk.search.results import append_line, known_lines, results_file
 
@@ -75,7 +76,7 @@ def rank_architectures(
     parsed = _parsed(bits)
     named = named_entries(models)
     fitting, measured = held_out(images, validation)
-    check_processes(processes)
+    check_whole("processes", processes, 1, "processes=2")
     file = None if results is None else results_file(results)
     network = hypernetwork
     if not isinstance(network, GraphHypernetwork):
