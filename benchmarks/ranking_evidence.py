@@ -32,9 +32,9 @@ RESAMPLES = 2000
 CHOSEN = 5
 ONE_EPOCH = "one epoch of QAT"
 COMBINED = {
-    "predicted and sizes": ("predicted likelihood", "log parameters", "log macs"),
-    "predicted, sizes, NASWOT": ("predicted likelihood", "log parameters", "log macs", "NASWOT"),
-    "sizes alone": ("log parameters", "log macs"),
+    "predicted, depth, multiply-accumulates": ("predicted likelihood", "shallowness", "log macs"),
+    "the same, NASWOT": ("predicted likelihood", "shallowness", "log macs", "NASWOT"),
+    "depth, multiply-accumulates": ("shallowness", "log macs"),
 }
 """Scores of each regression."""
 

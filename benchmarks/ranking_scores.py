@@ -7,6 +7,7 @@ and NASWOT (Mellor et al. 2021).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from functools import cache
@@ -20,7 +21,7 @@ from ranking_truth import BITS
 from table1 import hypernetwork
 from torch import Tensor, nn
 
-from ghnqat_sdk import predict_quantized_params
+from ghnqat_sdk import ComputationGraph, predict_quantized_params, trace
 from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.training.spaces.protocol import Architecture
 
@@ -45,6 +46,19 @@ def sizes(architecture: Architecture, data: str) -> Scores:
         "parameters": float(architecture.parameter_count),
         "macs": float(architecture.macs),
     }
+
+
+def shallowness(architecture: Architecture, data: str) -> Scores:
+    """Less the logarithm of how many operations are on the longest path from image to scores."""
+    return {"shallowness": -math.log(depth(trace(architecture.build(10))))}
+
+
+def depth(graph: ComputationGraph) -> int:
+    """Nodes of the longest path."""
+    longest: list[int] = []
+    for node in range(len(graph)):
+        longest.append(1 + max((longest[i] for i in graph.predecessors[node]), default=0))
+    return max(longest)
 
 
 def predicted(architecture: Architecture, data: str) -> Scores:
@@ -123,6 +137,7 @@ def naswot(architecture: Architecture, data: str) -> Scores:
 
 MEASURES: dict[str, Callable[[Architecture, str], Scores]] = {
     "sizes": sizes,
+    "shallowness": shallowness,
     "predicted": predicted,
     "predicted quickly": predicted_quickly,
     "gradient norm": gradient_norm,
