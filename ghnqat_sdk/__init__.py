@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         TraceError,
         UncalibratedWarning,
         UnfamiliarDataWarning,
+        UntracedWarning,
     )
     from ghnqat_sdk.graph.draw import draw_graph
     from ghnqat_sdk.graph.graph import ComputationGraph
@@ -63,6 +64,7 @@ __all__ = [
     "TraceError",
     "UncalibratedWarning",
     "UnfamiliarDataWarning",
+    "UntracedWarning",
     "__version__",
     "calibrate",
     "draw_graph",
@@ -99,6 +101,7 @@ _HOMES = {
     "TraceError": "errors",
     "UncalibratedWarning": "errors",
     "UnfamiliarDataWarning": "errors",
+    "UntracedWarning": "errors",
     "calibrate": "quantization.calibrate",
     "draw_graph": "graph.draw",
     "fit_head": "heads",

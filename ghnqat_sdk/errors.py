@@ -62,3 +62,7 @@ class RandomHeadWarning(UserWarning):
 
 class UnfamiliarDataWarning(UserWarning):
     """Images unlike those that the hypernetwork's networks were trained on."""
+
+
+class UntracedWarning(UserWarning):
+    """A model that is quantized without its graph, which tells what reads the model's inputs."""

@@ -201,10 +201,8 @@ def _folded_numbers(name: str, layer: Any, folded: Tensor, axis: int) -> tuple[T
     folded."""
     weight, quantizer = layer.weight.detach().cpu(), layer.weight_quantizer
     rows, folded_rows = (x.movedim(axis, 0).flatten(1).double() for x in (weight, folded.cpu()))
-    factor = (rows * folded_rows).sum(1) / rows.square().sum(1).clamp(min=1e-30)
-    if rows.shape != folded_rows.shape or not torch.allclose(
-        factor[:, None] * rows, folded_rows, rtol=1e-3, atol=1e-6
-    ):
+    factor = _common_factor(rows, folded_rows)
+    if factor is None:
         raise ArgumentError(
             f"The exported weight of {name!r} is not that of the fake-quantized model. Export "
             f"to_float(qmodel).eval()."
@@ -216,3 +214,12 @@ def _folded_numbers(name: str, layer: Any, folded: Tensor, axis: int) -> tuple[T
     # A scale is positive: a negative factor mirrors the levels instead.
     mirrored = torch.where(factor < 0, 2**quantizer.bits - 1 - zero_point, zero_point)
     return torch.where(scales < torch.finfo(torch.float32).tiny, 1.0, scales), mirrored
+
+
+def _common_factor(rows: Tensor, folded: Tensor) -> Tensor | None:
+    """What each of `rows` (C, n) is multiplied by in `folded`, (C,); None where nothing is."""
+    if rows.shape != folded.shape:
+        return None
+    factor = (rows * folded).sum(1) / rows.square().sum(1).clamp(min=1e-30)
+    alike = torch.allclose(factor[:, None] * rows, folded, rtol=1e-3, atol=1e-6)
+    return factor if alike else None

@@ -4,6 +4,7 @@ ops.py          the table of node types: a new one is a row there
 layers.py       which modules can be fake-quantized
 graph.py        nodes and edges
 trace.py        a model becomes a graph
+refusals.py     which models do not
 merge.py        graphs of two modes become one
 recorder.py     sees the calls meanwhile
 caches.py       what the run leaves beside the model is gone afterwards

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ghnqat_sdk.bits import FLOAT_BITS
+from ghnqat_sdk.bits import FLOAT_BITS, parse_bits
 from ghnqat_sdk.graph.channels import Runs
 from ghnqat_sdk.graph.ops import BY_NAME, Role
 
@@ -150,9 +150,13 @@ class ComputationGraph:
         self, bits: tuple[int, int] | Callable[[Node], tuple[int, int]]
     ) -> ComputationGraph:
         """The same graph with other bit-widths: one (weight, activation) pair, or a function of the
-        node."""
+        node.
+
+        Raises:
+            ArgumentError: bits that are no such pair.
+        """
         choose = bits if callable(bits) else lambda _: bits
-        nodes = tuple(replace(node, bits=choose(node)) for node in self.nodes)
+        nodes = tuple(replace(node, bits=parse_bits(choose(node))) for node in self.nodes)
         return replace(self, nodes=nodes)
 
     def shortest_paths(self, s_max: int) -> Tensor:

@@ -15,13 +15,14 @@ from ghnqat_sdk.advice import advice_for
 from ghnqat_sdk.calls import Call, meta_like, tensors_in
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.devices import at_home, on_cpu_by_default
-from ghnqat_sdk.errors import ArgumentError, TraceError
+from ghnqat_sdk.errors import TraceError
 from ghnqat_sdk.generators import generator_states, random_numbers_stay, seed_generators
 from ghnqat_sdk.graph.caches import caches_stay
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.graph.merge import with_parameters_of
 from ghnqat_sdk.graph.recorder import UNUSED, Recorder
+from ghnqat_sdk.graph.refusals import refuse_untraceable
 
 _SIZES = (224, 32, 28, 299, 64, 96, 128, 160, 192, 240, 256, 288, 320, 384, 448, 512, 16, 8)
 """Image sizes that are tried where no example inputs are given."""
@@ -61,7 +62,7 @@ def trace(model: nn.Module, example_inputs: Any = None) -> ComputationGraph:
 
 def trace_with_call(model: nn.Module, example_inputs: Any = None) -> tuple[ComputationGraph, Call]:
     """As `trace`, with the arguments of the run that was recorded: meta tensors, or numbers."""
-    _refuse(model)
+    refuse_untraceable(model)
     given = example_inputs is not None
     candidates = [Call.of(example_inputs)] if given else list(_guesses(model))
     failures: list[Exception] = []
@@ -117,51 +118,6 @@ def _trace_in(
             failures.append(error)
             if _reads_values(error):
                 return _trace_on_numbers(model, calls[index:], mode, failures)
-    return None
-
-
-def _refuse(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(
-            f"model is a {type(model).__name__}; expected an nn.Module. Write, for example, "
-            f"trace(torchvision.models.resnet18())."
-        )
-    refuse_hidden(model)
-    if hasattr(model, "_orig_mod"):
-        raise TraceError(
-            "This is a compiled module. Pass the module that was compiled: model._orig_mod"
-        )
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise TraceError(
-            f"{type(model).__name__} runs its module elsewhere. Pass that: model.module"
-        )
-    if shapeless := why_shapeless(model):
-        raise TraceError(shapeless)
-
-
-def refuse_hidden(model: nn.Module) -> None:
-    """Raise for a module of torch.jit that has parameters.
-
-    Raises:
-        TraceError: the message names it.
-    """
-    for name, module in model.named_modules():
-        hidden = isinstance(module, torch.jit.ScriptModule)
-        if hidden and (not name or next(module.parameters(), None) is not None):
-            raise TraceError(
-                f"torch.jit modules hide their operations, and {name or 'the model'!r} is one. "
-                "Pass the nn.Module that was scripted or traced."
-            )
-
-
-def why_shapeless(model: nn.Module) -> str | None:
-    """What to say of a model with a lazy module that has not run yet; None for others."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if nn.parameter.is_lazy(tensor):
-            return (
-                f"{name!r} of a lazy module has no shape yet. Run the model once on a batch "
-                f"before: model(images)"
-            )
     return None
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from ghnqat_sdk.bits import Bits, Pair, resolve_bits
+from ghnqat_sdk.calls import Call
 from ghnqat_sdk.copying import copy_module
-from ghnqat_sdk.errors import ArgumentError, TraceError
+from ghnqat_sdk.errors import ArgumentError, TraceError, UntracedWarning
 from ghnqat_sdk.graph.annotate import input_layers
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.graph.ops import BY_NAME, op_of
-from ghnqat_sdk.graph.trace import refuse_hidden, trace, why_shapeless
+from ghnqat_sdk.graph.refusals import refuse_hidden, refuse_wrapped, why_shapeless
+from ghnqat_sdk.graph.trace import trace_with_call
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.classes import CHANGED, fake_quantized_class, float_class
 from ghnqat_sdk.quantization.lookup import all_in_float, fake_quantized_layers
@@ -154,14 +157,15 @@ def from_float(
     *,
     ranges: RangeRule | str | None = None,
     rounding: RoundingRule | str = NEAREST,
+    example_inputs: Any = None,
     inplace: bool = False,
 ) -> nn.Module:
     """A fake-quantized copy of a float model with its own weights: QAT without a prediction.
 
     `to_float` leads back. Batch norm uses batch statistics until `calibrate`, as in a predicted
     model. Layers that read the model's inputs, for which range rules have a kind of their own, are
-    found by `trace` with inputs of a usual shape; where that fails, they count as the others.
-    `quantization_report` tells what is left in float.
+    found by `trace`; where inputs of a usual shape do not suit the model, they count as the others,
+    and an `UntracedWarning` says so. `quantization_report` tells what is left in float.
 
     Args:
         model: With torch's own layers, or classes derived from them.
@@ -172,13 +176,16 @@ def from_float(
             `ClippedRanges(per_channel=True)` gives each output channel of a weight its own.
         rounding: How values come to the levels of a range: "nearest", "noise" (NoiseQuant), or a
             `CustomRounding`.
+        example_inputs: As in `predict_quantized_params`.
         inplace: Change `model` itself and return it.
 
     Raises:
         ArgumentError: no float model, bits, ranges or rounding that are none, or a model that
             cannot be copied or has a lazy module that has not run yet.
+        TraceError: example inputs that the model cannot be run on, or a wrapped or compiled model.
     """
     require_module(model, "from_float(model)")
+    refuse_wrapped(model)
     if fake_quantized_layers(model):
         raise ArgumentError(
             f"from_float needs a float model; this {type(model).__name__} is fake-quantized "
@@ -190,20 +197,31 @@ def from_float(
     resolved = resolve_bits(bits, list(quantizable_layers(model)))
     rule = ClippedRanges() if ranges is None else range_rule(ranges)
     rounding = rounding_rule(rounding)
-    graph = _graph_of(model)
+    graph, call = _traced(model, example_inputs)
     inputs = set() if graph is None else input_layers(graph, quantizable_layers(model))
     qmodel = model if inplace else copy_module(model)
     state = to_fake_quantized(qmodel, resolved, rule, rounding=rounding, inputs=inputs)
-    if graph is not None:
+    if graph is not None and call is not None:
+        state.signature = call.signature
         note_graph(qmodel, graph, state)
     return qmodel
 
 
-def _graph_of(model: nn.Module) -> ComputationGraph | None:
+def _traced(
+    model: nn.Module, example_inputs: Any
+) -> tuple[ComputationGraph, Call] | tuple[None, None]:
+    """Nothing, with a warning, where no inputs were given and those of usual shapes do not fit."""
     try:
-        return trace(model)
-    except (ArgumentError, TraceError):
-        return None
+        return trace_with_call(model, example_inputs)
+    except TraceError as error:
+        if example_inputs is not None:
+            raise
+        warnings.warn(
+            f"Layers that read the model's inputs get the ranges of others. {error}",
+            UntracedWarning,
+            stacklevel=3,
+        )
+        return None, None
 
 
 def to_float(

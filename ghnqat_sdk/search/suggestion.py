@@ -16,12 +16,13 @@ from torch import nn
 
 from ghnqat_sdk.bits import FLOAT_BITS, Pair, parse_bits
 from ghnqat_sdk.calls import Call
-from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.copying import copy_module
+from ghnqat_sdk.errors import ArgumentError, TraceError
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT
 from ghnqat_sdk.predict import predict_quantized_params
 from ghnqat_sdk.quantization.lookup import all_in_float, fake_quantized_layers, layer_at
-from ghnqat_sdk.quantization.outputs import finite_run_on, output_difference, run_on
+from ghnqat_sdk.quantization.outputs import finite_run_on, output_difference, outputs_on, run_on
 from ghnqat_sdk.quantization.state import evaluating
 from ghnqat_sdk.search.costs import LayerCost, counting_costs
 
@@ -94,9 +95,15 @@ def suggest_bits(
     budget = check_budget(weight_bytes, bit_operations)
     pairs = check_candidates(candidates, weight_bytes)
     call = Call.of(batch)
-    qmodel = predict_quantized_params(
-        model, pairs[-1], hypernetwork=hypernetwork, example_inputs=call
-    )
+    if call.rows == 0:
+        raise ArgumentError("The batch is empty. Pass some tens of images, as images[:32].")
+    try:
+        qmodel = predict_quantized_params(
+            model, pairs[-1], hypernetwork=hypernetwork, example_inputs=call
+        )
+    except TraceError:
+        outputs_on(copy_module(model).eval(), call)  # tells what is wrong with the batch
+        raise
     groups = _sharing_weights(qmodel)
     sensitivity, layers = _measure(qmodel, call, pairs, groups)
     if not layers:

@@ -28,6 +28,17 @@ def test_another_model_is_refused(no_search):
         prepare_pt2e(program.module(), quantizer)
 
 
+def test_a_model_of_other_sizes_is_refused(no_search):
+    def network(width: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 4, 3)).eval()
+
+    quantizer = pt2e_quantizer(calibrated(network(8), (4, 8)))
+    for other in (network(6), nn.Sequential(network(8))):
+        program = torch.export.export(other, (IMAGES,))
+        with pytest.raises(ArgumentError, match=r"not that of|has not"):
+            prepare_pt2e(program.module(), quantizer)
+
+
 def test_bad_input_is_refused(monkeypatch, no_search):
     with pytest.raises(ArgumentError, match="predict_quantized_params"):
         pt2e_quantizer(Net())

@@ -4,6 +4,7 @@ import networkx
 import pytest
 import torch
 
+from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.batch import batch_graphs
 from ghnqat_sdk.graph.graph import ComputationGraph, Node
 from ghnqat_sdk.graph.ops import OPS, VOCABULARY
@@ -73,6 +74,9 @@ def test_with_bits_takes_a_pair_or_a_function_of_the_node(diamond):
     assert {node.bits for node in diamond.with_bits((4, 8)).nodes} == {(4, 8)}
     mixed = diamond.with_bits(lambda node: (2, 2) if node.module == "b" else (8, 8))
     assert [node.bits for node in mixed.nodes if node.module] == [(8, 8), (2, 2), (8, 8)]
+    for wrong in ((1, 1), lambda node: 4, lambda node: None):
+        with pytest.raises(ArgumentError, match="pair of bit-widths"):
+            diamond.with_bits(wrong)
 
 
 def test_parameters_are_found_by_name(diamond):

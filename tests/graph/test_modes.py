@@ -54,7 +54,8 @@ def test_a_report_of_a_detector_compares_or_says_why_it_cannot():
     chooses = Model(
         lambda m, x: m.conv(x).flatten()[: m.conv.input_quantizer.bits], conv=nn.Conv2d(3, 8, 3)
     )
-    qmodel = gq.from_float(chooses, (2, 2))
+    with pytest.warns(gq.UntracedWarning):
+        qmodel = gq.from_float(chooses, (2, 2))
     with pytest.raises(gq.ArgumentError, match="how many values the model gives"):
         gq.quantization_report(qmodel, IMAGES)
 
@@ -79,8 +80,22 @@ def test_the_quantizers_of_a_layer_are_in_its_mode():
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: nn.Sequential(torch.jit.script(m))])
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_what_runs_elsewhere_is_refused_with_what_to_pass(wrap):
-    with pytest.raises(gq.TraceError, match=r"\.module\b|that was scripted"):
-        gq.trace(wrap(nn.Conv2d(3, 8, 3)), IMAGES)
+    for call in (gq.trace, gq.predict_quantized_params, gq.from_float):
+        with pytest.raises(gq.TraceError, match=r"\.module\b|that was scripted"):
+            call(wrap(nn.Conv2d(3, 8, 3)))
+
+
+@pytest.mark.parametrize("call", [gq.trace, gq.predict_quantized_params, gq.from_float])
+def test_a_compiled_model_is_refused_with_what_to_pass(call):
+    with pytest.raises(gq.TraceError, match=r"model\._orig_mod"):
+        call(torch.compile(nn.Sequential(nn.Conv2d(3, 8, 3)), backend="eager"))
+
+
+def test_a_simulation_is_refused_with_what_to_pass():
+    qmodel = gq.from_float(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
+    with pytest.raises(gq.TraceError, match=r"fake-quantized.+to_float\(qmodel\)"):
+        gq.trace(qmodel)
+    assert len(gq.trace(gq.to_float(qmodel))) == 5
 
 
 @pytest.mark.parametrize("call", [gq.predict_quantized_params, gq.from_float])

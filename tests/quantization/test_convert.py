@@ -5,7 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ghnqat_sdk.errors import ArgumentError, UncalibratedWarning
+from ghnqat_sdk.errors import (
+    ArgumentError,
+    TraceError,
+    UncalibratedWarning,
+    UntracedWarning,
+)
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.classes import LAYERS
 from ghnqat_sdk.quantization.convert import from_float, to_fake_quantized, to_float
@@ -166,3 +171,32 @@ def test_lazy_modules_run_once_before(make, inplace):
     qmodel = from_float(model, inplace=inplace)
     calibrate(qmodel, [images])
     assert qmodel.eval()(images).isfinite().all()
+
+
+class Pair(nn.Module):
+    """Reads two images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+        self.behind = nn.Conv2d(4, 5, 3)
+
+    def forward(self, x, y):
+        return self.behind((self.left(x) + self.right(y)).relu()).mean((2, 3))
+
+
+def test_layers_that_read_inputs_are_told_from_others_by_example_inputs():
+    images = torch.randn(8, 3, 8, 8)
+    with pytest.raises(TraceError, match="example inputs"):
+        from_float(Pair(), example_inputs=images)
+    qmodel = from_float(Pair(), (4, 4), example_inputs=(images, images))
+    kinds = {n: x.input_quantizer.kind for n, x in fake_quantized_layers(qmodel).items()}
+    assert kinds == {"left": "input", "right": "input", "behind": "activation"}
+    calibrate(qmodel, [(images, images, torch.zeros(8))])
+    assert qmodel.eval()(images, images).shape == (8, 5)
+
+
+def test_without_a_graph_that_is_said():
+    with pytest.warns(UntracedWarning, match=r"get the ranges of others.+example_inputs"):
+        qmodel = from_float(Pair(), (4, 4))
+    assert qmodel.left.input_quantizer.kind == "activation"

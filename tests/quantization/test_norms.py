@@ -119,9 +119,8 @@ def test_a_norm_that_takes_more_is_calibrated_on_what_it_normalizes(call):
 def test_instance_norm_takes_the_mean_of_the_statistics_of_each_image(dims):
     kind = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[dims - 1]
     images = IMAGES.reshape(128, 3, *{1: (64,), 2: (8, 8), 3: (4, 4, 4)}[dims])
-    qmodel = gq.from_float(
-        nn.Sequential(kind(3, track_running_stats=True), nn.Flatten(), nn.Linear(192, 2)), (32, 32)
-    )
+    model = nn.Sequential(kind(3, track_running_stats=True), nn.Flatten(), nn.Linear(192, 2))
+    qmodel = gq.from_float(model, (32, 32), example_inputs=images)
     gq.calibrate(qmodel, [images])
     flat = images.flatten(2)
     torch.testing.assert_close(qmodel[0].running_mean, flat.mean((0, 2)))

@@ -14,7 +14,8 @@ def composed(float_part: bool = False) -> nn.Sequential:
     torch.manual_seed(0)
     body = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
     head = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(128, 5))
-    parts = [gq.from_float(body, (4, 4)), gq.from_float(head, (8, 8))]
+    features = torch.empty(2, 8, 6, 6)
+    parts = [gq.from_float(body, (4, 4)), gq.from_float(head, (8, 8), example_inputs=features)]
     return nn.Sequential(*parts, *([nn.Linear(5, 5)] if float_part else []))
 
 

@@ -56,7 +56,8 @@ def test_the_weight_is_the_one_that_a_run_quantizes(place):
 
 
 def test_a_forward_that_wants_more_has_its_own_weight():
-    layer = gq.from_float(Conditioned(4, 3))
+    inputs = torch.empty(2, 4), torch.empty(())
+    layer = gq.from_float(Conditioned(4, 3), example_inputs=inputs)
     assert used_weight(layer) is layer.weight
 
 

@@ -112,8 +112,14 @@ def test_wrong_arguments_say_what_to_write(small, arguments, message):
 def test_models_without_layers_and_wrong_batches_are_refused(small):
     with pytest.raises(gq.GhnqatError):
         gq.suggest_bits(nn.ReLU(), IMAGES, weight_bytes=100, hypernetwork=small)
-    with pytest.raises(gq.GhnqatError):
-        gq.suggest_bits(cnn(), IMAGES[:, :2], weight_bytes=1000, hypernetwork=small)
+    for batch, message in (
+        (IMAGES[:, :2], r"this batch of shapes .+ first convolution takes 3"),
+        (IMAGES[:0], r"is empty.+images\[:32\]"),
+        (None, "batch"),
+    ):
+        with pytest.raises(gq.ArgumentError, match=message) as refused:
+            gq.suggest_bits(cnn(), batch, weight_bytes=1000, hypernetwork=small)
+        assert "example_inputs" not in str(refused.value)
 
 
 def macs(model: nn.Module, batch: torch.Tensor, small) -> dict[str, int]:
