@@ -95,15 +95,7 @@ def suggest_bits(
     budget = check_budget(weight_bytes, bit_operations)
     pairs = check_candidates(candidates, weight_bytes)
     call = Call.of(batch)
-    if call.rows == 0:
-        raise ArgumentError("The batch is empty. Pass some tens of images, as images[:32].")
-    try:
-        qmodel = predict_quantized_params(
-            model, pairs[-1], hypernetwork=hypernetwork, example_inputs=call
-        )
-    except TraceError:
-        outputs_on(copy_module(model).eval(), call)  # tells what is wrong with the batch
-        raise
+    qmodel = _predicted(model, pairs[-1], hypernetwork, call)
     groups = _sharing_weights(qmodel)
     sensitivity, layers = _measure(qmodel, call, pairs, groups)
     if not layers:
@@ -137,6 +129,23 @@ def suggest_bits(
         sensitivity={name: sensitivity[first[name]] for name in layers},
         layers=layers,
     )
+
+
+def _predicted(
+    model: nn.Module, bits: Pair, hypernetwork: str | Path | GraphHypernetwork, call: Call
+) -> nn.Module:
+    """The model with predicted parameters, traced on a batch.
+
+    Raises:
+        ArgumentError: the batch is empty, or the model cannot be run on it.
+    """
+    if call.rows == 0:
+        raise ArgumentError("The batch is empty. Pass some tens of images, as images[:32].")
+    try:
+        return predict_quantized_params(model, bits, hypernetwork=hypernetwork, example_inputs=call)
+    except TraceError:
+        outputs_on(copy_module(model).eval(), call)  # tells what is wrong with the batch
+        raise
 
 
 def _sharing_weights(qmodel: nn.Module) -> dict[str, list[str]]:
