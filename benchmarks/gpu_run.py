@@ -88,8 +88,9 @@ def learn(trainer: Trainer, step: int, pool: Pool, lock: Lock, plan: Plan) -> No
     """Some networks learn, and the pool gets what they gave."""
     losses = trainer.losses
     losses.fading = plan.hint()
-    drawn = trainer.sampler.step(step, trainer.processes.rank, trainer.processes.size)
-    networks = [trainer.networks.prepared(draw.architecture) for draw in drawn]
+    drawn, networks = trainer.networks.of_step(
+        trainer.sampler.step(step, trainer.processes.rank, trainer.processes.size)
+    )
     predicted = trainer._predict(networks, drawn)
     results = losses.of_step(step, trainer.processes.rank, networks, drawn, predicted)
     trainer.gradients.zero()

@@ -33,6 +33,7 @@ from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.folder import RUN_FILE
 from ghnqat_sdk.training.initial import described
 from ghnqat_sdk.training.new_classes import with_new_classes
+from ghnqat_sdk.training.prepared import KNOWN_SIZE
 from ghnqat_sdk.training.projections import fit_projections
 from ghnqat_sdk.training.run import Run, branch, open_features
 from ghnqat_sdk.training.state import check_same_images, facts_of_images
@@ -48,7 +49,6 @@ _DECAY_SHARE = 0.35  # of the training that follows
 _SPARE = 0.93  # of what is left, for validations and a slower end
 _MOST_EPOCHS = 60
 _FOREVER = 10**9
-_KNOWN_SIZE = 32  # of the images that the recipe's costs are of
 
 
 class AdaptConfig(BaseModel):
@@ -143,7 +143,7 @@ class Adaptation:
             names = {"teacher": TEACHER_FILE, "features": "features"}
             paths = {field: str(self.folder / name) for field, name in names.items()}
             hints = hints.model_copy(update=paths)
-        macs = recipe.sampling.batch_macs * (_KNOWN_SIZE / side) ** 2
+        macs = recipe.sampling.batch_macs * (KNOWN_SIZE / side) ** 2
         changes = {
             "data": DataConfig(size=side, padding=recipe.data.padding, mean=mean, std=std),
             "initial": str(self.folder / "initial"),

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from ghnqat_sdk.errors import TraceError
 from ghnqat_sdk.graph.annotate import input_layers
 from ghnqat_sdk.graph.channels import Runs
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.training.plan import ForwardPlan
+from ghnqat_sdk.training.sampler import Draw
 from ghnqat_sdk.training.spaces.protocol import Architecture
+
+KNOWN_SIZE = 32
+"""Side in pixels of the images that spaces are made for, and costs are of."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +44,23 @@ class PreparedNetwork:
         return self.plan.taps > 0 and self.architecture.norm != "none"
 
 
-def prepare_network(architecture: Architecture, num_classes: int) -> PreparedNetwork:
+def prepare_network(
+    architecture: Architecture, num_classes: int, size: int = KNOWN_SIZE
+) -> PreparedNetwork:
     """Build, trace and plan `architecture` without allocating its parameters.
+
+    Args:
+        architecture: Of a space.
+        num_classes: That it tells.
+        size: Side of its images in pixels.
 
     Raises:
         ArgumentError: its module cannot be traced by torch.fx.
+        TraceError: it cannot be run on images of this size.
     """
     with torch.device("meta"):
         model = architecture.build(num_classes)
-        image = torch.empty(2, 3, 32, 32)
+        image = torch.empty(2, 3, size, size)
     graph = trace(model, image)
     plan = ForwardPlan(model, input_layers(graph, quantizable_layers(model)))
     names = {id(module): name for name, module in model.named_modules()}
@@ -60,19 +74,42 @@ class PreparedNetworks:
     Args:
         num_classes: That they tell.
         most: How many are kept.
+        size: Side of their images in pixels.
     """
 
-    def __init__(self, num_classes: int, most: int) -> None:
+    def __init__(self, num_classes: int, most: int, size: int = KNOWN_SIZE) -> None:
         self.num_classes = num_classes
         self.most = most
-        self.kept: dict[object, PreparedNetwork] = {}
+        self.size = size
+        self.kept: dict[object, PreparedNetwork | None] = {}
 
-    def prepared(self, architecture: Architecture) -> PreparedNetwork:
-        """The network of an architecture."""
+    def of_step(self, drawn: Sequence[Draw]) -> tuple[list[Draw], list[PreparedNetwork]]:
+        """What a step learns from, and its networks: all but those that are for images of other
+        sizes."""
+        pairs = [(draw, self.prepared(draw.architecture)) for draw in drawn]
+        fit = [(draw, network) for draw, network in pairs if network is not None]
+        return [draw for draw, _ in fit], [network for _, network in fit]
+
+    def prepared(self, architecture: Architecture) -> PreparedNetwork | None:
+        """The network of an architecture, None where it is for images of other sizes."""
         # Two shares may have it at other channels, or one of them without norm.
         key = architecture.key, architecture.macs, architecture.norm
         if key not in self.kept:
             if len(self.kept) >= self.most:
                 self.kept.pop(next(iter(self.kept)))
-            self.kept[key] = prepare_network(architecture, self.num_classes)
+            self.kept[key] = network_for(architecture, self.num_classes, self.size)
         return self.kept[key]
+
+
+def network_for(architecture: Architecture, num_classes: int, size: int) -> PreparedNetwork | None:
+    """As `prepare_network`, None where a network that runs at the size of its space, 32 pixels,
+    does not at this one: its classifier reads so many pixels, or its branches meet no more.
+
+    Raises:
+        ArgumentError, TraceError: as `prepare_network` at 32 pixels.
+    """
+    try:
+        return prepare_network(architecture, num_classes, size)
+    except TraceError:
+        prepare_network(architecture, num_classes)
+        return None

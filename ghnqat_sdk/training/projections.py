@@ -58,8 +58,8 @@ def _looks(
     setting = Setting((FLOAT_BITS, FLOAT_BITS), config.hypernetwork.ranges, compute=config.compute)
     for step in range(steps):
         rng = random.Random(f"{config.seed}/projections/{step}")
-        for draw in trainer.sampler.step(step):
-            network = trainer.networks.prepared(draw.architecture)
+        drawn, networks = trainer.networks.of_step(trainer.sampler.step(step))
+        for draw, network in zip(drawn, networks, strict=True):
             if not network.takes_hints:
                 continue
             graph = network.graph.with_bits(setting.bits)

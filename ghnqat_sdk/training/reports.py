@@ -23,7 +23,8 @@ class Progress:
         networks: Networks learned from.
         images: Images that passed through them, in all processes.
         mac_images: Multiply-accumulates of their forward passes, in all processes.
-        skipped_networks: Networks left out because their loss or gradient was not finite.
+        skipped_networks: Networks left out because their loss or gradient was not finite, or they
+            are for images of other sizes.
         seconds: Training time, interruptions left out.
         cpu_seconds: Time of this process's processor.
         best: Best validation figure so far, mean top-1 in percent.

@@ -68,7 +68,7 @@ class Trainer:
         self.optimizer = config.optimizer.build(modules)
         self.sampler = config.build_sampler()
         self.networks = PreparedNetworks(
-            config.hypernetwork.num_classes, most=config.sampling.window
+            config.hypernetwork.num_classes, config.sampling.window, config.data.size
         )
         self.progress = Progress()
 
@@ -97,8 +97,8 @@ class Trainer:
         all of them through the hypernetwork, whose prediction was one pass as well.
         """
         rate = self._set_learning_rate(step)
-        drawn = self.sampler.step(step, self.processes.rank, self.processes.size)
-        networks = [self.networks.prepared(draw.architecture) for draw in drawn]
+        all_drawn = self.sampler.step(step, self.processes.rank, self.processes.size)
+        drawn, networks = self.networks.of_step(all_drawn)
         predicted = self._predict(networks, drawn)
         results = self.losses.of_step(step, self.processes.rank, networks, drawn, predicted)
         self.gradients.zero()
@@ -106,6 +106,7 @@ class Trainer:
         norm = self._update(step)
         finite = [result.finite for result in results]
         self.progress.count(drawn, finite, self.processes.size)
+        self.progress.skipped_networks += len(all_drawn) - len(drawn)
         reports = [
             NetworkReport(draw, result.loss, result.hint, result.accuracy)
             for draw, result in zip(drawn, results, strict=True)
@@ -121,6 +122,8 @@ class Trainer:
     def _predict(
         self, networks: Sequence[PreparedNetwork], drawn: Sequence[Draw]
     ) -> list[Predicted]:
+        if not networks:
+            return []
         graphs = [
             network.graph.with_bits(draw.bits)
             for network, draw in zip(networks, drawn, strict=True)

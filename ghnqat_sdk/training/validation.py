@@ -17,7 +17,12 @@ from ghnqat_sdk.quantization.roundings import NEAREST
 from ghnqat_sdk.training.compute import Setting
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.distributed import Processes
-from ghnqat_sdk.training.prepared import PreparedNetwork, prepare_network
+from ghnqat_sdk.training.prepared import (
+    KNOWN_SIZE,
+    PreparedNetwork,
+    network_for,
+    prepare_network,
+)
 from ghnqat_sdk.training.shares import SpaceShare
 from ghnqat_sdk.training.spaces.protocol import Architecture
 
@@ -55,20 +60,27 @@ class Validation:
         affordable = (
             architecture for architecture in every if architecture.macs <= limits.max_macs
         )
-        found = list(islice(affordable, limits.networks))
+        found = list(islice(filter(self._takes_images, affordable), limits.networks))
         if not found:
+            side = self.config.data.size
             raise ArgumentError(
                 f"No validation network of the space {share.space!r} has at most "
-                f"{limits.max_macs:.3g} multiply-accumulates. Raise validation.max_macs, for "
-                f"example to 60e6."
+                f"{limits.max_macs:.3g} multiply-accumulates and runs on {side} × {side} pixels. "
+                f"Raise validation.max_macs, for example to 60e6, or write data.size=32."
             )
         return found
+
+    def _takes_images(self, architecture: Architecture) -> bool:
+        """Whether a network is for images of the run's size; what spaces are made for, all are."""
+        size, classes = self.config.data.size, self.config.hypernetwork.num_classes
+        return size == KNOWN_SIZE or network_for(architecture, classes, size) is not None
 
     @cached_property
     def networks(self) -> list[PreparedNetwork]:
         """Prepared when they are needed."""
-        classes = self.config.hypernetwork.num_classes
-        return [prepare_network(architecture, classes) for architecture in self.architectures]
+        config = self.config
+        classes, size = config.hypernetwork.num_classes, config.data.size
+        return [prepare_network(architecture, classes, size) for architecture in self.architectures]
 
     @torch.no_grad()
     def figures(self, model: GraphHypernetwork, processes: Processes) -> dict[str, float]:
