@@ -123,7 +123,9 @@ def _images(options: Namespace) -> tuple[ImageSet, ImageSet]:
         load_images(options.data, split, options.size, own_statistics=True)
         for split in ("train", "val")
     )
-    return train.sample(options.images, seed=0), validation
+    if len(train) > options.images:
+        train = train.sample(options.images, seed=0)
+    return train, validation  # all of them in the order of the folder, as `run --resume` reads them
 
 
 @contextmanager

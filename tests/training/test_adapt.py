@@ -15,6 +15,7 @@ from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, TrainingImages
 from ghnqat_sdk.training import adapt as adapting
 from ghnqat_sdk.training.adapt import Adaptation, AdaptConfig, check_images
+from ghnqat_sdk.training.checkpoint import load_training_state
 from ghnqat_sdk.training.config import load_config, load_recipe
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.hints import HintConfig
@@ -219,6 +220,14 @@ def test_the_command_writes_a_hypernetwork(adapt, tmp_path, capsys):
     assert load_pretrained(tmp_path / "out").config.images.size == 24
     assert adapt("--minutes", 0.02) == 2
     assert "holds a hypernetwork already" in capsys.readouterr().err
+
+
+def test_its_stable_run_is_one_that_goes_on(adapt, data, tmp_path, capsys):
+    assert adapt("--minutes", 0.02, "--json") == 0
+    stable = tmp_path / "out" / "stable"
+    steps = load_training_state(stable)[1]["step"] + 2
+    run = ["run", "--data", str(data), "--output", str(stable), "--resume", "--threads", "1"]
+    assert main([*run, "--steps", str(steps)]) == 0
 
 
 @pytest.mark.parametrize(
