@@ -58,7 +58,7 @@ class Validation:
         found = list(islice(affordable, limits.networks))
         if not found:
             raise ArgumentError(
-                f"No validation network of the space {share.space!r} has at most "
+                f"No validation network of the space {share.source!r} has at most "
                 f"{limits.max_macs:.3g} multiply-accumulates. Raise validation.max_macs, for "
                 f"example to 60e6."
             )
