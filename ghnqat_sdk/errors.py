@@ -7,17 +7,28 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
 
 def problems(error: ValidationError, most: int | None = None) -> str:
     """What pydantic found wrong, field by field in one line, of which at most `most` are named."""
     found = [
-        ": ".join(filter(None, (".".join(map(str, one["loc"])), one["msg"])))
+        ": ".join(filter(None, (".".join(map(str, one["loc"])), _in_words(one))))
         for one in error.errors(include_url=False)
     ]
     named = "; ".join(found[:most])
     left = len(found[most:]) if most is not None else 0
     return f"{named}; and {left} more" if left else named
+
+
+def _in_words(one: ErrorDetails) -> str:
+    """One thing that pydantic found wrong, without a full stop."""
+    if one["type"] == "extra_forbidden":
+        return "there is no field of this name"
+    raised = one.get("ctx", {}).get("error")
+    # Pydantic puts words of its own before those of our checks.
+    said = str(raised) if isinstance(raised, Exception) else one["msg"]
+    return said.rstrip(".")
 
 
 class GhnqatError(Exception):
