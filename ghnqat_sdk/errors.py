@@ -59,17 +59,21 @@ class DataError(GhnqatError, RuntimeError):
     """A data set is missing, empty, or holds something other than images."""
 
 
-class UncalibratedWarning(UserWarning):
+class GhnqatWarning(UserWarning):
+    """Base of every warning of ghnqat_sdk."""
+
+
+class UncalibratedWarning(GhnqatWarning):
     """An evaluation that depends on its batch, because `calibrate` has not been called."""
 
 
-class ReplacedWeightsWarning(UserWarning):
+class ReplacedWeightsWarning(GhnqatWarning):
     """A prediction replaces the weights of a model that has been trained."""
 
 
-class RandomHeadWarning(UserWarning):
+class RandomHeadWarning(GhnqatWarning):
     """A classifier keeps the user's values, because its class count is not the hypernetwork's."""
 
 
-class UnfamiliarDataWarning(UserWarning):
+class UnfamiliarDataWarning(GhnqatWarning):
     """Images unlike those that the hypernetwork's networks were trained on."""
