@@ -16,6 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 from ghnqat_sdk.calls import Call, tensors_in
 from ghnqat_sdk.errors import ArgumentError, GhnqatError
 
+ONE_IMAGE = (
+    "This is one image, without N. Write images[None], or for a data set "
+    "torch.utils.data.DataLoader(dataset, batch_size=64)."
+)
+"""Advice; a command line has its own."""
+
 _LAYERS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 
 
@@ -155,10 +161,7 @@ def _shape(model: nn.Module, call: Call, error: Exception) -> str | None:
         return None
     dims = next(dims for kind, dims in _LAYERS.items() if isinstance(first, kind))
     if tensor.ndim == dims + 1:
-        return (
-            "This is one image, without N. Write images[None], or for a data set "
-            "torch.utils.data.DataLoader(dataset, batch_size=64)."
-        )
+        return ONE_IMAGE
     channels = getattr(first, "in_channels", 0)
     if tensor.ndim != dims + 2 or tensor.shape[1] == channels:
         return None

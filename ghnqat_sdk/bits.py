@@ -23,6 +23,10 @@ class Bits(NamedTuple):
     activation: int
 
 
+FOR_EXAMPLE = "Write, for example, bits={'stem*': (8, 8), '*': (4, 4)}."
+FOR_ALL_OTHERS = "Add one for all others, as the last: '*': (4, 4)."
+"""Advice; a command line has its own."""
+
 SUPPORTED_BITS = (*range(2, 9), FLOAT_BITS)
 
 
@@ -101,8 +105,7 @@ def resolve_bits(bits: Any, layers: Collection[str]) -> dict[str, Bits]:
         if not matched:
             raise ArgumentError(
                 f"bits has an entry for {pattern!r}, and no layer has such a name. The layers are: "
-                f"{', '.join(layers) or 'none'}. Write, for example, "
-                f"bits={{'stem*': (8, 8), '*': (4, 4)}}."
+                f"{', '.join(layers) or 'none'}. {FOR_EXAMPLE}"
             )
         new = [name for name in matched if name not in resolved]
         if not new and len(matched) < len(layers):
@@ -112,10 +115,7 @@ def resolve_bits(bits: Any, layers: Collection[str]) -> dict[str, Bits]:
             )
         resolved |= dict.fromkeys(new, pair)
     if missing := [name for name in layers if name not in resolved]:
-        raise ArgumentError(
-            f"bits has no entry for {', '.join(missing)}. Add one for all others, as the last: "
-            "'*': (4, 4)."
-        )
+        raise ArgumentError(f"bits has no entry for {', '.join(missing)}. {FOR_ALL_OTHERS}")
     return {name: resolved[name] for name in layers}
 
 

@@ -7,17 +7,28 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
 
 def problems(error: ValidationError, most: int | None = None) -> str:
     """What pydantic found wrong, field by field in one line, of which at most `most` are named."""
     found = [
-        ": ".join(filter(None, (".".join(map(str, one["loc"])), one["msg"])))
+        ": ".join(filter(None, (".".join(map(str, one["loc"])), _in_words(one))))
         for one in error.errors(include_url=False)
     ]
     named = "; ".join(found[:most])
     left = len(found[most:]) if most is not None else 0
     return f"{named}; and {left} more" if left else named
+
+
+def _in_words(one: ErrorDetails) -> str:
+    """One thing that pydantic found wrong, without a full stop."""
+    if one["type"] == "extra_forbidden":
+        return "there is no field of this name"
+    raised = one.get("ctx", {}).get("error")
+    # Pydantic puts words of its own before those of our checks.
+    said = str(raised) if isinstance(raised, Exception) else one["msg"]
+    return said.rstrip(".")
 
 
 class GhnqatError(Exception):
@@ -48,21 +59,25 @@ class DataError(GhnqatError, RuntimeError):
     """A data set is missing, empty, or holds something other than images."""
 
 
-class UncalibratedWarning(UserWarning):
+class GhnqatWarning(UserWarning):
+    """Base of every warning of ghnqat_sdk."""
+
+
+class UncalibratedWarning(GhnqatWarning):
     """An evaluation that depends on its batch, because `calibrate` has not been called."""
 
 
-class ReplacedWeightsWarning(UserWarning):
+class ReplacedWeightsWarning(GhnqatWarning):
     """A prediction replaces the weights of a model that has been trained."""
 
 
-class RandomHeadWarning(UserWarning):
+class RandomHeadWarning(GhnqatWarning):
     """A classifier keeps the user's values, because its class count is not the hypernetwork's."""
 
 
-class UnfamiliarDataWarning(UserWarning):
+class UnfamiliarDataWarning(GhnqatWarning):
     """Images unlike those that the hypernetwork's networks were trained on."""
 
 
-class UntracedWarning(UserWarning):
+class UntracedWarning(GhnqatWarning):
     """A model that is quantized without its graph, which tells what reads the model's inputs."""

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -29,7 +30,7 @@ from pydantic import (
     ValidationError,
 )
 
-from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.errors import ArgumentError, GhnqatError, problems
 
 T = TypeVar("T")
 
@@ -70,6 +71,16 @@ def imported(factory: str) -> str:
             f"{factory!r} cannot be imported ({error}). Write the module's full name, and put its "
             f"folder on PYTHONPATH."
         ) from error
+    except Exception as error:  # whatever the user's module does
+        raise ArgumentError(
+            f"{factory!r} cannot be imported: its module raises {_reason(error)}. Correct it."
+        ) from error
+    if not callable(found) and module == "__main__":
+        raise ArgumentError(
+            f"{factory!r} was in the script that wrote the config, where no other process finds "
+            f"it. Move {name!r} to a module of its own, import it from there, and write the config "
+            f"again."
+        )
     if not callable(found):
         raise ArgumentError(
             f"{module!r} has no class or function {name!r}. Write one there, or correct the name."
@@ -94,6 +105,13 @@ def _well_formed(factory: str) -> str:
     return factory
 
 
+def _reason(error: Exception) -> str:
+    """What a user's code raised."""
+    if isinstance(error, ValidationError):
+        return problems(error)
+    return f"{type(error).__name__}: {str(error).rstrip('.')}"
+
+
 def _article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "AEIOU" else f"a {noun}"
 
@@ -114,6 +132,8 @@ class Custom(BaseModel):
     """Where its class is imported from, as "package.module.Class"; or the class itself."""
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     """Keyword arguments of its own."""
+    expected: ClassVar[str] = "Correct the settings, or the arguments that it takes."
+    """What the class must do, for messages."""
 
     def make(self, kind: type[T], *arguments: Any, **more: Any) -> T:
         """An instance, made of `arguments`, `more` and the settings.
@@ -123,14 +143,24 @@ class Custom(BaseModel):
         """
         return self._called(find(self.factory, kind), *arguments, **more)
 
-    def _called(self, factory: Any, *arguments: Any, **more: Any) -> Any:
+    @contextmanager
+    def running(self, problem: str) -> Iterator[None]:
+        """Around code of the user's own: what it raises becomes an error that says whose it is,
+        what the `problem` is and what is expected; errors of the package's family say it all."""
         try:
+            yield
+        except GhnqatError:
+            raise
+        except Exception as error:  # whatever the user's class does
+            raise self.refusal(f"{problem}: {_reason(error)}") from error
+
+    def refusal(self, problem: str) -> ArgumentError:
+        """The error for what the class does that is not expected of it."""
+        return ArgumentError(f"{self.factory} {problem}. {self.expected}")
+
+    def _called(self, factory: Any, *arguments: Any, **more: Any) -> Any:
+        with self.running(f"cannot be made of settings={self.settings}"):
             return factory(*arguments, **more, **self.settings)
-        except TypeError as error:
-            raise ArgumentError(
-                f"{self.factory} cannot be made of settings={self.settings}: {error}. Correct the "
-                f"settings, or the arguments that it takes."
-            ) from error
 
 
 class CustomRule(Custom):

@@ -68,9 +68,11 @@ def workplace(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def test_python_blocks_of_a_page_run_from_top_to_bottom(
     page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = ModuleType("page")  # where configs find the classes that a page defines
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    whole = ModuleType("page")  # where configs find the classes that a page defines
     for line, text in blocks(page, "python"):
+        named = re.match(r"# (\w+)\.py\n", text)  # a module of its own, which others import
+        module = ModuleType(named[1]) if named else whole
+        monkeypatch.setitem(sys.modules, module.__name__, module)
         code = compile("\n" * line + text, str(page), "exec", dont_inherit=True)
         exec(code, vars(module))
 

@@ -9,6 +9,7 @@ train_config.py      the config of a run, from options
 console.py           one line for every mistake, exit statuses
 arguments.py         text to values, without disk or torch
 paths.py             files and folders, checked before anything slow
+words.py             advice in the words of a command line
 callables.py         models that a callable of the user makes
 models.py            the model, the hypernetwork and the bits that options name
 """

@@ -172,7 +172,7 @@ def revision(text: str) -> str:
 
 def assignment(text: str) -> str:
     """FIELD=VALUE; which fields there are is known later."""
-    if not re.match(r"[\w.]+=", text):
+    if not re.match(r"[^=\s]+=", text):
         raise ArgumentTypeError(
             f"{_shown(text)} is not FIELD=VALUE. Write, for example, sampling.meta_batch=4"
         )

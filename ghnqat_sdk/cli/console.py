@@ -1,16 +1,17 @@
-"""What the two console scripts share: one line for every mistake, and exit statuses that scripts
-can rely on."""
+"""What the two console scripts share: one line for every mistake and every warning, and exit
+statuses that scripts can rely on."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-from ghnqat_sdk.errors import ArgumentError, GhnqatError
+from ghnqat_sdk.errors import ArgumentError, GhnqatError, GhnqatWarning
 from ghnqat_sdk.version import __version__
 
 FAILED = 1
@@ -70,7 +71,8 @@ def run_command(parser: Parser, arguments: Sequence[str] | None) -> int:
     _print_any_character()
     try:
         try:
-            return _status(parser, arguments)
+            with _warning_in_one_line(parser):
+                return _status(parser, arguments)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -101,8 +103,30 @@ def _status(parser: Parser, arguments: Sequence[str] | None) -> int:
 
 
 def _complain(parser: Parser, problem: object, status: int) -> int:
-    print(f"{parser.prog}: {' '.join(str(problem).split())}", file=sys.stderr)
+    _tell(parser, problem)
     return status
+
+
+def _tell(parser: Parser, what: object) -> None:
+    print(f"{parser.prog}: {' '.join(str(what).split())}", file=sys.stderr)
+
+
+@contextmanager
+def _warning_in_one_line(parser: Parser) -> Iterator[None]:
+    """Warnings of the package's family look like its errors; others as they always do."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, GhnqatWarning):
+            _tell(parser, message)
+        else:
+            usual(message, category, *where, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = usual
 
 
 def _print_any_character() -> None:

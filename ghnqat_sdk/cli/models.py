@@ -20,6 +20,7 @@ from ghnqat_sdk.cli.arguments import (
 )
 from ghnqat_sdk.cli.callables import DEFAULT_CLASSES, of_callable
 from ghnqat_sdk.cli.paths import check_hypernetwork
+from ghnqat_sdk.cli.words import OF_BITS, advising
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, TraceError
 from ghnqat_sdk.progress import working
 
@@ -187,15 +188,18 @@ def traced(
         ArgumentError: it cannot be run on inputs of the shape that was given.
         TraceError: without a shape, it cannot be traced at all.
     """
+    from ghnqat_sdk.advice import ONE_IMAGE
     from ghnqat_sdk.graph.trace import trace_with_call
 
+    text = ",".join(map(str, sizes or ()))
+    batch = {ONE_IMAGE: f"This is one image, without N. Write --input 2,{text}"}
     with working("tracing"):
         try:
-            return trace_with_call(model, example_of(sizes))
+            with advising(batch):
+                return trace_with_call(model, example_of(sizes))
         except TraceError as error:
             if sizes is None:
                 raise
-            text = ",".join(map(str, sizes))
             raise ArgumentError(f"{source} {text} does not fit the model: {error}") from error
 
 
@@ -226,7 +230,7 @@ def predicted(
     """
     from ghnqat_sdk.predict import predict_quantized_params
 
-    with working("loading the hypernetwork and predicting"), hub_names():
+    with working("loading the hypernetwork and predicting"), hub_names(), advising(OF_BITS):
         return predict_quantized_params(
             model,
             options.bits,

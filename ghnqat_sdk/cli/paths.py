@@ -36,6 +36,7 @@ FILE = Named("file")
 PICTURE = Named("picture", (".png", ".svg", ".pdf"))
 EXPORTED = Named("exported model", (".onnx",))
 TENSORS = Named("file", (".safetensors",))
+_CIFAR10 = "cifar-10-batches-py"
 
 
 def check_image_folder(root: str, *splits: str) -> None:
@@ -50,19 +51,30 @@ def check_image_folder(root: str, *splits: str) -> None:
             f"--data {root!r} is not a folder. Name one with train/<class>/*.jpg and "
             "test/<class>/*.jpg, or download CIFAR-10: ghnqat-train download --data data/cifar10"
         )
-    if (folder / "cifar-10-batches-py").is_dir():
+    if (folder / _CIFAR10).is_dir():
         return
     for part in sorted({"test" if split == "test" else "train" for split in splits}):
         if not (folder / part).is_dir():
             raise ArgumentError(
                 f"--data {root!r} has no images: expected {part}/<class>/*.jpg or torchvision's "
-                f"cifar-10-batches-py in it. Name the folder above {part}/"
+                f"{_CIFAR10} in it. Name the folder above {part}/"
             )
-        if sum(path.is_dir() for path in (folder / part).iterdir()) < 2:
+        if _folders(folder / part) < 2:
             raise ArgumentError(
                 f"--data {root!r} holds fewer than two classes: expected {part}/<class>/*.jpg. "
                 "Make a folder for the images of each class"
             )
+
+
+def count_classes(root: str) -> int:
+    """Of the training images in a folder that `check_image_folder` lets pass."""
+    folder = Path(root)
+    return 10 if (folder / _CIFAR10).is_dir() else _folders(folder / "train")
+
+
+def _folders(folder: Path) -> int:
+    """How many there are; hidden ones are of other programs."""
+    return sum(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir())
 
 
 def check_input_file(option: str, path: str) -> None:

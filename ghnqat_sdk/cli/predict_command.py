@@ -24,6 +24,7 @@ from ghnqat_sdk.cli.paths import (
     TENSORS,
     check_image_folder,
     check_output_file,
+    count_classes,
 )
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.files import replacing
@@ -95,15 +96,27 @@ def _check(options: Namespace) -> None:
             raise ArgumentError(f"--{option} is of --data, and there is none. Add --data FOLDER")
     if options.data is not None:
         check_image_folder(options.data, "train")
+        _check_classes(options)
     options.size = options.size or _SIZE
     options.images = options.images or _IMAGES
     if options.output is not None:
         check_output_file("--output", options.output)
 
 
+def _check_classes(options: Namespace) -> None:
+    found = count_classes(options.data)
+    if options.classes not in (None, found):
+        raise ArgumentError(
+            f"--classes {options.classes} is not the number of classes in --data {options.data!r}. "
+            f"Write --classes {found}, or leave it out"
+        )
+
+
 def _predict(options: Namespace) -> None:
     from ghnqat_sdk.prediction import prediction_report
 
+    if options.data is not None:
+        _check_images(options)
     model = build_model(options.model, _classes(options), asked=options.classes is not None)
     if options.input is not None:
         traced(model, options.input)  # a shape that does not fit is found before weights are read
@@ -121,13 +134,25 @@ def _predict(options: Namespace) -> None:
 
 def _classes(options: Namespace) -> int | None:
     """As asked for, else those of the folder."""
-    if options.classes is not None or options.data is None:
-        asked: int | None = options.classes
-        return asked
+    asked: int | None = options.classes
+    return count_classes(options.data) if asked is None and options.data is not None else asked
+
+
+def _check_images(options: Namespace) -> None:
+    """Refuse images that no head can be fitted to, before anything is predicted."""
     from ghnqat_sdk.data import load_images
+    from ghnqat_sdk.heads.classifiers import HELD_OUT_EACH
 
     with working("loading images"):
-        return len(load_images(options.data, "train", options.size).classes)
+        every = load_images(options.data, "train", options.size)
+    drawn = every.sample(options.images, seed=0)  # as the fit does
+    if int((drawn.labels.bincount() >= HELD_OUT_EACH).sum()) < 2:
+        fewer = len(drawn) < len(every)
+        advice = "Write a larger --images" if fewer else "Put more images there"
+        raise ArgumentError(
+            f"--head fit needs at least {HELD_OUT_EACH} images of each of two or more classes, and "
+            f"{len(drawn)} images of --data have fewer. {advice}"
+        )
 
 
 def _fitted(options: Namespace, qmodel: nn.Module) -> HeadReport:
@@ -139,7 +164,8 @@ def _fitted(options: Namespace, qmodel: nn.Module) -> HeadReport:
 
 def _print(options: Namespace, report: PredictionReport, heads: HeadReport | None) -> None:
     if options.json:
-        facts = {"model": options.model, "bits": options.bits, "output": options.output}
+        names = ("model", "bits", "first_last_bits", "output")
+        facts = {name: getattr(options, name) for name in names}
         fitted = {} if heads is None else {"heads": list(map(vars, heads.heads))}
         print(json.dumps(facts | vars(report) | fitted))
         return

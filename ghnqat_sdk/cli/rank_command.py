@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ghnqat_sdk.cli.arguments import SPACES, Real, Whole, model_name
@@ -24,6 +26,7 @@ from ghnqat_sdk.cli.paths import (
     check_image_folder,
     check_output_file,
 )
+from ghnqat_sdk.cli.words import OF_BITS, said
 from ghnqat_sdk.errors import ArgumentError, GhnqatError
 from ghnqat_sdk.files import replacing
 from ghnqat_sdk.plotting import require_matplotlib
@@ -115,6 +118,7 @@ def _check(options: Namespace) -> None:
             raise ArgumentError(f"--{option} {given} is of no space. Write --space as well")
     if options.space is not None:
         options.split = chosen_split(options.space, options.split, SPACES[options.space])
+    _check_names(options)
     check_prediction(options)
     check_image_folder(options.data, "train")
     for option in ("results", "plot"):
@@ -122,6 +126,17 @@ def _check(options: Namespace) -> None:
             check_output_file(f"--{option}", getattr(options, option))
     if options.plot is not None:
         require_matplotlib("--plot")
+
+
+def _check_names(options: Namespace) -> None:
+    """Refuse a network that is named twice, or named and among those of the space."""
+    names = list(options.model)
+    if options.space is not None:
+        numbers = range(options.count or _NETWORKS)
+        names += [f"{options.space}/{options.split}/{number}" for number in numbers]
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise ArgumentError(f"{twice!r} comes twice. Write each network once")
 
 
 def _rank(options: Namespace) -> None:
@@ -178,4 +193,5 @@ def _ranking(options: Namespace) -> tuple[Ranking, int]:
         processes=options.processes,
         results=options.results,
     )
-    return ranking, len(held_out)
+    failed = {name: said(why, OF_BITS) for name, why in ranking.failed.items()}
+    return replace(ranking, failed=failed), len(held_out)

@@ -64,11 +64,15 @@ def assign(fields: dict[str, Any], text: str) -> None:
     place: Any = fields
     try:
         for name in way:
-            place = place[int(name)] if isinstance(place, list) else place[name]
-        key = int(last) if isinstance(place, list) else last
-        place[key] = _parsed(value)
+            place = place[_key(place, name)]
+        place[_key(place, last)] = _parsed(value)
     except (KeyError, IndexError, ValueError, TypeError) as error:
         raise ArgumentError(f"--set {text!r}: there is no field {path!r}. {_SEE}") from error
+
+
+def _key(place: Any, name: str) -> int | str:
+    """What `name` stands for: in a list a number, counted from its beginning."""
+    return range(len(place)).index(int(name)) if isinstance(place, list) else name
 
 
 def _parsed(value: str) -> Any:

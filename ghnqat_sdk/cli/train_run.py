@@ -196,12 +196,14 @@ def _train(config: RunConfig, options: Namespace, steps: int, advice: str) -> No
     import torch
 
     from ghnqat_sdk.training.distributed import Processes
+    from ghnqat_sdk.training.initial import check_parts
     from ghnqat_sdk.training.process import settle_process
     from ghnqat_sdk.training.run import Run, open_features
     from ghnqat_sdk.training.state import check_run_images
 
     facts = _checked_facts(options.output, steps, advice)
     settle_process()
+    check_parts(config)
     torch.set_num_threads(options.threads)
     processes = Processes.from_environment()
     try:

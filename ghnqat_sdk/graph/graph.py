@@ -98,6 +98,7 @@ class ComputationGraph:
             tensor as it is.
         heads: Classifiers, and heads of other kinds.
         statistics: Modules that hand running statistics to one of torch's norms.
+        outputs: Shapes of what the run gave.
     """
 
     nodes: tuple[Node, ...]
@@ -108,6 +109,7 @@ class ComputationGraph:
     joined: Mapping[str, Runs] = field(default_factory=dict, compare=False)
     heads: tuple[Head, ...] = field(default=(), compare=False)
     statistics: tuple[str, ...] = field(default=(), compare=False)
+    outputs: tuple[tuple[int, ...], ...] = field(default=(), compare=False)
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """What was worked out from the structure alone; shared with the same graph at other
     bit-widths."""

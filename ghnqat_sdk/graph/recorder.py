@@ -107,7 +107,7 @@ class Recorder(TorchFunctionMode):
         joined = {name: runs for name, runs in read.items() if runs}
         nodes = tuple(self.nodes)
         facts = (unreached, self.outside, dense, joined, heads, tuple(self.statistics))
-        return ComputationGraph(nodes, edges, *facts)
+        return ComputationGraph(nodes, edges, *facts, tuple(tuple(each.shape) for each in outputs))
 
     # Recording
 

@@ -129,7 +129,7 @@ class Classifier:
             raise ArgumentError(
                 f"Labels run from {int(labels.min())} to {int(labels.max())}; {self.name!r} has "
                 f"{self.classes} classes, 0 to {self.classes - 1}. Build the model with as many "
-                f"classes as the data has: num_classes={int(labels.max()) + 1}."
+                f"classes as all of the data has, and count them from 0."
             )
         return labels
 

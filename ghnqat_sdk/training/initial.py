@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
+from torch.nn.utils import skip_init
 
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError
@@ -11,6 +13,23 @@ from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.features import FeatureCache
 from ghnqat_sdk.training.hints import Hints
+from ghnqat_sdk.training.prepared import network_for
+
+
+def check_parts(config: RunConfig) -> None:
+    """Whether what a config names can be made and used, which asks for no images: classes of a
+    user's own above all.
+
+    Raises:
+        ArgumentError: a schedule, an optimizer, a space or its first network that cannot.
+        TraceError: a network that cannot be traced.
+    """
+    config.learning_rate_at(0)
+    config.optimizer.build([skip_init(nn.Linear, 1, 1)])
+    first = config.build_sampler().network(0, False)
+    network_for(first, config.hypernetwork.num_classes, config.data.size)
+    for share in config.networks:
+        share.build("val")[0]
 
 
 def check_fit(config: RunConfig, train: ImageSet, features: FeatureCache | None) -> None:

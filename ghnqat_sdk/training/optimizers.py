@@ -78,6 +78,10 @@ class CustomOptimizer(ImportedCustom):
 
     same_everywhere: ClassVar[bool] = False
     type: Literal["custom"] = "custom"
+    expected: ClassVar[str] = (
+        "An optimizer is made by factory(groups, lr=learning_rate, **settings), of two groups of "
+        "parameters, each with its weight_decay."
+    )
     learning_rate: _Rate = 1e-3
     weight_decay: float = Field(default=1e-2, ge=0)
     """Of the parameters that decay; see `parameter_groups`."""

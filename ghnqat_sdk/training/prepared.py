@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ghnqat_sdk.errors import TraceError
+from ghnqat_sdk.errors import ArgumentError, TraceError
 from ghnqat_sdk.graph.annotate import input_layers
 from ghnqat_sdk.graph.channels import Runs
 from ghnqat_sdk.graph.graph import ComputationGraph
@@ -55,17 +55,31 @@ def prepare_network(
         size: Side of its images in pixels.
 
     Raises:
-        ArgumentError: its module cannot be traced by torch.fx.
+        ArgumentError: its module cannot be traced by torch.fx, or gives something else than scores
+            of so many classes.
         TraceError: it cannot be run on images of this size.
     """
     with torch.device("meta"):
         model = architecture.build(num_classes)
         image = torch.empty(2, 3, size, size)
     graph = trace(model, image)
+    _check_scores(architecture, graph.outputs, (len(image), num_classes))
     plan = ForwardPlan(model, input_layers(graph, quantizable_layers(model)))
     names = {id(module): name for name, module in model.named_modules()}
     joined = tuple(graph.joined.get(names[id(end)], ()) for end in model.block_ends())  # type: ignore[operator]
     return PreparedNetwork(architecture, graph, plan, joined)
+
+
+def _check_scores(
+    architecture: Architecture, outputs: Sequence[tuple[int, ...]], expected: tuple[int, int]
+) -> None:
+    if tuple(outputs) != (expected,):
+        images, classes = expected
+        shapes = " and ".join(map(str, outputs))
+        raise ArgumentError(
+            f"The network {architecture.key} turns {images} images into {shapes}; expected "
+            f"{expected}. Write its build(num_classes) so that it tells {classes} classes."
+        )
 
 
 class PreparedNetworks:

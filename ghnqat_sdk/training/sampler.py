@@ -139,7 +139,7 @@ class Sampler:
         share = self.shares[place]
         space = self.spaces[place]
         found = None
-        for _ in range(_ATTEMPTS if len(space) else 0):
+        for _ in range(_ATTEMPTS):
             architecture = space[rng.randrange(len(space))]
             if share.takes(architecture):
                 found = architecture
@@ -147,7 +147,7 @@ class Sampler:
                     return architecture
         if found is None:
             raise ArgumentError(
-                f"No network of the space {share.space!r} has {share.min_macs:.3g} to "
+                f"No network of the space {share.source!r} has {share.min_macs:.3g} to "
                 f"{share.max_macs:.3g} multiply-accumulates, at most {share.max_parameters:.3g} "
                 f"parameters, and norm {share.norm or 'of any kind'}. Raise max_macs, for example "
                 f"to 40e6."

@@ -6,7 +6,7 @@ A run's config chooses a schedule by `type`; "custom" is one that is written els
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -45,10 +45,25 @@ class CustomSchedule(ImportedCustom):
     """A schedule of a user's own: `factory(**settings)` gives a function of the step alone."""
 
     type: Literal["custom"] = "custom"
+    expected: ClassVar[str] = (
+        "A schedule is made by factory(**settings): a function of the step, counted from zero, to "
+        "the number that the learning rate is multiplied by."
+    )
 
     def factor(self, step: int) -> float:
-        """What the learning rate is multiplied by."""
-        return float(self.call()(step))
+        """What the learning rate is multiplied by.
+
+        Raises:
+            ArgumentError: no function is made, or it gives no number from zero on.
+        """
+        schedule = self.call()
+        if not callable(schedule):
+            raise self.refusal(f"gives a {type(schedule).__name__}, no function")
+        with self.running(f"gives no rate for step {step}"):
+            factor = float(schedule(step))
+        if not 0 <= factor < math.inf:
+            raise self.refusal(f"gives {factor} for step {step}, which is no rate")
+        return factor
 
 
 ScheduleConfig = Annotated[

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ghnqat_sdk.plugins import ImportedCustom
+from ghnqat_sdk.training.spaces.custom import CustomSpace
 from ghnqat_sdk.training.spaces.deepnets import DeepNets
 from ghnqat_sdk.training.spaces.families import Families
 from ghnqat_sdk.training.spaces.protocol import Architecture, Norm, Space
@@ -73,6 +74,10 @@ class CustomShare(ImportedCustom, _Share):
     """Networks of a user's own space: `factory(split, **settings)`, for "train" and "val"."""
 
     space: Literal["custom"] = "custom"
+    expected: ClassVar[str] = (
+        "A space is made by factory(split, **settings), for 'train' and for 'val'; it has a "
+        "length, and an architecture at each index below: see docs/extending_training.md."
+    )
 
     @property
     def source(self) -> str:
@@ -80,8 +85,12 @@ class CustomShare(ImportedCustom, _Share):
         return self.factory
 
     def build(self, split: str) -> Space:
-        """The split of the space."""
-        return self.call(split)
+        """The split of the space.
+
+        Raises:
+            ArgumentError: it cannot be made, or is empty.
+        """
+        return CustomSpace(self, split)
 
 
 SpaceShare = Annotated[DeepNetsShare | FamiliesShare | CustomShare, Field(discriminator="space")]

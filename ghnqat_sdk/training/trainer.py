@@ -21,7 +21,7 @@ from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.features import FeatureCache
 from ghnqat_sdk.training.gradients import FlatGradients
-from ghnqat_sdk.training.initial import check_fit, initial_parts
+from ghnqat_sdk.training.initial import check_fit, check_parts, initial_parts
 from ghnqat_sdk.training.losses import Losses
 from ghnqat_sdk.training.objective import NetworkLoss
 from ghnqat_sdk.training.prepared import PreparedNetwork, PreparedNetworks
@@ -44,7 +44,8 @@ class Trainer:
 
     Raises:
         ArgumentError: images of another number of classes than the config's, hints without
-            features, initial weights of another architecture, or limits that no network meets.
+            features, initial weights of another architecture, limits that no network meets, or a
+            class of the user's own that cannot be used.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Trainer:
         processes: Processes | None = None,
     ) -> None:
         check_fit(config, train, features)
+        check_parts(config)
         self.config = config
         self.features = features
         self.processes = processes or Processes()

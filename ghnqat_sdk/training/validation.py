@@ -64,7 +64,7 @@ class Validation:
         if not found:
             side = self.config.data.size
             raise ArgumentError(
-                f"No validation network of the space {share.space!r} has at most "
+                f"No validation network of the space {share.source!r} has at most "
                 f"{limits.max_macs:.3g} multiply-accumulates and runs on {side} × {side} pixels. "
                 f"Raise validation.max_macs, for example to 60e6, or write data.size=32."
             )

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from ghnqat_sdk.cli import main as program
 from ghnqat_sdk.cli import train as training_program
 from ghnqat_sdk.cli.arguments import SPACES
 from ghnqat_sdk.cli.console import CLOSED_PIPE, INTERRUPTED, run_command
+from ghnqat_sdk.errors import RandomHeadWarning
 from ghnqat_sdk.progress import working
 from ghnqat_sdk.training import config
 from ghnqat_sdk.training.spaces import deepnets, families
@@ -110,6 +112,20 @@ def raising(error: BaseException) -> object:
 def test_each_kind_of_end_has_its_status_and_one_line(capsys, error, status, line):
     assert run_with(raising(error)) == status
     assert capsys.readouterr().err == line
+
+
+def test_warnings_of_the_package_are_one_line(capsys):
+    def warn(options: object) -> None:
+        warnings.warn("two\n  lines", RandomHeadWarning, stacklevel=1)
+        warnings.warn("of torch", UserWarning, stacklevel=1)
+
+    before = warnings.showwarning
+    with warnings.catch_warnings(record=True) as others:
+        warnings.simplefilter("always")
+        assert run_with(warn) == 0
+    assert capsys.readouterr().err == "ghnqat: two lines\n"
+    assert [str(other.message) for other in others] == ["of torch"]
+    assert warnings.showwarning is before
 
 
 def test_spaces_are_those_of_training():

@@ -147,7 +147,7 @@ def test_predict_fits_a_head_to_the_classes_of_a_folder(capsys, tmp_path, checkp
     assert main(fit) == 0
     assert "2 classes from 36 images" in capsys.readouterr().out
     assert main([*fit, "--classes", "1"]) == 2
-    assert "Build the model with as many classes" in capsys.readouterr().err
+    assert "Write --classes 2, or leave it out" in capsys.readouterr().err
 
 
 def test_predict_takes_a_callable_of_the_users(capsys, tmp_path, checkpoint, monkeypatch):

@@ -119,7 +119,7 @@ def test_images_are_read_as_those_of_the_hypernetwork(
         (["resnet18", "--count", "5"], "--space as well"),
         (["--space", "families", "--split", "deep"], "Write one of test, val, train"),
         (["--space", "deepnets", "--split", "deep", "--count", "101"], "at most 100"),
-        (["resnet18", "resnet18"], "one name for each"),
+        (["resnet18", "resnet18"], "'resnet18' comes twice. Write each"),
     ],
 )
 def test_what_cannot_be_meant_is_told_in_one_line(words, advice, data, capsys):

@@ -51,7 +51,7 @@ def test_config_of_many_megabytes_is_refused_unread(saved):
         ({"format": "two"}, r"format is 'two', .* reads format 2\. Restore the file"),
         ({"format": ...}, "missing: format"),
         ({"ranges": ..., "s_max": ...}, "missing: s_max, ranges"),
-        ({"novelty": 1}, "novelty: Extra inputs are not permitted"),
+        ({"novelty": 1}, "novelty: there is no field of this name"),
         ({"num_classes": -1}, "num_classes: Input should be greater than or equal to 2"),
         ({"num_classes": "many", "s_max": 0, "a": 1, "b": 1, "c": 1}, "; and 2 more"),
         ({"encoder": {"type": "oracle"}}, "encoder: .*'oracle'"),

@@ -57,7 +57,7 @@ OLDER = {"recipe": "all-bits", "seed": 0, "steps": 10_000, "meta_batch": 4, "poo
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (json.dumps(OLDER).encode(), "steps: Extra inputs"),
+        (json.dumps(OLDER).encode(), "steps: there is no field of this name"),
         (b'{"format": 1}', "format: Input should be 2"),
         (b"{", "Invalid JSON: EOF"),
         (b"\xff\xfe", "Invalid JSON"),

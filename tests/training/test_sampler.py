@@ -126,7 +126,7 @@ def test_simple_networks_come_first():
 def test_a_space_without_simple_networks_gives_what_it_has():
     deep = CustomShare(factory="toys.Toys", min_macs=100_000, max_macs=150_000)
     drawn = sampler(deep, simple_until=1, window=3).step(0)
-    assert {draw.architecture.layers for draw in drawn} == {3}
+    assert {draw.architecture.depth for draw in drawn} == {4}
 
 
 def test_bits_are_drawn_by_their_shares_after_the_float_phase():
@@ -194,10 +194,9 @@ def test_deepnets_have_the_channels_that_are_asked_for():
     ("share", "name"),
     [
         (FamiliesShare(max_macs=1e6), "'families' has 0 to 1e.06"),
-        (CustomShare(factory="toys.Toys", max_parameters=10), "'custom'.*at most 10 parameters"),
-        (CustomShare(factory="toys.Toys", min_macs=1e9), "'custom' has 1e.09"),
-        (CustomShare(factory="toys.Nothing"), "'custom'"),
-        (CustomShare(factory="toys.Toys", norm="group"), "'custom'.* and norm group"),
+        (CustomShare(factory="toys.Toys", max_parameters=10), "'toys.Toys'.*at most 10 parameters"),
+        (CustomShare(factory="toys.Toys", min_macs=1e9), "'toys.Toys' has 1e.09"),
+        (CustomShare(factory="toys.Toys", norm="group"), "'toys.Toys'.* and norm group"),
     ],
 )
 def test_limits_that_no_network_meets_are_refused_at_once(share, name):

@@ -250,7 +250,7 @@ def test_one_network_at_other_channels_is_another_one():
 
 
 def test_limits_that_no_network_meets_are_refused(make):
-    with pytest.raises(ArgumentError, match="No network of the space 'custom'"):
+    with pytest.raises(ArgumentError, match=r"No network of the space 'toys.Toys'"):
         make(networks=(CustomShare(factory="toys.Toys", max_macs=10),))
 
 

@@ -5,6 +5,7 @@ described.py       what described architectures share
 blocks.py          descriptions of layers, each of which builds its module and counts its cost
 cost.py            that cost
 drawing.py         draws with integer odds
+custom.py          spaces of users
 
 deepnets.py        ConvNets-250K (re-created): the space
 deepnet.py         one network of it
