@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ghnqat_sdk.data import DataConfig, ImageSet
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.files import write_atomically
 from ghnqat_sdk.hypernetwork.names import CONFIG_FILE
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, save_pretrained
+from ghnqat_sdk.parts import Part
 from ghnqat_sdk.training.checkpoint import writing
 from ghnqat_sdk.training.config import RunConfig, load_config, load_recipe
 from ghnqat_sdk.training.distributed import Processes
@@ -51,10 +52,9 @@ _FOREVER = 10**9
 _KNOWN_SIZE = 32  # of the images that the recipe's costs are of
 
 
-class AdaptConfig(BaseModel):
+class AdaptConfig(Part):
     """What an adaptation starts from, and how long it takes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     initial: str = "default"
     """Weights that exist: anything that `load_pretrained` takes."""
     minutes: float = Field(default=30.0, gt=0)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +22,13 @@ from torch import Tensor, nn
 from ghnqat_sdk.data import DataConfig, ImageSet, draw_moves, move_images
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.files import digest, write_atomically
+from ghnqat_sdk.parts import Seed
 
 FORMAT = 1
 BATCH = 500
 _WARMUP = 0.15
+
+_Count = Annotated[int, Field(ge=0)]
 
 
 class TeacherConfig(DataConfig):
@@ -33,7 +37,7 @@ class TeacherConfig(DataConfig):
 
     width: int = Field(default=32, ge=1, le=1024)
     """Channels of the stem; the stages have 2, 4 and 6 times as many."""
-    blocks: tuple[int, int, int] = (1, 2, 2)
+    blocks: tuple[_Count, _Count, _Count] = (1, 2, 2)
     """Residual blocks of each stage, after the convolution that halves its side."""
     epochs: int = Field(default=20, ge=1)
     batch: int = Field(default=128, ge=2)
@@ -41,7 +45,7 @@ class TeacherConfig(DataConfig):
     """At its peak, after 15 % of the steps; it rises from zero and falls to zero."""
     weight_decay: float = Field(default=5e-4, ge=0)
     label_smoothing: float = Field(default=0.05, ge=0, lt=1)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Residual(nn.Module):
