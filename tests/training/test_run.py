@@ -232,6 +232,7 @@ def test_the_best_weights_so_far_are_kept(make_run, monkeypatch, same):
     for _ in run.run(3):
         kept.append(load_pretrained(run.folder / "best").state_dict())
     assert [entry["mean"] for entry in log(run)] == [30.0, 50.0, 40.0]
+    assert [entry["best"] for entry in log(run)] == [30.0, 50.0, 50.0]
     assert not same(kept[0], kept[1])
     assert same(kept[1], kept[2])
     assert load_training_state(run.folder)[1]["best"] == 50.0
