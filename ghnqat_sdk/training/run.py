@@ -95,12 +95,21 @@ class Run:
         except (RuntimeError, TypeError, KeyError, ValueError) as error:
             raise CheckpointError(
                 f"The state in {str(self.folder)!r} does not fit its config: "
-                f"{' '.join(str(error).split()):.300}. Restore the run.json that was beside it, or "
-                f"start in another folder."
+                f"{' '.join(str(error).split())}. {self._how_to_fit()}, or start in another folder."
             ) from error
         self.identity = state[1].get("run")
         self._saved = self.progress.step
         return True
+
+    def _how_to_fit(self) -> str:
+        """What to write where the state does not fit the config."""
+        try:
+            changed = load_config(self.folder / RUN_FILE) != self.config
+        except ArgumentError:
+            changed = False
+        if changed:
+            return f"Go on with its own {RUN_FILE}: leave out --config or the --set that changes it"
+        return f"Restore the {RUN_FILE} that was beside it"
 
     def run(self, steps: int) -> Iterator[StepReport]:
         """Train until so many steps are done, yielding after every step.

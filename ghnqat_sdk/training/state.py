@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
-from ghnqat_sdk.training.checkpoint import pack, restore_optimizer
+from ghnqat_sdk.training.checkpoint import give_weights, pack, restore_optimizer
 from ghnqat_sdk.training.folder import LAST_FOLDER
 from ghnqat_sdk.training.reports import Progress
 from ghnqat_sdk.training.trainer import Trainer
@@ -38,7 +38,7 @@ def restore(trainer: Trainer, tensors: dict[str, Tensor], facts: dict[str, Any])
             or of another teacher.
     """
     for part, module in _parts(trainer).items():
-        module.load_state_dict(_with_prefix(tensors, f"{part}."))
+        give_weights(module, _with_prefix(tensors, f"{part}."))
     own = trainer.config.optimizer.name
     found = facts.get("optimizer_type", own)
     if found != own:
@@ -124,10 +124,10 @@ def check_run_images(folder: str | Path, facts: Mapping[str, Any], images: Image
     if kept is None or (kept["classes"] == now["classes"] and kept["shown"] != now["shown"]):
         return
     weights = str(Path(folder) / LAST_FOLDER)
-    instead = (
-        f"Go on with the data that it was begun with, or start a run from its weights in another "
-        f"folder: --set initial={weights}"
-    )
+    anew = f"start a run from its weights in another folder: --set initial={weights}"
+    if len(kept["classes"]) != len(now["classes"]):
+        anew = f"adapt its weights to these: ghnqat-train adapt --from {weights}"
+    instead = f"Go on with the data that it was begun with, or {anew}"
     check_same_images(folder, kept, images, instead)
 
 

@@ -139,9 +139,12 @@ def wider(tiny: RunConfig) -> RunConfig:
 
 def test_a_state_of_other_sizes_is_refused_and_kept(make_run, tiny, finished, contents):
     before = contents(finished)
-    with pytest.raises(CheckpointError, match=r"does not fit its config.*run\.json"):
+    with pytest.raises(CheckpointError, match=r"does not fit its config.* leave out --config"):
         make_run(config=wider(tiny)).resume()
     assert contents(finished) == before
+    (finished / RUN_FILE).write_text(wider(tiny).model_dump_json())
+    with pytest.raises(CheckpointError, match=r"does not fit its config.* Restore the run\.json"):
+        make_run(config=wider(tiny)).resume()
 
 
 def test_a_state_without_hints_is_refused_where_the_config_has_some(
