@@ -159,8 +159,8 @@ def save_teacher(teacher: Teacher, path: str | Path, *, accuracy: float, data: s
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         rate = teacher.config.learning_rate / 2
         raise ArgumentError(
-            f"The teacher's weights are not finite in half precision: it diverged. Train it again: "
-            f"train_teacher(TeacherConfig(learning_rate={rate:g}), …)."
+            f"The teacher's weights are not finite in half precision: it diverged. Train it again "
+            f'with {{"learning_rate": {rate:g}}}: ghnqat-train teacher --config FILE.'
         )
     facts = {
         "format": FORMAT,
@@ -192,13 +192,13 @@ def load_teacher(path: str | Path, classes: Sequence[str]) -> Teacher:
             teacher = _rebuilt(tensors, file.metadata() or {})
     except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"{str(path)!r} is no whole teacher ({error!r:.300}). Restore the file, name one that "
-            f"save_teacher wrote, or train a teacher by train_teacher(TeacherConfig(), …)."
+            f"{str(path)!r} is no whole teacher ({error!r:.300}). Restore the file, or make one: "
+            f"ghnqat-train teacher --output {path}"
         ) from error
     if teacher.classes != tuple(classes):
         raise ArgumentError(
             f"The teacher in {str(path)!r} knows {', '.join(teacher.classes)}; the images are of "
-            f"{', '.join(classes)}. Train one on them: train_teacher(TeacherConfig(), …)."
+            f"{', '.join(classes)}. Train one on them: ghnqat-train teacher --data FOLDER."
         )
     return teacher
 
@@ -213,8 +213,8 @@ def check_teacher_fits(teacher: Teacher, images: ImageSet) -> None:
     if teacher.config != expected:
         raise ArgumentError(
             f"The teacher knows images of {_described(teacher.config)}; these are of "
-            f"{_described(expected)}. Train one on them: train_teacher(TeacherConfig(), …), or "
-            f"ghnqat-train teacher with their size, mean and std in its --config."
+            f"{_described(expected)}. Train one on them: ghnqat-train teacher --config FILE, with "
+            f"their size, mean and std in it."
         )
 
 

@@ -55,6 +55,16 @@ def test_a_change_that_the_state_does_not_fit_is_to_be_left_out(
     assert contents(run) == before
 
 
+def test_an_adaptation_does_not_go_into_the_folder_of_a_run(
+    run, data, capsys, contents, monkeypatch
+):
+    monkeypatch.setattr("ghnqat_sdk.data.load_images", lambda *_, **__: pytest.fail("loaded"))
+    before = contents(run)
+    assert main(["adapt", "--data", str(data), "--output", str(run)]) == 2
+    assert "holds a run already. Choose another --output" in capsys.readouterr().err
+    assert contents(run) == before
+
+
 def test_a_resumed_run_has_no_other_weights_to_start_from(run, data, capsys, contents):
     before = contents(run)
     words = ["run", "--data", str(data), "--output", str(run), "--steps", "4", "--resume"]
