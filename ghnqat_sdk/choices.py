@@ -1,5 +1,5 @@
-"""Words that an argument of a function and an option of a command take alike; nothing slow is
-imported here."""
+"""What an argument of a function and an option of a command take alike; nothing slow is imported
+here."""
 
 from __future__ import annotations
 
@@ -10,3 +10,6 @@ Head = Literal["auto", "predict", "keep", "fit"]
 
 Protocol = Literal["paper", "calibrated"]
 """How accuracy is measured; see `training/evaluation.py`."""
+
+FEWEST_IMAGES = 100
+"""Training images that a hypernetwork can be adapted to."""

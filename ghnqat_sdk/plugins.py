@@ -19,18 +19,10 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, TypeAdapter, ValidationError
 
 from ghnqat_sdk.errors import ArgumentError, GhnqatError, problems
+from ghnqat_sdk.parts import Part
 
 T = TypeVar("T")
 
@@ -124,10 +116,9 @@ def by_name(given: Any) -> Any:
     return {"type": given} if isinstance(given, str) else given
 
 
-class Custom(BaseModel):
+class Custom(Part):
     """A variant of a user's own, in a config that may have come with a file: see `find`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     factory: Factory
     """Where its class is imported from, as "package.module.Class"; or the class itself."""
     settings: dict[str, JsonValue] = Field(default_factory=dict)

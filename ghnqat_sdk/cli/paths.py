@@ -145,6 +145,11 @@ def check_output_folder(option: str, path: str) -> None:
 
 
 def _check_writable(option: str, path: str, folder: Path) -> None:
+    file = next((each for each in (folder, *folder.parents) if each.is_file()), None)
+    if file is not None:
+        raise ArgumentError(
+            f"{option} {path!r} cannot be written: {str(file)!r} is a file. Name another place"
+        )
     if not folder.is_dir():
         raise ArgumentError(
             f"{option} {path!r} cannot be written: there is no folder {str(folder)!r}. Make it, or "

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ghnqat_sdk.choices import FEWEST_IMAGES
 from ghnqat_sdk.cli.arguments import Real, Whole, hypernetwork_name
 from ghnqat_sdk.cli.console import add_command, add_json_flag
 from ghnqat_sdk.cli.models import hub_names
@@ -20,6 +21,7 @@ from ghnqat_sdk.cli.paths import (
 )
 from ghnqat_sdk.cli.train_run import MOST_THREADS
 from ghnqat_sdk.progress import working
+from ghnqat_sdk.training.folder import check_unused
 
 if TYPE_CHECKING:
     from ghnqat_sdk.data import ImageSet
@@ -70,9 +72,9 @@ def add_adapt(commands: Any) -> None:
     )
     adapt.add_argument(
         "--images",
-        type=Whole(1, 10 * MOST_IMAGES),
+        type=Whole(FEWEST_IMAGES, 10 * MOST_IMAGES),
         default=MOST_IMAGES,
-        help=f"most training images, drawn at random (default: {MOST_IMAGES})",
+        help=f"most training images, {FEWEST_IMAGES} or more, at random (default: {MOST_IMAGES})",
     )
     adapt.add_argument(
         "--threads",
@@ -87,6 +89,7 @@ def _check(options: Namespace) -> None:
     check_image_folder(options.data, "train")
     check_hypernetwork("--from", options.initial)
     check_output_folder("--output", options.output)
+    check_unused(options.output)
 
 
 def _adapt(options: Namespace) -> None:

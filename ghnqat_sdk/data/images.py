@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from ghnqat_sdk import files
@@ -27,6 +27,7 @@ from ghnqat_sdk.data.reading import (
     from_torchvision,
 )
 from ghnqat_sdk.errors import ArgumentError, DataError
+from ghnqat_sdk.parts import Part
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
@@ -187,10 +188,9 @@ def statistics_of(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]
     return tuple(mean.tolist()), tuple(deviation.tolist())
 
 
-class DataConfig(BaseModel):
+class DataConfig(Part):
     """How images are read and shown."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     size: int = Field(default=32, ge=8)
     """Side in pixels; images of another size are resized."""
     padding: int = Field(default=4, ge=0)

@@ -27,6 +27,7 @@ _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _OVERSHOOT = 1.01
 """Resized images may be a little brighter than white."""
 
+_MOST_NAMED = 3
 _MOST_CHANNELS = 4  # of an array that may have its channels first or last
 
 
@@ -42,7 +43,8 @@ def from_folder(folder: Path, size: int, channels: int) -> Labelled:
     other = folder.parent / ("train" if folder.name == "test" else "test")
     if other.is_dir() and classes != _classes(other):
         raise DataError(
-            f"{str(folder)!r} and {str(other)!r} hold different classes; expected the same."
+            f"{str(folder)!r} and {str(other)!r} hold different classes; expected the same. "
+            f"{_only_in(folder, other)}{_only_in(other, folder)}Rename, add or remove folders."
         )
     files = [_image_files(folder / name) for name in classes]
     if sum(map(bool, files)) < 2:
@@ -236,6 +238,14 @@ def _classes(folder: Path) -> tuple[str, ...]:
     """Names of its folders; hidden ones are of other programs."""
     entries = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
     return tuple(sorted(entry.name for entry in entries if entry.is_dir()))
+
+
+def _only_in(folder: Path, other: Path) -> str:
+    """A sentence about classes that `other` lacks, the first few; nothing where it lacks none."""
+    alone = sorted(set(_classes(folder)) - set(_classes(other)))
+    more = f" and {len(alone) - _MOST_NAMED} more" if len(alone) > _MOST_NAMED else ""
+    names = ", ".join(map(repr, alone[:_MOST_NAMED]))
+    return f"Only {folder.name!r} has {names}{more}. " if alone else ""
 
 
 def _image_files(folder: Path) -> tuple[_File, ...]:

@@ -22,7 +22,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 from torch import Tensor, nn
 
 from ghnqat_sdk.hypernetwork.assemble import Corners
@@ -31,6 +31,7 @@ from ghnqat_sdk.hypernetwork.places import PLACE_FEATURES, place_features
 from ghnqat_sdk.hypernetwork.scaling import VECTOR_ROLES, scale_vectors
 from ghnqat_sdk.hypernetwork.tasks import Corner, Task
 from ghnqat_sdk.hypernetwork.tiles import Cut, Request, TileIndex, centre, centred, slices
+from ghnqat_sdk.parts import Part
 from ghnqat_sdk.plugins import Custom
 
 _IDENTITY = 3.0
@@ -61,10 +62,9 @@ class Decoder(nn.Module):
         raise NotImplementedError
 
 
-class DecoderConfig(BaseModel):
+class DecoderConfig(Part):
     """Sizes of the decoder."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     hidden: int = Field(default=128, ge=8, le=4096)
     """Channels between a node's embedding and a tile."""
     tile: int = Field(default=64, ge=4, le=512)

@@ -12,12 +12,13 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ghnqat_sdk.graph.batch import BIT_ANCHORS, FEATURES, GraphBatch
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.hypernetwork.attention import Block, Strip, TakeColumns, bucket_strips
+from ghnqat_sdk.parts import Part
 from ghnqat_sdk.plugins import Custom
 
 
@@ -59,10 +60,9 @@ class NodeEmbedding(nn.Module):
         return self.op(batch.ops) + self.features(batch.features) + bits
 
 
-class GatedGraphConfig(BaseModel):
+class GatedGraphConfig(Part):
     """GHN-2's encoder: a gated graph network with virtual edges (Knyazev et al. 2021)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["gated-graph"] = "gated-graph"
     width: int = Field(default=32, ge=4, le=1024)
     """Size d of a node's embedding."""
@@ -127,11 +127,10 @@ def _levels(edges: Tensor) -> Tensor:
         levels = deeper
 
 
-class TransformerConfig(BaseModel):
+class TransformerConfig(Part):
     """Graph transformer (after GHN-3): attention among nodes at most s_max apart, biased by their
     directed distance."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["transformer"] = "transformer"
     width: int = Field(default=64, ge=8, le=2048)
     """Size d of a node's embedding."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from ghnqat_sdk.errors import ArgumentError
@@ -17,13 +17,13 @@ from ghnqat_sdk.hypernetwork.decoder import AnyDecoderConfig, DecoderConfig
 from ghnqat_sdk.hypernetwork.encoders import EncoderConfig, TransformerConfig
 from ghnqat_sdk.hypernetwork.scaling import norm_factors
 from ghnqat_sdk.hypernetwork.tiles import Cut, Request, cut
+from ghnqat_sdk.parts import Part
 from ghnqat_sdk.quantization.ranges import ClippedRanges, Ranges, range_rule
 
 
-class TrainingImages(BaseModel):
+class TrainingImages(Part):
     """What the images were like that a hypernetwork's networks were trained on."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     size: int = Field(default=32, ge=1)
     """Side in pixels."""
     mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
@@ -35,10 +35,9 @@ class TrainingImages(BaseModel):
     """Names in the order of the scores."""
 
 
-class HypernetworkConfig(BaseModel):
+class HypernetworkConfig(Part):
     """What rebuilds a hypernetwork around its weights; saved as config.json beside them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     format: Literal[2] = 2
     """Version of this file's layout."""
     encoder: EncoderConfig = TransformerConfig()

@@ -13,9 +13,10 @@ import math
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
+from ghnqat_sdk.parts import Part
 from ghnqat_sdk.plugins import CustomRule, by_name, variant
 from ghnqat_sdk.quantization.functional import Range
 
@@ -86,11 +87,10 @@ class RangeRule:
         return self
 
 
-class MinMaxRanges(RangeRule, BaseModel):
+class MinMaxRanges(RangeRule, Part):
     """The range of a tensor is its minimum and maximum, as in the GHN-QAT paper's reference
     setting."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["min-max"] = "min-max"
     per_channel: bool = False
     """Whether each output channel of a weight has a range of its own; one for the whole tensor
@@ -109,7 +109,7 @@ class MinMaxRanges(RangeRule, BaseModel):
         return self.model_copy(update={"per_channel": False})
 
 
-class ClippedRanges(RangeRule, BaseModel):
+class ClippedRanges(RangeRule, Part):
     """Ranges narrower than min-max, by a ratio for each bit-width: at 2 bits min-max keeps almost
     no signal.
 
@@ -118,20 +118,19 @@ class ClippedRanges(RangeRule, BaseModel):
     The values of images lie evenly between their extremes, so that less of these is clipped.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["clipped"] = "clipped"
-    weight_sigmas: dict[_LowBits, Annotated[float, Field(gt=0, lt=100)]] = {
-        2: 1.5, 3: 2.05, 4: 2.6, 5: 3.1, 6: 3.6, 7: 4.2, 8: 5.0,
-    }  # fmt: skip
+    weight_sigmas: dict[_LowBits, Annotated[float, Field(gt=0, lt=100)]] = Field(
+        default={2: 1.5, 3: 2.05, 4: 2.6, 5: 3.1, 6: 3.6, 7: 4.2, 8: 5.0}
+    )
     """Standard deviations kept on each side of the mean, by weight bits; a missing width is
     min-max."""
-    activation_ratio: dict[_LowBits, Annotated[float, Field(gt=0, le=1)]] = {
-        2: 0.39, 3: 0.48, 4: 0.58, 5: 0.7, 6: 0.82, 7: 0.92, 8: 1.0,
-    }  # fmt: skip
+    activation_ratio: dict[_LowBits, Annotated[float, Field(gt=0, le=1)]] = Field(
+        default={2: 0.39, 3: 0.48, 4: 0.58, 5: 0.7, 6: 0.82, 7: 0.92, 8: 1.0}
+    )
     """Share of the minimum and maximum kept, by activation bits; a missing width is min-max."""
-    input_ratio: dict[_LowBits, Annotated[float, Field(gt=0, le=1)]] = {
-        2: 0.6, 3: 0.75, 4: 0.85, 5: 0.92, 6: 0.97,
-    }  # fmt: skip
+    input_ratio: dict[_LowBits, Annotated[float, Field(gt=0, le=1)]] = Field(
+        default={2: 0.6, 3: 0.75, 4: 0.85, 5: 0.92, 6: 0.97}
+    )
     """The same where layers read the model's inputs; as `activation_ratio` where that alone is
     given."""
     per_channel: bool = False

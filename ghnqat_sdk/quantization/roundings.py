@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
+from ghnqat_sdk.parts import Part
 from ghnqat_sdk.plugins import CustomRule, by_name, variant
 from ghnqat_sdk.quantization.functional import fake_quantize, uniform_noise
 
@@ -25,10 +26,9 @@ class RoundingRule:
         raise NotImplementedError
 
 
-class NearestRounding(RoundingRule, BaseModel):
+class NearestRounding(RoundingRule, Part):
     """To the nearest level, with a straight-through gradient: SimQuant of the GHN-QAT paper."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["nearest"] = "nearest"
 
     def quantize(self, x: Tensor, low: End, high: End, bits: int) -> Tensor:
@@ -38,10 +38,9 @@ class NearestRounding(RoundingRule, BaseModel):
 NEAREST = NearestRounding()
 
 
-class NoiseRounding(RoundingRule, BaseModel):
+class NoiseRounding(RoundingRule, Part):
     """Uniform noise of one step in place of rounding: NoiseQuant of the GHN-QAT paper."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["noise"] = "noise"
 
     def quantize(self, x: Tensor, low: End, high: End, bits: int) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ghnqat_sdk.bits import SUPPORTED_BITS
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.parts import Part
 from ghnqat_sdk.quantization.ranges import RangeRule, Ranges, range_rule
 from ghnqat_sdk.quantization.roundings import (
     NEAREST,
@@ -17,14 +18,13 @@ from ghnqat_sdk.quantization.roundings import (
     without_switch,
 )
 
-_Range = tuple[FiniteFloat, FiniteFloat]
-_RangesOfChannels = tuple[tuple[FiniteFloat, ...], tuple[FiniteFloat, ...]]
+_Range = tuple[float, float]
+_RangesOfChannels = tuple[tuple[float, ...], tuple[float, ...]]
 
 
-class Rules(BaseModel):
+class Rules(Part):
     """How ranges follow from tensors, and values come to their levels."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     ranges: Ranges
     rounding: Rounding = NEAREST
 
@@ -55,10 +55,9 @@ class Rules(BaseModel):
         return range_rule(self.ranges), rounding_rule(self.rounding)
 
 
-class LayerSettings(BaseModel):
+class LayerSettings(Part):
     """How one layer is quantized; a range of None follows the tensor."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     weight_bits: Literal[SUPPORTED_BITS]  # type: ignore[valid-type]
     activation_bits: Literal[SUPPORTED_BITS]  # type: ignore[valid-type]
     weight_range: _Range | _RangesOfChannels | None

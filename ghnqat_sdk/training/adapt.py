@@ -20,17 +20,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from ghnqat_sdk.choices import FEWEST_IMAGES
 from ghnqat_sdk.data import DataConfig, ImageSet
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.files import write_atomically
-from ghnqat_sdk.hypernetwork.names import CONFIG_FILE
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, save_pretrained
+from ghnqat_sdk.parts import Part
 from ghnqat_sdk.training.checkpoint import writing
 from ghnqat_sdk.training.config import RunConfig, load_config, load_recipe
 from ghnqat_sdk.training.distributed import Processes
-from ghnqat_sdk.training.folder import RUN_FILE
+from ghnqat_sdk.training.folder import RUN_FILE, check_unused
 from ghnqat_sdk.training.initial import described
 from ghnqat_sdk.training.new_classes import with_new_classes
 from ghnqat_sdk.training.prepared import KNOWN_SIZE
@@ -41,7 +42,6 @@ from ghnqat_sdk.training.teacher import TeacherConfig, save_teacher, train_teach
 
 ADAPT_FILE = "adapt.json"
 TEACHER_FILE = "teacher.safetensors"
-FEWEST_IMAGES = 100
 FEWEST_OF_A_CLASS = 5
 
 _TEACHER_SHARE = 7 / 30  # of the minutes; its features take some of the eighth thirtieth
@@ -51,10 +51,9 @@ _MOST_EPOCHS = 60
 _FOREVER = 10**9
 
 
-class AdaptConfig(BaseModel):
+class AdaptConfig(Part):
     """What an adaptation starts from, and how long it takes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     initial: str = "default"
     """Weights that exist: anything that `load_pretrained` takes."""
     minutes: float = Field(default=30.0, gt=0)
@@ -155,10 +154,7 @@ class Adaptation:
 
     def _go_on(self) -> None:
         """Where the folder stands."""
-        if (self.folder / CONFIG_FILE).exists():
-            raise ArgumentError(
-                f"{str(self.folder)!r} holds a hypernetwork already. Choose another --output."
-            )
+        check_unused(self.folder)
         path = self.folder / ADAPT_FILE
         if not path.exists():
             return

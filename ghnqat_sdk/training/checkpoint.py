@@ -10,12 +10,14 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ghnqat_sdk.errors import CheckpointError
 from ghnqat_sdk.files import digest, write_atomically
 from ghnqat_sdk.training.folder import CHECKPOINT_FILE
+
+_MOST_NAMED = 3
 
 
 def save_training_state(
@@ -74,6 +76,26 @@ def restore_optimizer(optimizer: Optimizer, packed: Any, tensors: Mapping[str, T
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, built, strict=True):
         group.update(own)
+
+
+def give_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a module the tensors of another.
+
+    Raises:
+        ValueError: they are of other names or shapes; it says which, the first few of them.
+    """
+    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    unlike = [name for name in own | given if own.get(name) != given.get(name)]
+    if not unlike:
+        module.load_state_dict(dict(tensors))
+        return
+    named = "; ".join(
+        f"{name} is {given.get(name, 'missing')}, expected {own.get(name, 'none')}"
+        for name in unlike[:_MOST_NAMED]
+    )
+    left = len(unlike[_MOST_NAMED:])
+    raise ValueError(f"{named}; and {left} more" if left else named)
 
 
 @contextmanager

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from ghnqat_sdk.bits import FLOAT_BITS, Pair
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.parts import Part
 from ghnqat_sdk.quantization.ranges import Kind, RangeRule
 from ghnqat_sdk.quantization.roundings import NEAREST, NearestRounding, RoundingRule
 from ghnqat_sdk.training.kernels import round_activations, round_weight
@@ -18,10 +18,9 @@ from ghnqat_sdk.training.rounding import NO_LEVELS, ActivationRounding
 Precision = Literal["float32", "bfloat16"]
 
 
-class ComputeConfig(BaseModel):
+class ComputeConfig(Part):
     """How networks are run while training; what is predicted is float32 all the same."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     device: str = "cpu"
     """Where the hypernetwork and the networks are: "cpu", "cuda", or "cuda:1"."""
     dense: Precision = "bfloat16"

@@ -5,20 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from ghnqat_sdk.bits import parse_bits
 from ghnqat_sdk.data import DataConfig
 from ghnqat_sdk.errors import ArgumentError, problems
 from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig, TrainingImages
+from ghnqat_sdk.parts import Limit, Part, Seed
 from ghnqat_sdk.plugins import with_imports
 from ghnqat_sdk.quantization.roundings import NEAREST, Rounding, without_switch
 from ghnqat_sdk.training.compute import ComputeConfig
@@ -33,10 +26,9 @@ FORMAT = 2
 """Version of the layout of a run's config."""
 
 
-class BitsShare(BaseModel):
+class BitsShare(Part):
     """One bit-width setting and how often a network is trained at it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     bits: tuple[int, int]
     """(weight, activation), 32 for float."""
     share: float = Field(default=1.0, ge=0)
@@ -48,10 +40,9 @@ class BitsShare(BaseModel):
         return parse_bits(bits)
 
 
-class BitsConfig(BaseModel):
+class BitsConfig(Part):
     """At which bit-widths networks are trained."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     settings: tuple[BitsShare, ...] = (BitsShare(bits=(4, 4)),)
     """Drawn for each network."""
     float_until: int = Field(default=0, ge=0)
@@ -68,30 +59,28 @@ class BitsConfig(BaseModel):
         return self
 
 
-class ValidationConfig(BaseModel):
+class ValidationConfig(Part):
     """What is measured while training, on validation networks and images."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     every: int = Field(default=1_000, ge=1)
     """Steps between validations."""
     networks: int = Field(default=12, ge=1)
     """Of each space."""
     images: int = Field(default=512, ge=2)
-    max_macs: float = Field(default=60e6, gt=0)
+    max_macs: Limit = 60e6
     """Networks that cost more multiply-accumulates for one image are passed over."""
 
 
-class RunConfig(BaseModel):
+class RunConfig(Part):
     """One training run, complete: the same config gives the same weights on the same machine."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     format: Literal[2] = 2
     """Version of this layout."""
     recipe: str = "custom"
     """Name of the recipe that it came from."""
     description: str = ""
     """What the run is for, in a sentence."""
-    seed: int = 0
+    seed: Seed = 0
     data: DataConfig = DataConfig(padding=0)
     initial: str | None = None
     """Weights to start from: anything that `load_pretrained` takes."""
@@ -104,7 +93,7 @@ class RunConfig(BaseModel):
     optimizer: OptimizerConfig = AdamWConfig()
     schedule: ScheduleConfig = StableSchedule()
     decay: DecayConfig | None = None
-    clip_norm: float = Field(default=5.0, gt=0)
+    clip_norm: Limit = 5.0
     """Largest norm of the gradient of one step."""
     network_clip_norm: float = Field(default=1.0, gt=0)
     """Largest norm of one network's gradient with respect to its predicted parameters."""

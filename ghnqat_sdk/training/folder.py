@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.hypernetwork.names import CONFIG_FILE
+
 RUN_FILE = "run.json"
 """Its config."""
 
@@ -21,6 +24,18 @@ LAST_FOLDER = "last"
 
 RECIPES = Path(__file__).with_name("recipes")
 """Configs of runs that have a name."""
+
+
+def check_unused(folder: str | Path) -> None:
+    """Refuse a folder for an adaptation that holds a run, or a hypernetwork.
+
+    Raises:
+        ArgumentError: so it does.
+    """
+    holds = {RUN_FILE: "a run", CHECKPOINT_FILE: "a run", CONFIG_FILE: "a hypernetwork"}
+    found = [what for name, what in holds.items() if Path(folder, name).exists()]
+    if found:
+        raise ArgumentError(f"{str(folder)!r} holds {found[0]} already. Choose another --output.")
 
 
 def recipe_names() -> list[str]:

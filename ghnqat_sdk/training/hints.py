@@ -15,20 +15,20 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from ghnqat_sdk.graph.channels import Runs, numbers_of
+from ghnqat_sdk.parts import Part
 from ghnqat_sdk.training.pooling import corner
 
 _POSITIONS = 4096
 """Of the feature maps of a block that a hint looks at; fewer images where they have more."""
 
 
-class HintConfig(BaseModel):
+class HintConfig(Part):
     """A teacher's features as hints after blocks (FitNets, Romero et al. 2015, across networks)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     teacher: str = "teacher.safetensors"
     """File that `ghnqat-train teacher` made."""
     features: str = "features"

@@ -10,6 +10,7 @@ from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, TrainingImages
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
+from ghnqat_sdk.training.checkpoint import give_weights
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.features import FeatureCache
 from ghnqat_sdk.training.hints import Hints
@@ -84,10 +85,9 @@ def initial_parts(
 
 def _copy_weights(model: GraphHypernetwork, initial: GraphHypernetwork) -> None:
     try:
-        model.load_state_dict(initial.state_dict())
-    except RuntimeError as error:
+        give_weights(model, initial.state_dict())
+    except ValueError as error:
         raise ArgumentError(
-            f"The initial weights belong to another architecture "
-            f"({' '.join(str(error).split()):.300}). Use a config whose 'hypernetwork' equals that "
-            f"of the initial weights."
+            f"The initial weights belong to another architecture: {error}. Use a config whose "
+            f"'hypernetwork' equals that of the initial weights."
         ) from error

@@ -8,26 +8,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.parts import Part
 from ghnqat_sdk.plugins import ImportedCustom
 
 _Rate = Annotated[float, Field(gt=0)]
+_Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class AdamWConfig(BaseModel):
+class AdamWConfig(Part):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
 
     same_everywhere: ClassVar[bool] = True
     """Whether it makes the same steps in all processes, to the last digit."""
-    model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["adamw"] = "adamw"
     learning_rate: _Rate = 1e-3
     weight_decay: float = Field(default=1e-2, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.999)
 
     @property
     def name(self) -> str:
@@ -40,14 +41,13 @@ class AdamWConfig(BaseModel):
         return AdamW(groups, lr=self.learning_rate, betas=self.betas, fused=True)
 
 
-class SoapConfig(BaseModel):
+class SoapConfig(Part):
     """Adam in the eigenbasis of Shampoo's preconditioner (SOAP, Vyas et al. 2024).
 
     It needs the train extra.
     """
 
     same_everywhere: ClassVar[bool] = False  # decompositions round differently
-    model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["soap"] = "soap"
     learning_rate: _Rate = 1e-3
     weight_decay: float = Field(default=1e-2, ge=0)

@@ -21,7 +21,13 @@ from ghnqat_sdk.training.features import FeatureCache
 from ghnqat_sdk.training.folder import BEST_FOLDER, CHECKPOINT_FILE, LAST_FOLDER, LOG_FILE, RUN_FILE
 from ghnqat_sdk.training.reports import Progress, StepReport, averages
 from ghnqat_sdk.training.schedules import DecayConfig
-from ghnqat_sdk.training.state import check_run_images, facts_of_images, restore, state_of
+from ghnqat_sdk.training.state import (
+    check_learning,
+    check_run_images,
+    facts_of_images,
+    restore,
+    state_of,
+)
 from ghnqat_sdk.training.teacher import Teacher, check_teacher_fits, load_teacher
 from ghnqat_sdk.training.trainer import Trainer
 from ghnqat_sdk.training.validation import Validation
@@ -66,6 +72,7 @@ class Run:
         self.trainer = Trainer(config, train, features=features, processes=self.processes)
         self.validation = Validation(config, validation)
         self._recent: list[StepReport] = []
+        self._saved = 0
 
     @property
     def progress(self) -> Progress:
@@ -88,11 +95,21 @@ class Run:
         except (RuntimeError, TypeError, KeyError, ValueError) as error:
             raise CheckpointError(
                 f"The state in {str(self.folder)!r} does not fit its config: "
-                f"{' '.join(str(error).split()):.300}. Restore the run.json that was beside it, or "
-                f"start in another folder."
+                f"{' '.join(str(error).split())}. {self._how_to_fit()}, or start in another folder."
             ) from error
         self.identity = state[1].get("run")
+        self._saved = self.progress.step
         return True
+
+    def _how_to_fit(self) -> str:
+        """What to write where the state does not fit the config."""
+        try:
+            changed = load_config(self.folder / RUN_FILE) != self.config
+        except ArgumentError:
+            changed = False
+        if changed:
+            return f"Go on with its own {RUN_FILE}: leave out --config or the --set that changes it"
+        return f"Restore the {RUN_FILE} that was beside it"
 
     def run(self, steps: int) -> Iterator[StepReport]:
         """Train until so many steps are done, yielding after every step.
@@ -101,7 +118,7 @@ class Run:
 
         Raises:
             ArgumentError: the folder holds a state that was not resumed.
-            CheckpointError: a file cannot be written.
+            CheckpointError: it diverges, or a file cannot be written; the last checkpoint stays.
         """
         self._check_that_nothing_is_lost()
         self._write_config()
@@ -122,12 +139,18 @@ class Run:
             )
 
     def save(self) -> None:
-        """Write the state, and the averaged weights to `last/`."""
+        """Write the state, and the averaged weights to `last/`.
+
+        Raises:
+            CheckpointError: it has diverged, or a file cannot be written; what was there stays.
+        """
+        check_learning(self.trainer, self.folder, self._saved)
         if self.processes.rank == 0:
             tensors, facts = state_of(self.trainer)
             facts |= {"run": self.identity, "trained_on": facts_of_images(self.train)}
             save_training_state(self.folder, tensors, facts)
             save_pretrained(self.trainer.averaged(), self.folder / LAST_FOLDER)
+        self._saved = self.progress.step
         self.processes.wait()
 
     def _write_config(self) -> None:
@@ -137,12 +160,13 @@ class Run:
 
     def _validate(self) -> None:
         """Log mean top-1 of the validation networks; the best weights so far go to `best/`."""
+        check_learning(self.trainer, self.folder, self._saved)
         figures = self.validation.figures(self.trainer.averaged(), self.processes)
         if self.processes.rank == 0:
             mean = sum(figures.values()) / len(figures)
+            best_before, self.progress.best = self.progress.best, max(self.progress.best, mean)
             self._log({"validation": figures, "mean": round(mean, 2), **averages(self._recent)})
-            if mean > self.progress.best:
-                self.progress.best = mean
+            if mean > best_before:
                 save_pretrained(self.trainer.averaged(), self.folder / BEST_FOLDER)
         self._recent.clear()
         self.processes.wait()
@@ -177,7 +201,7 @@ def check_images(folder: str | Path, config: RunConfig, train: ImageSet) -> None
 def branch(folder: str | Path, output: str | Path, steps: int, hints: float = 0.5) -> RunConfig:
     """Copy the state of a stable run to `output`, with a rate that falls to zero in `steps` steps.
 
-    The run in `folder` stays as it is and can go on.
+    What validates best is sought anew. The run in `folder` stays as it is and can go on.
 
     Raises:
         ArgumentError: no run there, one that decays already, or an output that holds a run.
@@ -206,7 +230,7 @@ def branch(folder: str | Path, output: str | Path, steps: int, hints: float = 0.
             f"of 0 to 1."
         ) from error
     config = config.model_copy(update={"decay": decay})
-    save_training_state(target, tensors, facts)
+    save_training_state(target, tensors, facts | {"best": Progress().best})
     _write_config(config, target)
     return config
 

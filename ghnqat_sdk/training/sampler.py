@@ -15,12 +15,13 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ghnqat_sdk.bits import FLOAT_BITS, Pair
 from ghnqat_sdk.data import ImageSet, Moves, draw_moves, move_images
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.parts import Limit, Part
 from ghnqat_sdk.training.shares import SpaceShare
 from ghnqat_sdk.training.spaces.protocol import Architecture
 
@@ -28,24 +29,33 @@ _MACS_PER_LAYER = 400_000  # a layer's fixed cost, as measured on a CPU
 _ATTEMPTS = 2_000
 
 
-class SamplingConfig(BaseModel):
+class SamplingConfig(Part):
     """How many networks and images a step sees."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     meta_batch: int = Field(default=8, ge=1)
     """Networks in each step of each process."""
     image_batch: int = Field(default=64, ge=2)
     """Images for each network."""
     least_images: int = Field(default=16, ge=2)
     """For the costliest ones."""
-    batch_macs: float = Field(default=1e9, gt=0)
+    batch_macs: Limit = 1e9
     """Multiply-accumulates of one network's batch: costlier networks see fewer images."""
     window: int = Field(default=128, ge=1)
     """Networks of each process that a step draws from."""
-    uses: float = Field(default=16.0, gt=0)
+    uses: Limit = 16.0
     """How often a network is drawn, on average, before it leaves the window."""
     simple_until: int = Field(default=0, ge=0)
     """Steps, from the first on, in which only simple networks are drawn."""
+
+    @model_validator(mode="after")
+    def _least_of_a_batch(self) -> SamplingConfig:
+        default = SamplingConfig.model_fields["least_images"].default  # of smaller batches: all
+        if self.least_images > self.image_batch and self.least_images != default:
+            raise ValueError(
+                f"least_images, {self.least_images}, is above image_batch, {self.image_batch}; "
+                f"lower the first, or raise the second"
+            )
+        return self
 
     def images(self, architecture: Architecture) -> int:
         """For one network: `image_batch`, halved as often as its cost asks for.

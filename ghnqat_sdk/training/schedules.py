@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from ghnqat_sdk.parts import Part
 from ghnqat_sdk.plugins import ImportedCustom
 
 
-class StableSchedule(BaseModel):
+class StableSchedule(Part):
     """Warm-up, then a constant rate for as long as the run goes on; `DecayConfig` ends it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["stable"] = "stable"
     warmup: int = Field(default=200, ge=0)
     """Steps in which the rate rises from zero."""
@@ -26,10 +26,9 @@ class StableSchedule(BaseModel):
         return min(1.0, (step + 1) / max(self.warmup, 1))
 
 
-class CosineSchedule(BaseModel):
+class CosineSchedule(Part):
     """Warm-up, then half a cosine to zero at the last of a fixed number of steps."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["cosine"] = "cosine"
     steps: int = Field(default=10_000, ge=1)
     warmup: int = Field(default=200, ge=0)
@@ -71,10 +70,9 @@ ScheduleConfig = Annotated[
 ]
 
 
-class DecayConfig(BaseModel):
+class DecayConfig(Part):
     """The end of a run with a stable schedule: the rate falls to zero, and hints fade before."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     start: int = Field(ge=0)
     """Step of the stable run that it branches off from."""
     steps: int = Field(ge=1)

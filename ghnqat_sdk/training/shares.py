@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, model_validator
 
+from ghnqat_sdk.parts import Limit, Part
 from ghnqat_sdk.plugins import ImportedCustom
 from ghnqat_sdk.training.spaces.custom import CustomSpace
 from ghnqat_sdk.training.spaces.deepnets import DeepNets
@@ -13,18 +14,26 @@ from ghnqat_sdk.training.spaces.families import Families
 from ghnqat_sdk.training.spaces.protocol import Architecture, Norm, Space
 
 
-class _Share(BaseModel):
+class _Share(Part):
     """How often networks of a space are drawn, and which."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     share: float = Field(default=1.0, ge=0)
     """Relative frequency."""
     min_macs: float = Field(default=0.0, ge=0)
-    max_macs: float = Field(default=40e6, gt=0)
+    max_macs: Limit = 40e6
     """Networks that cost fewer or more multiply-accumulates for one image are passed over."""
-    max_parameters: float = Field(default=25e6, gt=0)
+    max_parameters: Limit = 25e6
     norm: Norm | None = None
     """Only networks with this normalization."""
+
+    @model_validator(mode="after")
+    def _some_cost(self) -> _Share:
+        if self.min_macs > self.max_macs:
+            raise ValueError(
+                f"min_macs, {self.min_macs:g}, is above max_macs, {self.max_macs:g}; lower the "
+                f"first, or raise the second"
+            )
+        return self
 
     def takes(self, architecture: Architecture) -> bool:
         """Whether a network meets the limits."""

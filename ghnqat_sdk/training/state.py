@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ghnqat_sdk.data import ImageSet
-from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.training.checkpoint import pack, restore_optimizer
+from ghnqat_sdk.errors import ArgumentError, CheckpointError
+from ghnqat_sdk.training.checkpoint import give_weights, pack, restore_optimizer
 from ghnqat_sdk.training.folder import LAST_FOLDER
 from ghnqat_sdk.training.reports import Progress
 from ghnqat_sdk.training.trainer import Trainer
@@ -22,10 +22,8 @@ def state_of(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors by name, and JSON-able facts."""
     tensors: dict[str, Tensor] = {}
     optimizer = pack(trainer.optimizer.state_dict(), "optimizer", tensors)
-    parts = {"model": trainer.model, "average": trainer.average, "hints": trainer.hints}
-    for part, module in parts.items():
-        if module is not None:
-            tensors |= {f"{part}.{name}": tensor for name, tensor in module.state_dict().items()}
+    for part, module in _parts(trainer).items():
+        tensors |= {f"{part}.{name}": tensor for name, tensor in module.state_dict().items()}
     facts = {"optimizer": optimizer, "optimizer_type": trainer.config.optimizer.name}
     if trainer.features is not None:
         facts["teacher"] = trainer.features.teacher
@@ -39,10 +37,8 @@ def restore(trainer: Trainer, tensors: dict[str, Tensor], facts: dict[str, Any])
         RuntimeError, TypeError, KeyError, ValueError: it is of other sizes, of another optimizer,
             or of another teacher.
     """
-    parts = {"model": trainer.model, "average": trainer.average, "hints": trainer.hints}
-    for part, module in parts.items():
-        if module is not None:
-            module.load_state_dict(_with_prefix(tensors, f"{part}."))
+    for part, module in _parts(trainer).items():
+        give_weights(module, _with_prefix(tensors, f"{part}."))
     own = trainer.config.optimizer.name
     found = facts.get("optimizer_type", own)
     if found != own:
@@ -51,6 +47,38 @@ def restore(trainer: Trainer, tensors: dict[str, Tensor], facts: dict[str, Any])
     if facts.get("optimizer") is not None:
         restore_optimizer(trainer.optimizer, facts["optimizer"], tensors)
     trainer.progress = Progress(**{name: facts[name] for name in vars(Progress())})
+
+
+def check_learning(trainer: Trainer, folder: Path, saved: int) -> None:
+    """Refuse weights that no longer mean anything, before they take the place of good ones.
+
+    Args:
+        trainer: Of the run; all its processes find the same.
+        folder: Of the run.
+        saved: The step of its checkpoint, 0 where it has none.
+
+    Raises:
+        CheckpointError: a weight is not finite in half precision, far above all that is learned.
+    """
+    weight = _diverged(trainer)
+    if weight is None:
+        return
+    kept = f"The checkpoint of step {saved} is kept" if saved else "There is no checkpoint yet"
+    raise CheckpointError(
+        f"The run in {str(folder)!r} has diverged by step {trainer.progress.step}: {weight!r} is "
+        f"not finite in half precision. {kept}: lower optimizer.learning_rate, which is "
+        f"{trainer.config.optimizer.learning_rate:g}, and {'resume' if saved else 'start again'}."
+    )
+
+
+def _diverged(trainer: Trainer) -> str | None:
+    """Name of a weight that is not finite in half precision, None where all are."""
+    for part, module in _parts(trainer).items():
+        learned = {name: weight.detach().half() for name, weight in module.named_parameters()}
+        for name, tensor in (module.state_dict() | learned).items():
+            if not tensor.isfinite().all():
+                return f"{part}.{name}"
+    return None
 
 
 def facts_of_images(images: ImageSet) -> dict[str, Any]:
@@ -96,10 +124,10 @@ def check_run_images(folder: str | Path, facts: Mapping[str, Any], images: Image
     if kept is None or (kept["classes"] == now["classes"] and kept["shown"] != now["shown"]):
         return
     weights = str(Path(folder) / LAST_FOLDER)
-    instead = (
-        f"Go on with the data that it was begun with, or start a run from its weights in another "
-        f"folder: --set initial={weights}"
-    )
+    anew = f"start a run from its weights in another folder: --set initial={weights}"
+    if len(kept["classes"]) != len(now["classes"]):
+        anew = f"adapt its weights to these: ghnqat-train adapt --from {weights}"
+    instead = f"Go on with the data that it was begun with, or {anew}"
     check_same_images(folder, kept, images, instead)
 
 
@@ -122,6 +150,12 @@ def _check_teacher(trainer: Trainer, facts: dict[str, Any]) -> None:
             f"its hints are of the teacher {found:.8}…, not of {own:.8}…; hints.teacher must name "
             f"the file that it was trained with"
         )
+
+
+def _parts(trainer: Trainer) -> dict[str, nn.Module]:
+    """What learns, and its average, by the names that a state gives them."""
+    parts = {"model": trainer.model, "average": trainer.average, "hints": trainer.hints}
+    return {part: module for part, module in parts.items() if module is not None}
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

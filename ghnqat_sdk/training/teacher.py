@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +22,13 @@ from torch import Tensor, nn
 from ghnqat_sdk.data import DataConfig, ImageSet, draw_moves, move_images
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.files import digest, write_atomically
+from ghnqat_sdk.parts import Seed
 
 FORMAT = 1
 BATCH = 500
 _WARMUP = 0.15
+
+_Count = Annotated[int, Field(ge=0)]
 
 
 class TeacherConfig(DataConfig):
@@ -33,7 +37,7 @@ class TeacherConfig(DataConfig):
 
     width: int = Field(default=32, ge=1, le=1024)
     """Channels of the stem; the stages have 2, 4 and 6 times as many."""
-    blocks: tuple[int, int, int] = (1, 2, 2)
+    blocks: tuple[_Count, _Count, _Count] = (1, 2, 2)
     """Residual blocks of each stage, after the convolution that halves its side."""
     epochs: int = Field(default=20, ge=1)
     batch: int = Field(default=128, ge=2)
@@ -41,7 +45,7 @@ class TeacherConfig(DataConfig):
     """At its peak, after 15 % of the steps; it rises from zero and falls to zero."""
     weight_decay: float = Field(default=5e-4, ge=0)
     label_smoothing: float = Field(default=0.05, ge=0, lt=1)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Residual(nn.Module):
@@ -155,8 +159,8 @@ def save_teacher(teacher: Teacher, path: str | Path, *, accuracy: float, data: s
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         rate = teacher.config.learning_rate / 2
         raise ArgumentError(
-            f"The teacher's weights are not finite in half precision: it diverged. Train it again: "
-            f"train_teacher(TeacherConfig(learning_rate={rate:g}), …)."
+            f"The teacher's weights are not finite in half precision: it diverged. Train it again "
+            f'with {{"learning_rate": {rate:g}}}: ghnqat-train teacher --config FILE.'
         )
     facts = {
         "format": FORMAT,
@@ -188,13 +192,13 @@ def load_teacher(path: str | Path, classes: Sequence[str]) -> Teacher:
             teacher = _rebuilt(tensors, file.metadata() or {})
     except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"{str(path)!r} is no whole teacher ({error!r:.300}). Restore the file, name one that "
-            f"save_teacher wrote, or train a teacher by train_teacher(TeacherConfig(), …)."
+            f"{str(path)!r} is no whole teacher ({error!r:.300}). Restore the file, or make one: "
+            f"ghnqat-train teacher --output {path}"
         ) from error
     if teacher.classes != tuple(classes):
         raise ArgumentError(
             f"The teacher in {str(path)!r} knows {', '.join(teacher.classes)}; the images are of "
-            f"{', '.join(classes)}. Train one on them: train_teacher(TeacherConfig(), …)."
+            f"{', '.join(classes)}. Train one on them: ghnqat-train teacher --data FOLDER."
         )
     return teacher
 
@@ -209,8 +213,8 @@ def check_teacher_fits(teacher: Teacher, images: ImageSet) -> None:
     if teacher.config != expected:
         raise ArgumentError(
             f"The teacher knows images of {_described(teacher.config)}; these are of "
-            f"{_described(expected)}. Train one on them: train_teacher(TeacherConfig(), …), or "
-            f"ghnqat-train teacher with their size, mean and std in its --config."
+            f"{_described(expected)}. Train one on them: ghnqat-train teacher --config FILE, with "
+            f"their size, mean and std in it."
         )
 
 

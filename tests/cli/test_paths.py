@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from ghnqat_sdk.cli.main import main
-from ghnqat_sdk.cli.paths import check_hypernetwork
+from ghnqat_sdk.cli.paths import check_hypernetwork, check_output_file, check_output_folder
 from ghnqat_sdk.errors import ArgumentError
 
 
@@ -23,6 +23,18 @@ def test_a_revision_is_of_the_hub_alone():
 def test_what_no_weights_have_for_a_name_is_refused():
     with pytest.raises(ArgumentError, match="Write default, hub, a Hub repo"):
         check_hypernetwork("--hypernetwork", "nowhere")
+
+
+@pytest.mark.parametrize("check", [check_output_file, check_output_folder])
+def test_a_file_where_a_folder_is_expected_is_called_so(tmp_path, check):
+    file = tmp_path / "mk.py"
+    file.write_text("all:")
+    for below in ("x", "x/y"):
+        with pytest.raises(ArgumentError, match=r"'.*mk\.py' is a file\. Name another place"):
+            check("--output", str(file / below))
+    with pytest.raises(ArgumentError, match=r"is a file\. Name"):
+        check_output_folder("--output", str(file))
+    assert file.read_text() == "all:"
 
 
 def test_images_of_other_classes_are_not_evaluated_on(data, tmp_path, capsys):

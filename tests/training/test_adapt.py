@@ -237,7 +237,7 @@ def test_its_stable_run_is_one_that_goes_on(adapt, data, tmp_path, capsys):
         (["--from", "/no/such/folder"], "--from '/no/such/folder' is not a folder"),
         (["--minutes", 0], "'0' is wrong here. Write a number from 0.01"),
         (["--size", 65], "'65' is wrong here. Write a whole number from 16 to 64"),
-        (["--images", 40], "40 training images of 10 classes"),
+        (["--images", 99], "'99' is wrong here. Write a whole number from 100 to"),
     ],
 )
 def test_mistakes_about_an_adaptation_are_one_line(adapt, tmp_path, capsys, arguments, reason):

@@ -1,8 +1,10 @@
 import json
+import math
 
 import pytest
 from pydantic import ValidationError
 
+from ghnqat_sdk.cli.train_config import assign
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.training.config import (
     BitsConfig,
@@ -12,6 +14,7 @@ from ghnqat_sdk.training.config import (
     load_recipe,
 )
 from ghnqat_sdk.training.folder import recipe_names
+from ghnqat_sdk.training.sampler import SamplingConfig
 from ghnqat_sdk.training.shares import CustomShare, FamiliesShare
 
 
@@ -102,11 +105,58 @@ def test_the_remedy_of_a_broken_config_is_a_command_that_exists(tmp_path, capsys
         {"clip_norm": 0},
         {"relative_norm": "x"},
         {"teacher": "t"},
+        {"seed": 10**20},
+        {"seed": True},
+        {"optimizer": {"type": "adamw", "betas": (2, 3)}},
+        {"optimizer": {"type": "adamw", "betas": (0.9, 1)}},
+        {"optimizer": {"type": "adamw", "betas": (True, 0.9)}},
+        {"optimizer": {"type": "soap", "learning_rate": math.inf}},
+        {"optimizer": {"type": "custom", "factory": "toys.Toys", "weight_decay": math.inf}},
+        {"optimizer": {"type": "custom", "factory": "toys.Toys", "settings": {"eps": math.inf}}},
+        {"network_clip_norm": math.inf},
+        {"data": {"mean": (math.inf, 0, 0)}},
+        {"sampling": {"image_batch": 8, "least_images": 100}},
     ],
 )
 def test_what_cannot_be_meant_is_refused(wrong):
     with pytest.raises(ValidationError):
         RunConfig(**wrong)
+
+
+LIMITS = [
+    "clip_norm",
+    "networks.0.max_macs",
+    "networks.0.max_parameters",
+    "sampling.batch_macs",
+    "sampling.uses",
+    "validation.max_macs",
+]
+
+
+@pytest.mark.parametrize("field", LIMITS)
+def test_a_limit_may_be_infinite_and_is_read_back_so(tiny, field):
+    fields = tiny.model_dump(mode="json")
+    assign(fields, f"{field}=Infinity")
+    config = RunConfig.model_validate(fields)
+    text = config.model_dump_json()
+    assert json.loads(text, parse_constant=pytest.fail)
+    assert '"Infinity"' in text
+    assert RunConfig.model_validate_json(text) == config
+    assert RunConfig.model_validate_json(json.dumps(config.model_dump(mode="json"))) == config
+    for wrong in ("NaN", "-Infinity"):
+        assign(fields, f"{field}={wrong}")
+        with pytest.raises(ValidationError):
+            RunConfig.model_validate(fields)
+
+
+def test_costs_that_no_network_can_have_are_refused_where_they_are_written():
+    with pytest.raises(ValidationError, match=r"min_macs, 5e\+07, is above max_macs, 4e\+07;"):
+        FamiliesShare(min_macs=5e7)
+
+
+def test_all_images_of_a_batch_smaller_than_usual_are_used():
+    sampling = SamplingConfig(image_batch=8)
+    assert SamplingConfig.model_validate_json(sampling.model_dump_json()) == sampling
 
 
 def test_some_shares_may_be_zero():

@@ -10,6 +10,7 @@ from ghnqat_sdk.training.config import load_config
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.run import RUN_FILE, branch, open_features
 from ghnqat_sdk.training.schedules import CosineSchedule, DecayConfig
+from ghnqat_sdk.training.validation import Validation
 
 
 @pytest.fixture
@@ -46,6 +47,19 @@ def test_branching_off_and_decaying_leave_the_stable_run_byte_for_byte(
     assert rates == pytest.approx([1e-3, 2e-3 / 3, 1e-3 / 3])
     assert load_pretrained(run.folder / "last")
     assert contents(stable) == before
+
+
+def test_a_branch_seeks_its_best_anew(stable, make_run, tmp_path, monkeypatch):
+    better = make_run("stable")
+    assert better.resume()
+    better.progress.best = 90.0
+    better.save()
+    monkeypatch.setattr(Validation, "figures", lambda *_: {"toys W4/A4": 20.0})
+    branch(stable, tmp_path / "branch", 2)
+    run = decayed(make_run, "branch", folder=tmp_path)
+    list(run.run(5))
+    assert run.progress.best == 20
+    assert load_pretrained(run.folder / "best")
 
 
 def test_the_rate_reaches_zero_and_the_weights_stand_still(stable, make_run, tmp_path, same):

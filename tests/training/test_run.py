@@ -139,9 +139,12 @@ def wider(tiny: RunConfig) -> RunConfig:
 
 def test_a_state_of_other_sizes_is_refused_and_kept(make_run, tiny, finished, contents):
     before = contents(finished)
-    with pytest.raises(CheckpointError, match=r"does not fit its config.*run\.json"):
+    with pytest.raises(CheckpointError, match=r"does not fit its config.* leave out --config"):
         make_run(config=wider(tiny)).resume()
     assert contents(finished) == before
+    (finished / RUN_FILE).write_text(wider(tiny).model_dump_json())
+    with pytest.raises(CheckpointError, match=r"does not fit its config.* Restore the run\.json"):
+        make_run(config=wider(tiny)).resume()
 
 
 def test_a_state_without_hints_is_refused_where_the_config_has_some(
@@ -232,6 +235,7 @@ def test_the_best_weights_so_far_are_kept(make_run, monkeypatch, same):
     for _ in run.run(3):
         kept.append(load_pretrained(run.folder / "best").state_dict())
     assert [entry["mean"] for entry in log(run)] == [30.0, 50.0, 40.0]
+    assert [entry["best"] for entry in log(run)] == [30.0, 50.0, 50.0]
     assert not same(kept[0], kept[1])
     assert same(kept[1], kept[2])
     assert load_training_state(run.folder)[1]["best"] == 50.0

@@ -195,7 +195,7 @@ def test_deepnets_have_the_channels_that_are_asked_for():
     [
         (FamiliesShare(max_macs=1e6), "'families' has 0 to 1e.06"),
         (CustomShare(factory="toys.Toys", max_parameters=10), "'toys.Toys'.*at most 10 parameters"),
-        (CustomShare(factory="toys.Toys", min_macs=1e9), "'toys.Toys' has 1e.09"),
+        (CustomShare(factory="toys.Toys", min_macs=1e9, max_macs=1e10), "'toys.Toys' has 1e.09"),
         (CustomShare(factory="toys.Toys", norm="group"), "'toys.Toys'.* and norm group"),
     ],
 )

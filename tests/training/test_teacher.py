@@ -159,7 +159,7 @@ def test_a_teacher_of_other_classes_is_refused(saved):
 
 
 def test_a_missing_teacher_says_what_to_name(tmp_path, images):
-    with pytest.raises(CheckpointError, match=r"none\.safetensors.*save_teacher"):
+    with pytest.raises(CheckpointError, match=r"none\.safetensors.*make one: ghnqat-train teacher"):
         load_teacher(tmp_path / "none.safetensors", images.classes)
 
 
@@ -188,7 +188,8 @@ def test_facts_that_do_not_fit_the_weights_are_refused(saved, images, change):
 
 def test_weights_that_are_not_finite_are_not_saved(teacher, tmp_path):
     teacher.classifier.weight.data[0, 0] = 1e6
-    with pytest.raises(ArgumentError, match=r"diverged.*learning_rate=0\.125"):
+    reason = r'diverged.*{"learning_rate": 0\.125}: ghnqat-train teacher --config'
+    with pytest.raises(ArgumentError, match=reason):
         save_teacher(teacher, tmp_path / "teacher.safetensors", accuracy=10.0, data="")
     assert not list(tmp_path.iterdir())
 

@@ -284,6 +284,8 @@ def test_a_teacher_is_trained_and_gives_hints(train, images, tmp_path, capsys):
     ("content", "arguments", "reason"),
     [
         ('{"width": 0}', [], "is no TeacherConfig: width: "),
+        ('{"blocks": [-1, 0, 0]}', [], "is no TeacherConfig: blocks.0: "),
+        ('{"seed": 99999999999999999999}', [], "is no TeacherConfig: seed: "),
         ("{", [], "is no TeacherConfig: "),
         ("{}", ["--threads", -1], "'-1' is wrong here. Write a whole number from 0"),
         ("{}", ["--data", "/no/such/folder"], "is not a folder"),
