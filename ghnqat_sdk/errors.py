@@ -3,11 +3,10 @@ instead."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
-    from pydantic_core import ErrorDetails
 
 
 def problems(error: ValidationError, most: int | None = None) -> str:
@@ -21,8 +20,8 @@ def problems(error: ValidationError, most: int | None = None) -> str:
     return f"{named}; and {left} more" if left else named
 
 
-def _in_words(one: ErrorDetails) -> str:
-    """One thing that pydantic found wrong, without a full stop."""
+def _in_words(one: Any) -> str:
+    """One thing that pydantic found wrong (its `ErrorDetails`), without a full stop."""
     if one["type"] == "extra_forbidden":
         return "there is no field of this name"
     raised = one.get("ctx", {}).get("error")

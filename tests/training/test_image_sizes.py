@@ -68,12 +68,12 @@ def test_networks_for_other_sizes_are_passed_over_and_counted(tiny, data, side):
     trainer = Trainer(config, train)
     drawn = [network.draw for report in trainer.steps(6) for network in report.networks]
     assert drawn
-    assert all(draw.architecture.index % 2 for draw in drawn)
+    assert all(draw.architecture.key[2] % 2 for draw in drawn)
     progress = trainer.progress
     assert progress.networks == len(drawn)
     assert progress.skipped_networks == 6 * config.sampling.meta_batch - len(drawn) > 0
     validation = Validation(config, load_images(data, "val", side))
-    assert [architecture.index for architecture in validation.architectures] == [1]
+    assert [architecture.key[2] for architecture in validation.architectures] == [1]
 
 
 def test_a_step_in_which_no_network_takes_the_images_changes_nothing(tiny, data):
