@@ -3,11 +3,11 @@ instead."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
-    from pydantic_core import ErrorDetails
 
 
 def problems(error: ValidationError, most: int | None = None) -> str:
@@ -21,13 +21,13 @@ def problems(error: ValidationError, most: int | None = None) -> str:
     return f"{named}; and {left} more" if left else named
 
 
-def _in_words(one: ErrorDetails) -> str:
+def _in_words(one: Mapping[str, Any]) -> str:
     """One thing that pydantic found wrong, without a full stop."""
     if one["type"] == "extra_forbidden":
         return "there is no field of this name"
     raised = one.get("ctx", {}).get("error")
     # Pydantic puts words of its own before those of our checks.
-    said = str(raised) if isinstance(raised, Exception) else one["msg"]
+    said = str(raised if isinstance(raised, Exception) else one["msg"])
     return said.rstrip(".")
 
 
