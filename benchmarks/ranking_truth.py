@@ -5,7 +5,8 @@
 
 The first 30 test networks of each space of at most 20 M multiply-accumulates, all by one schedule
 from He's initialization: three epochs, SGD with momentum, a rate that rises and falls, to a fifth
-as much in networks without norm, which stay at chance otherwise. Five are trained with three seeds,
+as much in networks without norm, and in those that are at chance after an epoch otherwise, as
+SqueezeNets, whose scores end in a ReLU. Five are trained with three seeds,
 which says how far one accuracy is to be trusted. Runs on the engine's plans; lines go to
 results/ranking_truth.jsonl as they come, and what is there is not trained again. Prints the
 accuracies and the noise between seeds.
@@ -48,7 +49,8 @@ BITS = (4, 4)
 EPOCHS = 3
 BATCH = 128
 RATE = 0.1
-RATE_WITHOUT_NORM = 0.02
+LOWER_RATE = 0.02
+AT_CHANCE = 15.0  # percent of ten classes
 WARM_UP = 0.1  # of all steps
 PADDING = 4
 LARGEST_NORM = 5.0
@@ -99,14 +101,13 @@ def share_of_rate(step: int, steps: int) -> float:
 
 
 def trained(
-    architecture: Architecture, images: ImageSet, seed: int, steps: int
+    architecture: Architecture, images: ImageSet, seed: int, steps: int, rate: float
 ) -> Iterator[dict[str, Tensor]]:
     """Parameters by name, after each step."""
     network = prepare_network(architecture, len(images.classes))
     torch.manual_seed(seed)
     model = he(architecture.build(len(images.classes)))
     parameters = dict(model.to(memory_format=torch.channels_last).named_parameters())  # type: ignore[call-overload]
-    rate = RATE_WITHOUT_NORM if architecture.norm == "none" else RATE
     optimizer = torch.optim.SGD(
         parameters.values(), rate, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
@@ -137,22 +138,32 @@ def as_deployed(
 
 def measure(task: Task, data: str, epochs: int = EPOCHS) -> dict[str, Any]:
     """The line of a task: top-1 on validation images after each epoch, and on all test images after
-    the last; seconds of the processor for its training."""
+    the last; seconds of the processor for its training, and the rate."""
     torch.set_num_threads(1)
     images = images_of(data)
+    rates = (LOWER_RATE,) if named(task.net).norm == "none" else (RATE, LOWER_RATE)
+    return next(line for rate in rates if (line := at_rate(rate, task, images, epochs)))
+
+
+def at_rate(rate: float, task: Task, images: Images, epochs: int) -> dict[str, Any] | None:
+    """The line of a task, None where the network is at chance after an epoch at any but the lower
+    rate."""
     architecture = named(task.net)
     per_epoch = len(images.train) // BATCH
     val, seconds = [], 0.0
     started = time.process_time()
-    steps = trained(architecture, images.train, task.seed, epochs * per_epoch)
+    steps = trained(architecture, images.train, task.seed, epochs * per_epoch, rate)
     for step, parameters in enumerate(steps, 1):
         if step % per_epoch == 0:
             seconds += time.process_time() - started
             qmodel = as_deployed(architecture, parameters, images.train)
             val.append(round(top1(qmodel, images.val), 2))
+            if rate > LOWER_RATE and val[0] < AT_CHANCE:
+                return None
             started = time.process_time()
     test = round(top1(qmodel, images.test), 2)
-    return {**task._asdict(), "val": val, "test": test, "seconds": round(seconds, 1)}
+    facts = {"val": val, "test": test, "seconds": round(seconds, 1), "rate": rate}
+    return {**task._asdict(), **facts}
 
 
 def read() -> dict[Task, dict[str, Any]]:

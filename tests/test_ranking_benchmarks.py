@@ -36,6 +36,21 @@ def test_the_rate_rises_and_falls_to_nothing(truth):
     assert 0 < min(shares) < 0.11
 
 
+def test_a_network_at_chance_is_trained_again_at_a_lower_rate(truth, monkeypatch):
+    monkeypatch.setattr(truth, "images_of", lambda data: None)
+    asked = []
+
+    def line(rate, task, images, epochs):
+        asked.append(rate)
+        return None if rate == truth.RATE and task.net == dies else {"rate": rate}
+
+    monkeypatch.setattr(truth, "at_rate", line)
+    dies, lives, bare = "families/test/26", "families/test/7", "deepnets/bn-free/0"
+    found = [truth.measure(truth.Task(net, 0), "")["rate"] for net in (dies, lives, bare)]
+    assert found == [truth.LOWER_RATE, truth.RATE, truth.LOWER_RATE]
+    assert asked == [truth.RATE, truth.LOWER_RATE, truth.RATE, truth.LOWER_RATE]
+
+
 def test_noise_is_pooled_over_networks_with_several_seeds(truth):
     lines = [
         {"net": net, "test": x} for net, x in [("a", 50), ("a", 52), ("b", 9), ("c", 1), ("c", 1)]
