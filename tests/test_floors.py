@@ -14,7 +14,8 @@ ROOT = Path(ghnqat_sdk.__file__).parent
 FLOORS = (
     (
         *("advice", "bits", "calls", "choices", "copying", "devices", "errors", "files"),
-        *("filling", "functions", "generators", "plotting", "plugins", "progress", "version"),
+        *("filling", "functions", "generators", "parts", "plotting", "plugins", "progress"),
+        "version",
     ),
     ("graph", "quantization"),
     ("hypernetwork",),

@@ -290,7 +290,7 @@ class Recorder(TorchFunctionMode):
         """Of nodes without parameters that run with some of an earlier node, that node."""
         owners = {p.name: i for i, node in enumerate(self.nodes) for p in node.parameters}
         again = {i: names for i, names in self._uses.items() if not self.nodes[i].parameters}
-        return {i: owners[names[0]] for i, names in again.items() if names[0] in owners}
+        return {i: owners[n[0]] for i, n in again.items() if owners.get(n[0], i) < i}
 
 
 def _owner(parameter: str) -> str:

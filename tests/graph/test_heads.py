@@ -150,3 +150,13 @@ def test_scores_of_places_are_a_head_as_far_as_a_table_can_make_them():
     graph = traced(lambda m, f: m.c(f), c=nn.Conv2d(12, 5, 1))
     assert graph.heads[0].parameters == ("c.weight", "c.bias")
     assert graph.dense == ("c.weight",)
+
+
+def test_a_layer_whose_weight_is_computed_from_a_second_input_ends_no_search_in_a_circle():
+    class Scaled(nn.Linear):
+        def forward(self, x, factor):
+            return nn.functional.linear(x, self.weight * factor, self.bias)
+
+    graph = gq.trace(Scaled(12, CLASSES), (torch.empty(2, 12), torch.empty(())))
+    assert [node.op for node in graph.nodes[2:]] == ["product", "linear", "bias", "output"]
+    assert graph.parameters.keys() == {"weight", "bias"}

@@ -192,7 +192,7 @@ def test_batches_are_read_once_whatever_their_size():
         (torch.zeros(4, 3, 8, 8), "expected an iterable"),
         ([(torch.zeros(4, 3, 8, 8), torch.zeros(4))], "whole numbers"),
         ([(torch.zeros(4, 3, 8, 8), "abcd")], "whole numbers"),
-        ([(torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]))], "num_classes=4"),
+        ([(torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]))], "from 0 to 3"),
         ([(torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 2, -1]))], "from -1 to 2"),
         ([(torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 2]))], "one for each"),
         ([(torch.zeros(4, 5, 8, 8), torch.zeros(4).long())], "could not be run"),

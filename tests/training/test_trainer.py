@@ -229,12 +229,12 @@ def test_networks_are_prepared_once_while_they_are_in_the_window(make, monkeypat
     prepared = Counter()
     real = prepared_module.prepare_network
 
-    def noted(architecture, num_classes):
-        prepared[architecture] += 1
-        return real(architecture, num_classes)
+    def noted(architecture, *settings):
+        prepared[architecture.key] += 1
+        return real(architecture, *settings)
 
-    monkeypatch.setattr(prepared_module, "prepare_network", noted)
     trainer = make()
+    monkeypatch.setattr(prepared_module, "prepare_network", noted)
     list(trainer.steps(8))
     assert set(prepared.values()) == {1}
     for index in range(30):
