@@ -113,7 +113,7 @@ def config_for(config: RunConfig, options: argparse.Namespace) -> RunConfig:
     sampling = config.sampling.model_copy(
         update={
             "meta_batch": 3,
-            "uses": 3.0,
+            "uses": 2.0,
             "window": 24,
             "image_batch": options.images,
             "least_images": max(2, options.images // 4),
