@@ -3,6 +3,7 @@ instead."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,11 @@ def problems(error: ValidationError, most: int | None = None) -> str:
         ": ".join(filter(None, (".".join(map(str, one["loc"])), _in_words(one))))
         for one in error.errors(include_url=False)
     ]
+    return first_few(found, most)
+
+
+def first_few(found: Sequence[str], most: int | None) -> str:
+    """At most so many, and how many there are besides."""
     named = "; ".join(found[:most])
     left = len(found[most:]) if most is not None else 0
     return f"{named}; and {left} more" if left else named

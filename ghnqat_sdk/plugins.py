@@ -21,8 +21,8 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, TypeAdapter, ValidationError
 
+from ghnqat_sdk.configs import Part
 from ghnqat_sdk.errors import ArgumentError, GhnqatError, problems
-from ghnqat_sdk.parts import Part
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ ROOT = Path(ghnqat_sdk.__file__).parent
 FLOORS = (
     (
         *("advice", "bits", "calls", "choices", "copying", "devices", "errors", "files"),
-        *("filling", "functions", "generators", "parts", "plotting", "plugins", "progress"),
+        *("configs", "filling", "functions", "generators", "plotting", "plugins", "progress"),
         "version",
     ),
     ("graph", "quantization"),

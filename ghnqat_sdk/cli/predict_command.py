@@ -33,6 +33,7 @@ from ghnqat_sdk.progress import working
 if TYPE_CHECKING:
     from torch import nn
 
+    from ghnqat_sdk.data import ImageSet
     from ghnqat_sdk.heads import HeadReport
     from ghnqat_sdk.prediction import PredictionReport
 
@@ -115,17 +116,15 @@ def _check_classes(options: Namespace) -> None:
 def _predict(options: Namespace) -> None:
     from ghnqat_sdk.prediction import prediction_report
 
-    if options.data is not None:
-        _check_images(options)
+    images = None if options.data is None else _images(options)
     model = build_model(options.model, _classes(options), asked=options.classes is not None)
     if options.input is not None:
         traced(model, options.input)  # a shape that does not fit is found before weights are read
-    fits = options.head == "fit"
-    qmodel = predicted(options, model, "keep" if fits else options.head)
+    qmodel = predicted(options, model, options.head if images is None else "keep")
     report = prediction_report(qmodel)
     heads = None
-    if fits:
-        heads = _fitted(options, qmodel)
+    if images is not None:
+        heads = _fitted(qmodel, images)
         report = report.with_fitted([head.layer for head in heads.heads])
     if options.output is not None:
         _save(qmodel, options.output)
@@ -138,28 +137,29 @@ def _classes(options: Namespace) -> int | None:
     return count_classes(options.data) if asked is None and options.data is not None else asked
 
 
-def _check_images(options: Namespace) -> None:
-    """Refuse images that no head can be fitted to, before anything is predicted."""
+def _images(options: Namespace) -> ImageSet:
+    """Those to fit the head to, refused before anything is predicted where none can be fitted."""
     from ghnqat_sdk.data import load_images
     from ghnqat_sdk.heads.classifiers import HELD_OUT_EACH
 
     with working("loading images"):
-        every = load_images(options.data, "train", options.size)
-    drawn = every.sample(options.images, seed=0)  # as the fit does
-    if int((drawn.labels.bincount() >= HELD_OUT_EACH).sum()) < 2:
-        fewer = len(drawn) < len(every)
+        every = load_images(options.data, "train", options.size, own_statistics=True)
+    images = every.sample(options.images, seed=0)
+    if int((images.labels.bincount() >= HELD_OUT_EACH).sum()) < 2:
+        fewer = len(images) < len(every)
         advice = "Write a larger --images" if fewer else "Put more images there"
         raise ArgumentError(
             f"--head fit needs at least {HELD_OUT_EACH} images of each of two or more classes, and "
-            f"{len(drawn)} images of --data have fewer. {advice}"
+            f"{len(images)} images of --data have fewer. {advice}"
         )
+    return images
 
 
-def _fitted(options: Namespace, qmodel: nn.Module) -> HeadReport:
+def _fitted(qmodel: nn.Module, images: ImageSet) -> HeadReport:
     """The model is calibrated afterwards, and its head written."""
-    from ghnqat_sdk.heads import fit_head_to_folder
+    from ghnqat_sdk.heads.fitting import fit_head_to_images
 
-    return fit_head_to_folder(qmodel, options.data, size=options.size, count=options.images)
+    return fit_head_to_images(qmodel, images)
 
 
 def _print(options: Namespace, report: PredictionReport, heads: HeadReport | None) -> None:

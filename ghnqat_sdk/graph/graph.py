@@ -157,9 +157,12 @@ class ComputationGraph:
         Raises:
             ArgumentError: bits that are no such pair.
         """
-        choose = bits if callable(bits) else lambda _: bits
-        nodes = tuple(replace(node, bits=parse_bits(choose(node))) for node in self.nodes)
-        return replace(self, nodes=nodes)
+        if callable(bits):
+            pairs = [parse_bits(bits(node)) for node in self.nodes]
+        else:
+            pairs = [parse_bits(bits)] * len(self)
+        told = zip(self.nodes, pairs, strict=True)
+        return replace(self, nodes=tuple(replace(node, bits=pair) for node, pair in told))
 
     def shortest_paths(self, s_max: int) -> Tensor:
         """Directed shortest-path lengths up to `s_max`: virtual edges (GHN-2, Knyazev et al. 2021).

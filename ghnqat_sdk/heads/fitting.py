@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.advice import run_batch
 from ghnqat_sdk.calls import Call
-from ghnqat_sdk.data import load_images
+from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.errors import ArgumentError, UnfamiliarDataWarning
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.heads.classifiers import (
@@ -149,7 +149,12 @@ def fit_head_to_folder(
         ArgumentError: as in `calibrate` and `fit_head`.
         DataError: as in `load_images`.
     """
-    images = load_images(root, "train", size, own_statistics=True).sample(count, seed=0)
+    images = load_images(root, "train", size, own_statistics=True)
+    return fit_head_to_images(qmodel, images.sample(count, seed=0))
+
+
+def fit_head_to_images(qmodel: nn.Module, images: ImageSet) -> HeadReport:
+    """Calibrate a model and fit its head to labelled images, in place."""
     batches = list(images.batches(BATCH))
     calibrate(qmodel, batches)
     return fit_head(qmodel, batches)

@@ -25,13 +25,13 @@ import torch.nn.functional as F
 from pydantic import Discriminator, Field, Tag, model_validator
 from torch import Tensor, nn
 
+from ghnqat_sdk.configs import Part
 from ghnqat_sdk.hypernetwork.assemble import Corners
 from ghnqat_sdk.hypernetwork.banks import Banks, Shares
 from ghnqat_sdk.hypernetwork.places import PLACE_FEATURES, place_features
 from ghnqat_sdk.hypernetwork.scaling import VECTOR_ROLES, scale_vectors
 from ghnqat_sdk.hypernetwork.tasks import Corner, Task
 from ghnqat_sdk.hypernetwork.tiles import Cut, Request, TileIndex, centre, centred, slices
-from ghnqat_sdk.parts import Part
 from ghnqat_sdk.plugins import Custom
 
 _IDENTITY = 3.0

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from ghnqat_sdk.configs import Part
 from ghnqat_sdk.graph.batch import BIT_ANCHORS, FEATURES, GraphBatch
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.hypernetwork.attention import Block, Strip, TakeColumns, bucket_strips
-from ghnqat_sdk.parts import Part
 from ghnqat_sdk.plugins import Custom
 
 

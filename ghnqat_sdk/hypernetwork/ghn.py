@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ghnqat_sdk.configs import Part
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.batch import batch_graphs
 from ghnqat_sdk.graph.graph import ComputationGraph
@@ -17,7 +18,6 @@ from ghnqat_sdk.hypernetwork.decoder import AnyDecoderConfig, DecoderConfig
 from ghnqat_sdk.hypernetwork.encoders import EncoderConfig, TransformerConfig
 from ghnqat_sdk.hypernetwork.scaling import norm_factors
 from ghnqat_sdk.hypernetwork.tiles import Cut, Request, cut
-from ghnqat_sdk.parts import Part
 from ghnqat_sdk.quantization.ranges import ClippedRanges, Ranges, range_rule
 
 

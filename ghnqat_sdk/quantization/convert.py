@@ -197,20 +197,19 @@ def from_float(
     resolved = resolve_bits(bits, list(quantizable_layers(model)))
     rule = ClippedRanges() if ranges is None else range_rule(ranges)
     rounding = rounding_rule(rounding)
-    graph, call = _traced(model, example_inputs)
-    inputs = set() if graph is None else input_layers(graph, quantizable_layers(model))
+    traced = _traced(model, example_inputs)
+    inputs = set() if traced is None else input_layers(traced[0], quantizable_layers(model))
     qmodel = model if inplace else copy_module(model)
     state = to_fake_quantized(qmodel, resolved, rule, rounding=rounding, inputs=inputs)
-    if graph is not None and call is not None:
+    if traced is not None:
+        graph, call = traced
         state.signature = call.signature
         note_graph(qmodel, graph, state)
     return qmodel
 
 
-def _traced(
-    model: nn.Module, example_inputs: Any
-) -> tuple[ComputationGraph, Call] | tuple[None, None]:
-    """Nothing, with a warning, where no inputs were given and those of usual shapes do not fit."""
+def _traced(model: nn.Module, example_inputs: Any) -> tuple[ComputationGraph, Call] | None:
+    """None, with a warning, where no inputs were given and those of usual shapes do not fit."""
     try:
         return trace_with_call(model, example_inputs)
     except TraceError as error:
@@ -221,7 +220,7 @@ def _traced(
             UntracedWarning,
             stacklevel=3,
         )
-        return None, None
+        return None
 
 
 def to_float(

@@ -16,7 +16,7 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
-from ghnqat_sdk.parts import Part
+from ghnqat_sdk.configs import Part
 from ghnqat_sdk.plugins import CustomRule, by_name, variant
 from ghnqat_sdk.quantization.functional import Range
 

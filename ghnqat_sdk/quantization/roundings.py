@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from ghnqat_sdk.parts import Part
+from ghnqat_sdk.configs import Part
 from ghnqat_sdk.plugins import CustomRule, by_name, variant
 from ghnqat_sdk.quantization.functional import fake_quantize, uniform_noise
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from ghnqat_sdk.bits import SUPPORTED_BITS
+from ghnqat_sdk.configs import Part
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.parts import Part
 from ghnqat_sdk.quantization.ranges import RangeRule, Ranges, range_rule
 from ghnqat_sdk.quantization.roundings import (
     NEAREST,

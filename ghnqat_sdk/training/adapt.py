@@ -23,11 +23,11 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from ghnqat_sdk.choices import FEWEST_IMAGES
+from ghnqat_sdk.configs import Part
 from ghnqat_sdk.data import DataConfig, ImageSet
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.files import write_atomically
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, save_pretrained
-from ghnqat_sdk.parts import Part
 from ghnqat_sdk.training.checkpoint import writing
 from ghnqat_sdk.training.config import RunConfig, load_config, load_recipe
 from ghnqat_sdk.training.distributed import Processes

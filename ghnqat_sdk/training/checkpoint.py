@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ghnqat_sdk.errors import CheckpointError
+from ghnqat_sdk.errors import CheckpointError, first_few
 from ghnqat_sdk.files import digest, write_atomically
 from ghnqat_sdk.training.folder import CHECKPOINT_FILE
 
@@ -90,12 +90,11 @@ def give_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if not unlike:
         module.load_state_dict(dict(tensors))
         return
-    named = "; ".join(
+    described = [
         f"{name} is {given.get(name, 'missing')}, expected {own.get(name, 'none')}"
-        for name in unlike[:_MOST_NAMED]
-    )
-    left = len(unlike[_MOST_NAMED:])
-    raise ValueError(f"{named}; and {left} more" if left else named)
+        for name in unlike
+    ]
+    raise ValueError(first_few(described, _MOST_NAMED))
 
 
 @contextmanager

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ghnqat_sdk.bits import FLOAT_BITS, Pair
+from ghnqat_sdk.configs import Part
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.parts import Part
 from ghnqat_sdk.quantization.ranges import Kind, RangeRule
 from ghnqat_sdk.quantization.roundings import NEAREST, NearestRounding, RoundingRule
 from ghnqat_sdk.training.kernels import round_activations, round_weight

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from ghnqat_sdk.bits import parse_bits
+from ghnqat_sdk.configs import Limit, Part, Seed
 from ghnqat_sdk.data import DataConfig
 from ghnqat_sdk.errors import ArgumentError, problems
 from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig, TrainingImages
-from ghnqat_sdk.parts import Limit, Part, Seed
 from ghnqat_sdk.plugins import with_imports
 from ghnqat_sdk.quantization.roundings import NEAREST, Rounding, without_switch
 from ghnqat_sdk.training.compute import ComputeConfig

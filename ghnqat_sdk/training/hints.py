@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from ghnqat_sdk.configs import Part
 from ghnqat_sdk.graph.channels import Runs, numbers_of
-from ghnqat_sdk.parts import Part
 from ghnqat_sdk.training.pooling import corner
 
 _POSITIONS = 4096

@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from ghnqat_sdk.configs import Part
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.parts import Part
 from ghnqat_sdk.plugins import ImportedCustom
 
 _Rate = Annotated[float, Field(gt=0)]

@@ -19,9 +19,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ghnqat_sdk.bits import FLOAT_BITS, Pair
+from ghnqat_sdk.configs import Limit, Part
 from ghnqat_sdk.data import ImageSet, Moves, draw_moves, move_images
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.parts import Limit, Part
 from ghnqat_sdk.training.shares import SpaceShare
 from ghnqat_sdk.training.spaces.protocol import Architecture
 

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from ghnqat_sdk.parts import Part
+from ghnqat_sdk.configs import Part
 from ghnqat_sdk.plugins import ImportedCustom
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ghnqat_sdk.parts import Limit, Part
+from ghnqat_sdk.configs import Limit, Part
 from ghnqat_sdk.plugins import ImportedCustom
 from ghnqat_sdk.training.spaces.custom import CustomSpace
 from ghnqat_sdk.training.spaces.deepnets import DeepNets

@@ -19,10 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ghnqat_sdk.configs import Seed
 from ghnqat_sdk.data import DataConfig, ImageSet, draw_moves, move_images
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.files import digest, write_atomically
-from ghnqat_sdk.parts import Seed
 
 FORMAT = 1
 BATCH = 500

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
@@ -17,12 +18,7 @@ from ghnqat_sdk.quantization.roundings import NEAREST
 from ghnqat_sdk.training.compute import Setting
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.distributed import Processes
-from ghnqat_sdk.training.prepared import (
-    KNOWN_SIZE,
-    PreparedNetwork,
-    network_for,
-    prepare_network,
-)
+from ghnqat_sdk.training.prepared import KNOWN_SIZE, PreparedNetwork, PreparedNetworks
 from ghnqat_sdk.training.shares import SpaceShare
 from ghnqat_sdk.training.spaces.protocol import Architecture
 
@@ -45,6 +41,8 @@ class Validation:
     def __init__(self, config: RunConfig, images: ImageSet) -> None:
         self.config = config
         self.images = images
+        classes, self.side = config.hypernetwork.num_classes, config.data.size
+        self._prepared = PreparedNetworks(classes, sys.maxsize, self.side)
         shares: dict[str, SpaceShare] = {}
         for share in config.networks:
             shares.setdefault(share.source, share)
@@ -62,25 +60,22 @@ class Validation:
         )
         found = list(islice(filter(self._takes_images, affordable), limits.networks))
         if not found:
-            side = self.config.data.size
             raise ArgumentError(
                 f"No validation network of the space {share.source!r} has at most "
-                f"{limits.max_macs:.3g} multiply-accumulates and runs on {side} × {side} pixels. "
-                f"Raise validation.max_macs, for example to 60e6, or write data.size=32."
+                f"{limits.max_macs:.3g} multiply-accumulates and runs on {self.side} × {self.side} "
+                f"pixels. Raise validation.max_macs, for example to 60e6, or write data.size=32."
             )
         return found
 
     def _takes_images(self, architecture: Architecture) -> bool:
         """Whether a network is for images of the run's size; what spaces are made for, all are."""
-        size, classes = self.config.data.size, self.config.hypernetwork.num_classes
-        return size == KNOWN_SIZE or network_for(architecture, classes, size) is not None
+        return self.side == KNOWN_SIZE or self._prepared.prepared(architecture) is not None
 
     @cached_property
     def networks(self) -> list[PreparedNetwork]:
         """Prepared when they are needed."""
-        config = self.config
-        classes, size = config.hypernetwork.num_classes, config.data.size
-        return [prepare_network(architecture, classes, size) for architecture in self.architectures]
+        found = map(self._prepared.prepared, self.architectures)
+        return [network for network in found if network is not None]
 
     @torch.no_grad()
     def figures(self, model: GraphHypernetwork, processes: Processes) -> dict[str, float]:
