@@ -2,8 +2,9 @@
 
     python benchmarks/ranking_evidence.py --data data/cifar10
 
-Scores of ranking_scores.py, one epoch of QAT, and small regressions on several scores, each network
-left out of the fit that it is judged by. Columns: Kendall's τ and Spearman's ρ with bootstrap
+Scores of ranking_scores.py, one epoch of QAT, sums of ranks, and small regressions on several
+scores, each network left out of the fit that it is judged by; once more over the networks alone
+that came after these combinations were chosen. Columns: Kendall's τ and Spearman's ρ with bootstrap
 intervals of 95 %, the regret of choosing the best of the five that a measure likes most, and
 seconds of the processor for a network (medians). Needs scikit-learn (and SciPy, which it brings).
 Writes results/ranking_evidence.json.
@@ -37,6 +38,13 @@ COMBINED = {
     "depth, multiply-accumulates": ("shallowness", "log macs"),
 }
 """Scores of each regression."""
+RANKS = {
+    "ranks of first step, depth, multiply-accumulates": ("first step", "shallowness", "macs"),
+    "the same, predicted": ("first step", "shallowness", "macs", "predicted likelihood"),
+}
+"""Scores whose ranks are added up, without a fit."""
+CHOSEN_BY = 32  # lines of the truth, the first, that these and the length of the step are chosen by
+FEWEST = 8  # other networks that make a table of their own
 
 Values = Sequence[float]
 
@@ -86,6 +94,12 @@ def ceiling(truth: Values, deviation: float) -> float:
     return statistics.fmean(kendall(*pair) for pair in draws)
 
 
+def sum_of_ranks(columns: Sequence[Values]) -> list[float]:
+    from scipy.stats import rankdata
+
+    return list(np.sum([rankdata(column) for column in columns], 0))
+
+
 def figures(scores: Values, truth: Values, seconds: float) -> dict[str, Any]:
     return {
         "tau": round(kendall(scores, truth), 3),
@@ -115,6 +129,9 @@ def compared(
     for size in ("parameters", "macs"):
         columns[f"log {size}"] = list(np.log(columns[size]))
         seconds[f"log {size}"] = seconds[size]
+    for name, parts in RANKS.items():
+        values = sum_of_ranks([columns[part] for part in parts])
+        found[name] = figures(values, truth, sum(seconds[part] for part in parts))
     for name, parts in COMBINED.items():
         values = left_out([columns[part] for part in parts], truth)
         found[name] = figures(values, truth, sum(seconds[part] for part in parts))
@@ -161,13 +178,18 @@ def main() -> None:
     trained = {line["net"]: line for line in lines if line["seed"] == 0}
     found = compared(scored, trained)
     print(table(found))
+    chosen_by = {line["net"] for line in lines[:CHOSEN_BY]}
+    others = {net: line for net, line in trained.items() if net not in chosen_by}
+    fresh = compared(scored, others) if len(others) >= FEWEST else {}
+    if fresh:
+        print(f"\nThe {len(others)} networks that chose nothing:\n{table(fresh)}")
     count = len(set(scored) & set(trained))
     deviation = noise(lines)
     summary = {"weights": weights, "networks": count, "between seeds": deviation}
     if deviation is not None:
         summary["ceiling"] = round(ceiling([t["test"] for t in trained.values()], deviation), 3)
     print(f"\n{count} networks; between seeds {deviation}, ceiling {summary.get('ceiling')}")
-    common.write_json(SUMMARY, {**summary, "measures": found})
+    common.write_json(SUMMARY, {**summary, "measures": found, "measures, others": fresh})
 
 
 if __name__ == "__main__":
