@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.bits import Bits, Pair, resolve_bits
 from ghnqat_sdk.calls import Call
+from ghnqat_sdk.choices import require_switches
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.errors import ArgumentError, TraceError, UntracedWarning
 from ghnqat_sdk.graph.annotate import input_layers
@@ -185,6 +186,7 @@ def from_float(
         TraceError: example inputs that the model cannot be run on, or a wrapped or compiled model.
     """
     require_module(model, "from_float(model)")
+    require_switches(inplace=inplace)
     refuse_wrapped(model)
     if fake_quantized_layers(model):
         raise ArgumentError(
@@ -237,9 +239,11 @@ def to_float(
         inplace: Change `model` itself and return it.
 
     Raises:
-        ArgumentError: `model` is no nn.Module, or the batches are not for it.
+        ArgumentError: `model` is no nn.Module, `inplace` neither True nor False, or the batches
+            are not for the model.
     """
     require_module(model, "to_float(qmodel)")
+    require_switches(inplace=inplace)
     result = model if inplace else copy_module(model)
     if calibration is not None:
         with all_in_float(fake_quantized_layers(result)):

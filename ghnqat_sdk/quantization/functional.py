@@ -66,7 +66,7 @@ def learned_step_quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, bi
     """Round x (...) to the 2^bits levels of a learned step, with a gradient for it (LSQ, Esser et
     al. 2020).
 
-    The gradient of x passes straight through inside the range. That of the scale is the level less
+    The gradient of x passes straight through where x rounds to a level. That of the scale is the level less
     x / scale inside, the level outside, times 1 / sqrt(values · (2^bits - 1)), where the values are
     counted that share the scale. The values are those of `fake_quantize` with the range of these
     levels, up to the last bit.
