@@ -60,6 +60,20 @@ def test_forward_is_fake_quantization_and_gradients_are_those_of_lsq(bits):
     torch.testing.assert_close(mine[1], expected[1] / (1000 * levels) ** 0.5, rtol=1e-3, atol=1e-4)
 
 
+def gradients(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+    loss = nn.functional.cross_entropy(model(images), labels)
+    return list(torch.autograd.grad(loss, list(model.parameters())))
+
+
+def test_gradients_of_parts_of_a_batch_add_up_to_that_of_the_whole():
+    model = make(ranges=ClippedRanges(per_channel=True)).eval()
+    learn_steps(model)
+    whole = gradients(model, IMAGES, LABELS)
+    parts = [gradients(model, IMAGES[i : i + 16], LABELS[i : i + 16]) for i in (0, 16, 32, 48)]
+    for gradient, several in zip(whole, zip(*parts, strict=True), strict=True):
+        torch.testing.assert_close(sum(several) / 4, gradient, rtol=1e-3, atol=1e-6)
+
+
 def test_learned_steps_start_where_calibration_ended():
     model = make().eval()
     before = model(IMAGES)
