@@ -13,6 +13,7 @@ from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.choices import require_switches
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.quantization.added import take_in_norms
 from ghnqat_sdk.quantization.convert import fix_learned_steps
 from ghnqat_sdk.quantization.layers import used_weight
 from ghnqat_sdk.quantization.lookup import require_calibrated_layers, require_fake_quantized_layers
@@ -114,6 +115,7 @@ def freeze_batch_norm(qmodel: nn.Module, frozen: bool = True) -> nn.Module:
     require_switches(frozen=frozen)
     require = require_calibrated_layers if frozen else require_fake_quantized_layers
     require(qmodel, "freeze_batch_norm")
+    take_in_norms(qmodel)
     for state in states_of(qmodel):
         state.frozen_norms = frozen
     return qmodel
