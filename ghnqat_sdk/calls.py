@@ -60,12 +60,19 @@ class Call:
             >>> images, labels = torch.empty(8, 3, 32, 32), torch.zeros(8)
             >>> [tuple(x.shape) for x in Call.of_batch((images, labels), Signature()).tensors()]
             [(8, 3, 32, 32)]
+
+        Raises:
+            ArgumentError: a tensor whose rows cannot be cut: sparse, for example.
         """
         whole = cls.of(batch)
         if whole.kwargs:
             wanted = signature.keywords or tuple(whole.kwargs)
-            return cls(kwargs={name: x for name, x in whole.kwargs.items() if name in wanted})
-        return cls(whole.args[: signature.positional])
+            call = cls(kwargs={name: x for name, x in whole.kwargs.items() if name in wanted})
+        else:
+            call = cls(whole.args[: signature.positional])
+        for tensor in call.tensors():
+            _require_dense(tensor)
+        return call
 
     @property
     def signature(self) -> Signature:
@@ -176,6 +183,19 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
         changed = {name: map_tensors(getattr(value, name), function) for name in names}
         return dataclasses.replace(value, **changed)
     return value
+
+
+def _require_dense(tensor: Tensor) -> None:
+    if tensor.is_nested:
+        raise ArgumentError(
+            "A batch is a nested tensor; expected one size for all rows. Write "
+            "images.to_padded_tensor(0.0), or a batch for each size."
+        )
+    if tensor.layout is not torch.strided:
+        raise ArgumentError(
+            f"A batch has the layout {tensor.layout}; expected a dense tensor (N, C, H, W). Write "
+            f"images.to_dense()."
+        )
 
 
 def _is_list_of_images(value: Any) -> bool:

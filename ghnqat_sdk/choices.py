@@ -3,7 +3,9 @@ here."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
+
+from ghnqat_sdk.errors import ArgumentError
 
 Head = Literal["auto", "predict", "keep", "fit"]
 """What happens to a classifier; see `predict_quantized_params`."""
@@ -13,3 +15,18 @@ Protocol = Literal["paper", "calibrated"]
 
 FEWEST_IMAGES = 100
 """Training images that a hypernetwork can be adapted to."""
+
+
+def require_switches(**given: Any) -> None:
+    """Raise for an argument that is neither True nor False: the text "False", for example, would
+    count as True.
+
+    Raises:
+        ArgumentError: the message names it.
+    """
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise ArgumentError(
+                f"{name}={value!r} is a {type(value).__name__}; expected True or False. Write "
+                f"{name}=True, or {name}=False."
+            )

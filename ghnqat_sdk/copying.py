@@ -41,7 +41,8 @@ def copy_module(
 
     What `copy.deepcopy` refuses or leaves pointing at `model` is the copy's own as well: tensors
     with a history, weak references to modules, and modules and their tensors that functions have
-    closed over, take by default, or name as globals, which are then as they stand.
+    closed over, take by default, or name as globals, which are then as they stand. Under
+    `torch.inference_mode` as well, the copy can be trained.
 
     Args:
         model: Stays as it is.
@@ -52,7 +53,9 @@ def copy_module(
     Raises:
         ArgumentError: something cannot be copied; the message names the attribute.
     """
-    return _Copier(model, ready or {}, share, tensor).copied(model, type(model).__name__)
+    copier = _Copier(model, ready or {}, share, tensor)
+    with torch.inference_mode(False):  # its tensors could never be trained
+        return copier.copied(model, type(model).__name__)
 
 
 class _Copier:

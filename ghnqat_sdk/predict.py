@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS, Bits, Pair, parse_bits, parse_width, resolve_bits
-from ghnqat_sdk.choices import Head
+from ghnqat_sdk.choices import Head, require_switches
 from ghnqat_sdk.deriving import derive_again
 from ghnqat_sdk.devices import on_cpu_by_default
 from ghnqat_sdk.errors import ArgumentError, RandomHeadWarning, ReplacedWeightsWarning
@@ -244,6 +244,7 @@ def _check_arguments(
         raise ArgumentError(
             "head='fit' needs labelled images. Pass calibration=[(images, labels), ...]."
         )
+    require_switches(inplace=inplace)
     if inplace:
         _refuse_expanded(model)
     if fake_quantized_layers(model):

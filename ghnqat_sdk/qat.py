@@ -3,15 +3,22 @@ oscillation."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS
+from ghnqat_sdk.choices import require_switches
 from ghnqat_sdk.copying import copy_module
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.quantization.added import take_in_norms
 from ghnqat_sdk.quantization.convert import fix_learned_steps
 from ghnqat_sdk.quantization.layers import used_weight
 from ghnqat_sdk.quantization.lookup import require_calibrated_layers, require_fake_quantized_layers
-from ghnqat_sdk.quantization.quantizers import LearnedStepQuantizer
+from ghnqat_sdk.quantization.quantizers import FakeQuantizer, LearnedStepQuantizer
+from ghnqat_sdk.quantization.roundings import NEAREST
 from ghnqat_sdk.quantization.state import require_module, states_of
 
 
@@ -25,31 +32,49 @@ def learn_steps(qmodel: nn.Module) -> list[nn.Parameter]:
     `zero_point` for each quantizer; `fix_steps` takes them away again.
 
     Returns:
-        The new parameters, for an optimizer.
+        The steps of the whole model, for an optimizer; those of an earlier call as they stand.
 
     Raises:
-        ArgumentError: the model is not fake-quantized, or not calibrated.
+        ArgumentError: the model is not fake-quantized, not calibrated, or rounds other than to the
+            nearest level.
     """
     layers = require_calibrated_layers(qmodel, "learn_steps")
+    _require_nearest(layers)
     steps: list[nn.Parameter] = []
     for layer in layers.values():
         for name, tensor in (("weight_quantizer", used_weight(layer)), ("input_quantizer", None)):
-            quantizer = getattr(layer, name)
-            known = tensor is not None or quantizer.frozen_range is not None
-            if (
-                quantizer.bits == FLOAT_BITS
-                or isinstance(quantizer, LearnedStepQuantizer)
-                or not known
-            ):
-                continue
-            low, high = quantizer.range_of(tensor)
-            wide = high > low
-            if not (wide.any() if isinstance(wide, Tensor) else wide):
-                continue
-            learned = LearnedStepQuantizer(quantizer, low, high).to(layer.weight.device)
-            layer._modules[name] = learned.train(layer.training)
-            steps.append(learned.log_scale)
+            learned = _learned(getattr(layer, name), tensor, layer.weight.device)
+            if learned is not None:
+                layer._modules[name] = learned.train(layer.training)
+                steps.append(learned.log_scale)
     return steps
+
+
+def _learned(
+    quantizer: FakeQuantizer, tensor: Tensor | None, device: torch.device
+) -> LearnedStepQuantizer | None:
+    """The quantizer with a step that is trained; None where there is none to start from."""
+    if isinstance(quantizer, LearnedStepQuantizer):
+        return quantizer
+    if quantizer.bits == FLOAT_BITS or (tensor is None and quantizer.frozen_range is None):
+        return None
+    low, high = quantizer.range_of(tensor)  # type: ignore[arg-type]
+    wide = high > low
+    if not (wide.any() if isinstance(wide, Tensor) else wide):
+        return None
+    with torch.inference_mode(False):  # its tensors could never be trained
+        return LearnedStepQuantizer(quantizer, low, high).to(device)
+
+
+def _require_nearest(layers: Mapping[str, Any]) -> None:
+    for name, layer in layers.items():
+        for quantizer in (layer.weight_quantizer, layer.input_quantizer):
+            if quantizer.bits != FLOAT_BITS and quantizer.rounding != NEAREST:
+                raise ArgumentError(
+                    f"Learned steps round to the nearest level, and {name!r} has "
+                    f"{quantizer.rounding!r}. Write from_float(to_float(qmodel), bits) and "
+                    "calibrate that, or train without learn_steps."
+                )
 
 
 def fix_steps(qmodel: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -61,9 +86,10 @@ def fix_steps(qmodel: nn.Module, *, inplace: bool = False) -> nn.Module:
         inplace: Change `qmodel` itself and return it.
 
     Raises:
-        ArgumentError: `qmodel` is no nn.Module.
+        ArgumentError: `qmodel` is no nn.Module, or `inplace` neither True nor False.
     """
     require_module(qmodel, "fix_steps(qmodel)")
+    require_switches(inplace=inplace)
     result = qmodel if inplace else copy_module(qmodel)
     fix_learned_steps(result)
     return result
@@ -83,12 +109,15 @@ def freeze_batch_norm(qmodel: nn.Module, frozen: bool = True) -> nn.Module:
         `qmodel` itself, as `qmodel.train()` does.
 
     Raises:
-        ArgumentError: the model is not fake-quantized, or not calibrated.
+        ArgumentError: the model is not fake-quantized, or not calibrated; or `frozen` is neither
+            True nor False.
     """
+    require_switches(frozen=frozen)
     require = require_calibrated_layers if frozen else require_fake_quantized_layers
     require(qmodel, "freeze_batch_norm")
+    take_in_norms(qmodel)
     for state in states_of(qmodel):
-        state.frozen_norms = bool(frozen)
+        state.frozen_norms = frozen
     return qmodel
 
 

@@ -76,3 +76,20 @@ def test_images_of_several_sizes_are_run_as_they_come(small):
     assert report.images == 3
     seen = torch.cat([IMAGE[0].flatten(), IMAGE[1, :, :5].flatten(), IMAGE[2].flatten()])
     assert report.ranges["conv"] == (seen.min().item(), seen.max().item())
+
+
+@pytest.mark.parametrize(
+    ("made", "advice"),
+    [
+        (torch.Tensor.to_sparse, r"images\.to_dense\(\)"),
+        (torch.Tensor.to_mkldnn, r"images\.to_dense\(\)"),
+        (lambda x: torch.nested.nested_tensor([*x]), r"images\.to_padded_tensor\(0\.0\)"),
+    ],
+)
+@pytest.mark.parametrize("function", [gq.calibrate, gq.fit_head])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_batches_that_cannot_be_cut_are_refused(function, made, advice):
+    model = nn.Sequential(nn.Conv2d(3, 4, 6), nn.Flatten(), nn.Linear(4, 2))
+    qmodel = gq.from_float(model, example_inputs=IMAGE)
+    with pytest.raises(gq.ArgumentError, match=advice):
+        function(qmodel, [(made(IMAGE), torch.arange(8) % 2)])

@@ -8,7 +8,7 @@ from torch import nn
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.qat import fix_steps, learn_steps
 from ghnqat_sdk.quantization.calibrate import calibrate
-from ghnqat_sdk.quantization.convert import to_fake_quantized
+from ghnqat_sdk.quantization.convert import from_float, to_fake_quantized, to_float
 from ghnqat_sdk.quantization.functional import (
     fake_quantize,
     learned_step_quantize,
@@ -18,6 +18,7 @@ from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer, LearnedStepQuantizer
 from ghnqat_sdk.quantization.ranges import ClippedRanges
 from ghnqat_sdk.quantization.report import quantization_report
+from ghnqat_sdk.quantization.roundings import RoundingRule
 from ghnqat_sdk.quantization.store import load_quantized, save_quantized
 
 RANGES = ClippedRanges()
@@ -57,6 +58,20 @@ def test_forward_is_fake_quantization_and_gradients_are_those_of_lsq(bits):
     expected = torch.autograd.grad(rounded * scale, (x, scale), incoming)
     torch.testing.assert_close(mine[0], expected[0])
     torch.testing.assert_close(mine[1], expected[1] / (1000 * levels) ** 0.5, rtol=1e-3, atol=1e-4)
+
+
+def gradients(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+    loss = nn.functional.cross_entropy(model(images), labels)
+    return list(torch.autograd.grad(loss, list(model.parameters())))
+
+
+def test_gradients_of_parts_of_a_batch_add_up_to_that_of_the_whole():
+    model = make(ranges=ClippedRanges(per_channel=True)).eval()
+    learn_steps(model)
+    whole = gradients(model, IMAGES, LABELS)
+    parts = [gradients(model, IMAGES[i : i + 16], LABELS[i : i + 16]) for i in (0, 16, 32, 48)]
+    for gradient, several in zip(whole, zip(*parts, strict=True), strict=True):
+        torch.testing.assert_close(sum(several) / 4, gradient, rtol=1e-3, atol=1e-6)
 
 
 def test_learned_steps_start_where_calibration_ended():
@@ -146,10 +161,11 @@ def test_copies_pickles_and_files_keep_learned_steps(tmp_path):
     assert torch.equal(fresh.eval()(IMAGES), outputs)
 
 
-def test_float_tensors_have_no_step_and_calling_again_adds_none():
+def test_float_tensors_have_no_step_and_calling_again_gives_the_same():
     model = make((32, 4))
-    assert len(learn_steps(model)) == 2
-    assert learn_steps(model) == []
+    steps = learn_steps(model)
+    assert len(steps) == 2
+    assert all(a is b for a, b in zip(steps, learn_steps(model), strict=True))
     assert len(quantization_report(model, IMAGES).layers) == 2
 
 
@@ -160,6 +176,24 @@ def test_an_uncalibrated_model_is_refused():
     to_fake_quantized(model, (4, 4), ClippedRanges())
     with pytest.raises(ArgumentError, match="needs a calibrated model"):
         learn_steps(model)
+
+
+class Exact(RoundingRule):
+    def quantize(self, x, low, high, bits):
+        return x.clamp(low, high)
+
+
+@pytest.mark.parametrize("rounding", ["noise", Exact()])
+def test_another_rounding_is_refused_and_stays(rounding):
+    qmodel = from_float(cnn(), (32, 4), rounding=rounding)
+    calibrate(qmodel, [IMAGES])
+    before = qmodel[4].input_quantizer.rounding
+    with pytest.raises(ArgumentError, match="round to the nearest level, and '0' has"):
+        learn_steps(qmodel)
+    assert qmodel[4].input_quantizer.rounding is before
+    nearest = from_float(to_float(qmodel), (32, 4))
+    calibrate(nearest, [IMAGES])
+    assert len(learn_steps(nearest)) == 2
 
 
 def test_steps_of_channels_are_trained_fixed_and_saved(tmp_path):

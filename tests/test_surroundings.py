@@ -140,6 +140,31 @@ def test_a_warning_that_is_an_error_changes_nothing(small):
     torch.testing.assert_close(values(model), before, rtol=0, atol=0)
 
 
+def learning(qmodel: nn.Module) -> nn.Module:
+    gq.qat.learn_steps(qmodel)
+    return qmodel
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda qmodel, folder: gq.from_float(cnn()),
+        lambda qmodel, folder: gq.to_float(qmodel),
+        lambda qmodel, folder: gq.load_quantized(cnn(), gq.save_quantized(qmodel, folder)),
+        lambda qmodel, folder: learning(qmodel),
+        lambda qmodel, folder: gq.qat.fix_steps(learning(qmodel)),
+    ],
+    ids=["from_float", "to_float", "load_quantized", "learn_steps", "fix_steps"],
+)
+def test_a_model_that_is_made_in_inference_mode_can_be_trained(call, tmp_path):
+    qmodel = gq.from_float(cnn())
+    gq.calibrate(qmodel, [IMAGES])
+    with torch.inference_mode():
+        made = call(qmodel, tmp_path)
+    made.train()(IMAGES).sum().backward()
+    assert all(parameter.grad is not None for parameter in made.parameters())
+
+
 def test_bits_may_be_integers_of_numpy(small):
     bits = {"0": (np.int64(8), np.uint8(4)), "*": [np.int32(2), 32]}
     qmodel = gq.predict_quantized_params(cnn(), bits, hypernetwork=small)

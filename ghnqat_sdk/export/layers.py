@@ -8,6 +8,7 @@ from torch import nn
 
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.graph.refusals import refuse_wrapped
 from ghnqat_sdk.quantization.lookup import require_calibrated_layers
 from ghnqat_sdk.quantization.roundings import NEAREST
 
@@ -17,10 +18,11 @@ def require_exportable_layers(qmodel: nn.Module, caller: str) -> dict[str, Any]:
     other rounding.
 
     Raises:
-        ArgumentError: the model is not calibrated, or a layer rounds otherwise; the message names
-            it and `caller`.
+        ArgumentError: the model is not calibrated, or wrapped; or a layer rounds otherwise, and the
+            message names it and `caller`.
     """
     layers = require_calibrated_layers(qmodel, caller)
+    refuse_wrapped(qmodel, ArgumentError)
     for name, layer in layers.items():
         for quantizer in (layer.weight_quantizer, layer.input_quantizer):
             if quantizer.bits != FLOAT_BITS and quantizer.rounding != NEAREST:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ghnqat_sdk.choices import require_switches
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.devices import on_cpu_by_default
 from ghnqat_sdk.errors import CheckpointError, ExportError
@@ -100,6 +101,7 @@ def export_onnx(
         CheckpointError: the file cannot be written.
         ExportError: ONNX Runtime refuses the model or gives other outputs; the file is not written.
     """
+    require_switches(timing=timing)
     packages()
     layers = require_exportable_layers(qmodel, "export_onnx")
     target = checked_path(path)

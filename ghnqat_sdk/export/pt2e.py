@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ghnqat_sdk.choices import require_switches
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.export.foldable import outputs_of_exported, require_foldable, require_same_outputs
 from ghnqat_sdk.export.layers import require_exportable_layers
@@ -46,6 +47,7 @@ def pt2e_quantizer(qmodel: nn.Module, *, signed: bool = False, xnnpack: bool = F
             others, for an exported model that is not the float twin, and with `xnnpack` for inputs
             of fewer than 8 bits.
     """
+    require_switches(signed=signed, xnnpack=xnnpack)
     require_exportable_layers(qmodel, "pt2e_quantizer")
     require_foldable(qmodel)
     try:

@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-from ghnqat_sdk.errors import ArgumentError, TraceError
+from ghnqat_sdk.errors import ArgumentError, GhnqatError, TraceError
 
 _QUANTIZERS = {"input_quantizer", "weight_quantizer"}
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
 def refuse_untraceable(model: Any) -> None:
@@ -50,20 +52,16 @@ def refuse_hidden(model: nn.Module) -> None:
             )
 
 
-def refuse_wrapped(model: nn.Module) -> None:
-    """Raise for a module that runs another one as its own.
+def refuse_wrapped(model: nn.Module, error: type[GhnqatError] = TraceError) -> None:
+    """Raise for a module that runs another one as its own, whose parts have other names inside.
 
     Raises:
-        TraceError: the message says which to pass.
+        GhnqatError: `error`; the message says which to pass.
     """
     if hasattr(model, "_orig_mod"):
-        raise TraceError(
-            "This is a compiled module. Pass the module that was compiled: model._orig_mod"
-        )
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise TraceError(
-            f"{type(model).__name__} runs its module elsewhere. Pass that: model.module"
-        )
+        raise error("This is a compiled module. Pass the module that was compiled: model._orig_mod")
+    if isinstance(model, _WRAPPERS):
+        raise error(f"{type(model).__name__} runs a module of its own. Pass that: model.module")
 
 
 def _simulates(module: nn.Module) -> bool:

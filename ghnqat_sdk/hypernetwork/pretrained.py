@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ghnqat_sdk.choices import require_switches
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.files import digest, write_atomically
 from ghnqat_sdk.hypernetwork.card import model_card, read_evaluations
@@ -142,6 +143,7 @@ def push_to_hub(
             f"repo_id={repo_id!r} is not 'owner/name'. Write push_to_hub(hypernetwork, "
             "'me/my-ghn')."
         )
+    require_switches(private=private)
     files = _contents(hypernetwork, None)
     files[CHECKSUM_FILE] = checksum_of(files[WEIGHTS_FILE])
     card = model_card(

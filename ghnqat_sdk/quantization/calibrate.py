@@ -13,12 +13,13 @@ from ghnqat_sdk.advice import run_batch
 from ghnqat_sdk.calls import Call
 from ghnqat_sdk.errors import ArgumentError, UnfamiliarDataWarning
 from ghnqat_sdk.progress import progress_bar
+from ghnqat_sdk.quantization.added import stale_statistics, take_in_norms
 from ghnqat_sdk.quantization.calibration_report import CalibrationReport, collapsed
 from ghnqat_sdk.quantization.chunks import chunks_of
 from ghnqat_sdk.quantization.histograms import mean_squared_error_range, percentile_range
 from ghnqat_sdk.quantization.lookup import not_fake_quantized
 from ghnqat_sdk.quantization.normalized import images_of, not_normalized
-from ghnqat_sdk.quantization.norms import calibrated_norms, count_batches
+from ghnqat_sdk.quantization.norms import batchwise_norms, calibrated_norms, count_batches
 from ghnqat_sdk.quantization.observers import Method, Observed, layers_with_ranges, observing
 from ghnqat_sdk.quantization.state import signature_of, states_of
 
@@ -106,6 +107,7 @@ def calibrate_and_look(
     """As `calibrate`, without its warning; `look` is called with the first images."""
     share = _checked_percentile(method, percentile)
     require_fake_quantized(qmodel)
+    take_in_norms(qmodel)
     chunks: Iterable[Call] = _looked_at(chunks_of(batches, signature_of(qmodel)), look)
     observed = Observed(method)
     if method not in _BY_DISTRIBUTION:
@@ -203,10 +205,16 @@ def _fix(
     unreached = [name for name in norms if name not in statistics]
     unreached += [name for name in layers if name not in ranges]
     lost = collapsed(observed.extremes, ranges, bits)
-    predicted = [state for state in states_of(qmodel) if state.normalized]
-    stale = {name: why for state in predicted for name, why in state.stale.items()}
     return CalibrationReport(
-        method, observed.images, bits, ranges, tuple(statistics), tuple(unreached), lost, stale
+        method,
+        observed.images,
+        bits,
+        ranges,
+        tuple(statistics),
+        tuple(unreached),
+        lost,
+        stale_statistics(qmodel),
+        batchwise_norms(qmodel),
     )
 
 

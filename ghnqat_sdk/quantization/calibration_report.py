@@ -29,6 +29,8 @@ class CalibrationReport:
             smallest and the largest.
         stale: Modules of a predicted model whose running statistics were not re-estimated, and are
             of other weights: name to reason.
+        batchwise: Batch norms without running statistics (`track_running_stats=False`): results
+            depend on the batch after calibration as well.
     """
 
     method: Method
@@ -39,6 +41,7 @@ class CalibrationReport:
     unreached: tuple[str, ...]
     collapsed: dict[str, tuple[float, float]] = field(default_factory=dict)
     stale: dict[str, str] = field(default_factory=dict)
+    batchwise: tuple[str, ...] = ()
 
     @property
     def remarks(self) -> list[str]:
@@ -70,6 +73,7 @@ class CalibrationReport:
         lines += [
             f"  {name}: statistics of other weights: {why}" for name, why in self.stale.items()
         ]
+        lines += [f"  {name}: always uses the statistics of the batch" for name in self.batchwise]
         lines += [f"  {name}: all that reached it has one level" for name in self.collapsed]
         return "\n".join(lines)
 

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 
 from ghnqat_sdk.graph.ops import OPS, Op
 from ghnqat_sdk.quantization import layers, norms, unfused
+from ghnqat_sdk.quantization.state import QuantizationState
 
 LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv1d: layers.FakeQuantizedConv1d,
@@ -38,6 +39,9 @@ OTHERS: dict[type[nn.Module], type[nn.Module]] = {
 }
 CHANGED = (layers.FakeQuantizedLayer, norms.CalibratedNorm, unfused.Unfused)
 """What the classes of a fake-quantized model derive from."""
+QUANTIZERS = ("input_quantizer", "weight_quantizer")
+MEMBERS = ("quantization", "observe", "reached", "__module__")
+"""Attributes that modules have in a fake-quantized model alone, beside quantizers."""
 
 _OURS = LAYERS | OTHERS
 _FLOAT = {ours: theirs for theirs, ours in _OURS.items()}
@@ -61,6 +65,21 @@ def fake_quantized_class(kind: type[nn.Module]) -> type[nn.Module]:
         made = _subclass(kind)
         _made[kind] = weakref.ref(made)
     return made
+
+
+def change_class(module: nn.Module, state: QuantizationState) -> None:
+    """Make a module one of a fake-quantized model; a layer's quantizers are put in besides."""
+    # Past any `__setattr__` of the user's.
+    object.__setattr__(module, "__class__", fake_quantized_class(type(module)))
+    vars(module)["quantization"] = state
+    vars(module)["__module__"] = "torch.nn"  # torch.fx keeps modules of torch.nn whole
+
+
+def taken(module: nn.Module) -> str | None:
+    """An attribute of the user's that has the name of one of ours, if there is one."""
+    own = (vars(module), module._modules, module._parameters, module._buffers)
+    names = (*QUANTIZERS, *MEMBERS)
+    return next((name for name in names if any(name in each for each in own)), None)
 
 
 def float_class(kind: type) -> type:

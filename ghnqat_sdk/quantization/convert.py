@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ghnqat_sdk.bits import Bits, Pair, resolve_bits
 from ghnqat_sdk.calls import Call
+from ghnqat_sdk.choices import require_switches
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.errors import ArgumentError, TraceError, UntracedWarning
 from ghnqat_sdk.graph.annotate import input_layers
@@ -19,17 +20,21 @@ from ghnqat_sdk.graph.ops import BY_NAME, op_of
 from ghnqat_sdk.graph.refusals import refuse_hidden, refuse_wrapped, why_shapeless
 from ghnqat_sdk.graph.trace import trace_with_call
 from ghnqat_sdk.quantization.calibrate import calibrate
-from ghnqat_sdk.quantization.classes import CHANGED, fake_quantized_class, float_class
+from ghnqat_sdk.quantization.classes import (
+    CHANGED,
+    MEMBERS,
+    QUANTIZERS,
+    change_class,
+    float_class,
+)
 from ghnqat_sdk.quantization.lookup import all_in_float, fake_quantized_layers
 from ghnqat_sdk.quantization.norms import is_norm
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer, LearnedStepQuantizer
 from ghnqat_sdk.quantization.ranges import ClippedRanges, Kind, RangeRule, range_rule
 from ghnqat_sdk.quantization.roundings import NEAREST, RoundingRule, rounding_rule
 from ghnqat_sdk.quantization.state import QuantizationState, require_module
-from ghnqat_sdk.quantization.unquantized import note_graph
+from ghnqat_sdk.quantization.unquantized import has_statistics, note_graph, why_not
 
-_QUANTIZERS = ("input_quantizer", "weight_quantizer")
-_MEMBERS = ("quantization", "observe", "reached", "__module__")
 _TRANSPOSED = BY_NAME["transposed_conv"]
 """Its weight (I, O, ...) has no rows for its output channels: it keeps one range."""
 _FUSING = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
@@ -66,14 +71,14 @@ def to_fake_quantized(
     state = QuantizationState(warn=warn, warn_unreached=warn)
     layers = {n: x for n, x in quantizable_layers(model).items() if n not in skipped}
     for name, module in model.named_modules():
-        reason = _why_not(module, name in layers)
+        reason = why_not(module, name in layers)
         if reason is not None:
             state.unquantized[name] = reason
-            if _has_statistics(module):
+            if has_statistics(module):
                 state.stale[name] = reason
             continue
         if name in layers or is_norm(module) or isinstance(module, _FUSING):
-            _change_class(module, state)
+            change_class(module, state)
         if name in layers:
             weight_bits, input_bits = bits[name] if isinstance(bits, Mapping) else bits
             kind: Kind = "input" if name in inputs else "activation"
@@ -105,50 +110,9 @@ def require_layers(model: nn.Module, caller: str) -> None:
     )
 
 
-def _change_class(module: nn.Module, state: QuantizationState) -> None:
-    # Past any `__setattr__` of the user's.
-    object.__setattr__(module, "__class__", fake_quantized_class(type(module)))
-    vars(module)["quantization"] = state
-    vars(module)["__module__"] = "torch.nn"  # torch.fx keeps modules of torch.nn whole
-
-
 def _put(module: nn.Module, name: str, quantizer: FakeQuantizer) -> None:
     """A part of a layer, in the layer's mode."""
     module._modules[name] = quantizer.train(module.training)
-
-
-def _why_not(module: nn.Module, layer: bool) -> str | None:
-    """Why a module stays as it is that has a weight or statistics, as far as its class tells.
-
-    `layer` says whether it is among the layers to quantize.
-    """
-    op, kind = op_of(module), type(module).__qualname__
-    if layer or is_norm(module):
-        taken = _taken(module)
-        return None if taken is None else f"{kind} has a {taken!r} of its own"
-    if op is not None and op.quantized:
-        if "forward" in vars(module):
-            return "its forward was replaced on the object"
-        return "the module around it reads its weight and does not call it"
-    if op is not None and op.opaque:
-        return f"{kind} computes with its weights in one call of its own"
-    if _has_statistics(module):
-        return f"{kind} is no norm of torch's: it keeps its running statistics"
-    if isinstance(module, (nn.RNNBase, nn.RNNCellBase, nn.Bilinear)):
-        return f"{kind} is computed in float"
-    return None
-
-
-def _has_statistics(module: nn.Module) -> bool:
-    running = (getattr(module, name, None) for name in ("running_mean", "running_var"))
-    return any(isinstance(each, Tensor) for each in running)
-
-
-def _taken(module: nn.Module) -> str | None:
-    """An attribute of the user's that has the name of one of ours, if there is one."""
-    own = (vars(module), module._modules, module._parameters, module._buffers)
-    names = (*_QUANTIZERS, *_MEMBERS)
-    return next((name for name in names if any(name in each for each in own)), None)
 
 
 def from_float(
@@ -185,6 +149,7 @@ def from_float(
         TraceError: example inputs that the model cannot be run on, or a wrapped or compiled model.
     """
     require_module(model, "from_float(model)")
+    require_switches(inplace=inplace)
     refuse_wrapped(model)
     if fake_quantized_layers(model):
         raise ArgumentError(
@@ -237,9 +202,11 @@ def to_float(
         inplace: Change `model` itself and return it.
 
     Raises:
-        ArgumentError: `model` is no nn.Module, or the batches are not for it.
+        ArgumentError: `model` is no nn.Module, `inplace` neither True nor False, or the batches
+            are not for the model.
     """
     require_module(model, "to_float(qmodel)")
+    require_switches(inplace=inplace)
     result = model if inplace else copy_module(model)
     if calibration is not None:
         with all_in_float(fake_quantized_layers(result)):
@@ -252,9 +219,9 @@ def to_float(
 
 def _to_float(module: Any) -> None:
     object.__setattr__(module, "__class__", float_class(type(module)))
-    for name in _QUANTIZERS:
+    for name in QUANTIZERS:
         module._modules.pop(name, None)
-    for name in _MEMBERS:
+    for name in MEMBERS:
         vars(module).pop(name, None)
 
 

@@ -62,20 +62,24 @@ def fake_quantize(x: Tensor, low: Tensor | float, high: Tensor | float, bits: in
     return _FakeQuantize.apply(x, low, high, *_numbers(x, 1.0 / step, step, zero), 2**bits - 1)
 
 
-def learned_step_quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, bits: int) -> Tensor:
+def learned_step_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor | int, bits: int, *, batched: bool = False
+) -> Tensor:
     """Round x (...) to the 2^bits levels of a learned step, with a gradient for it (LSQ, Esser et
     al. 2020).
 
-    The gradient of x passes straight through inside the range. That of the scale is the level less
-    x / scale inside, the level outside, times 1 / sqrt(values · (2^bits - 1)), where the values are
-    counted that share the scale. The values are those of `fake_quantize` with the range of these
-    levels, up to the last bit.
+    The gradient of x passes straight through where x rounds to a level. That of the scale is the
+    level less x / scale inside, the level outside, times 1 / sqrt(values · (2^bits - 1)), where the
+    values are counted that share the scale. The values are those of `fake_quantize` with the range
+    of these levels, up to the last bit.
 
     Args:
         x: Any shape.
         scale: 0-d or (O, 1, ...), positive.
         zero_point: Level of 0, fixed; of the scale's shape where it is a tensor.
         bits: Of the levels.
+        batched: Whether x is a batch (N, ...), of which the values of one row are counted, so that
+            gradients of its parts add up to that of the whole.
     """
     levels = 2**bits - 1
     zero = torch.as_tensor(zero_point, dtype=torch.float32, device=scale.device)
@@ -85,7 +89,7 @@ def learned_step_quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, bi
         return _torchs_own(x, step, zero, bits)
     if torch.compiler.is_exporting():  # older ones trace backward passes, and cannot this one
         return _rounded(x, 1.0 / step, step, -zero, levels - zero)
-    return _LearnedStep.apply(x, scale, *_numbers(x, 1.0 / step, step, zero), levels)
+    return _LearnedStep.apply(x, scale, *_numbers(x, 1.0 / step, step, zero), levels, batched)
 
 
 def _torchs_own(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
@@ -172,13 +176,19 @@ class _LearnedStep(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: Tensor, scale: Tensor, inverse: Any, number: Any, zero_point: Any, levels: int
+        x: Tensor,
+        scale: Tensor,
+        inverse: Any,
+        number: Any,
+        zero_point: Any,
+        levels: int,
+        batched: bool,
     ) -> Tensor:
         return _rounded(x, inverse, number, -zero_point, levels - zero_point)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, scale, _, number, zero_point, levels = inputs
+        x, scale, _, number, zero_point, levels, ctx.batched = inputs
         low, high = (-zero_point - 0.5) * number, (levels - zero_point + 0.5) * number
         _kept(ctx, (x, output, scale), low=low, high=high)
         ctx.levels = levels
@@ -193,8 +203,9 @@ class _LearnedStep(torch.autograd.Function):
             total = (_dot(grad, quantized) - _dot(grad_x, x)).view_as(scale)
         else:
             total = _summed(grad * quantized - grad_x * x, scale.shape)
-        weight = (x.numel() / scale.numel() * ctx.levels) ** -0.5
-        return grad_x, (total.to(scale.dtype) / scale * weight), None, None, None, None
+        rows = len(x) if ctx.batched and x.ndim > 1 else 1
+        weight = (x.numel() / rows / scale.numel() * ctx.levels) ** -0.5
+        return grad_x, (total.to(scale.dtype) / scale * weight), *[None] * 5
 
 
 def _inside(grad: Tensor, x: Tensor, low: Any, high: Any) -> Tensor:

@@ -139,6 +139,18 @@ def is_norm(module: nn.Module) -> bool:
     return has and op is not None and op.statistics is not None
 
 
+def batchwise_norms(model: nn.Module) -> tuple[str, ...]:
+    """The names of batch norms that have no running statistics, and so always use those of the
+    batch."""
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        if (op := op_of(module)) is not None
+        and op.statistics == "batch"
+        and getattr(module, "running_mean", None) is None
+    )
+
+
 def count_batches(norm: Any, images: int) -> None:
     """Let statistics of so many images count as those of batches: a norm that averages over all
     its batches (`momentum=None`) would take the next one's for the whole otherwise."""

@@ -149,4 +149,6 @@ class LearnedStepQuantizer(FakeQuantizer):
             self.observe(x)
         if self.bits == FLOAT_BITS or x.numel() == 0 or not torch.is_floating_point(x):
             return x
-        return learned_step_quantize(x, self.log_scale.exp(), self.zero_point, self.bits)
+        batched = self.kind != "weight"
+        scale = self.log_scale.exp()
+        return learned_step_quantize(x, scale, self.zero_point, self.bits, batched=batched)

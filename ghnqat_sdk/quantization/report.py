@@ -19,11 +19,12 @@ from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.calls import Call
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.plotting import figure_class
+from ghnqat_sdk.quantization.added import in_float
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
 from ghnqat_sdk.quantization.lookup import all_in_float, layer_at, require_fake_quantized_layers
 from ghnqat_sdk.quantization.outputs import finite_run_on, output_difference, run_on
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
-from ghnqat_sdk.quantization.state import evaluating, states_of
+from ghnqat_sdk.quantization.state import evaluating
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class QuantizationReport:
         layers: One report each.
         output_error: As a layer's, with the whole model quantized.
         unquantized: Modules that compute with a weight in float, name to reason, as far as the
-            model's classes and its graph tell.
+            model's classes and its graph tell; those that were put in later as well.
     """
 
     layers: tuple[LayerReport, ...]
@@ -185,8 +186,8 @@ def quantization_report(qmodel: nn.Module, batch: Any) -> QuantizationReport:
                 with layer_at(layers[name], *(t.bits if t else FLOAT_BITS for t in tensors[name])):
                     errors[name] = output_difference(run_on(qmodel, call), exact)
     reports = (LayerReport(name, *tensors[name], errors[name]) for name in tensors)
-    floats = {n: why for state in states_of(qmodel) for n, why in state.unquantized.items()}
-    return QuantizationReport(tuple(reports), output_difference(quantized, exact), floats)
+    error = output_difference(quantized, exact)
+    return QuantizationReport(tuple(reports), error, in_float(qmodel))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, problems
 from ghnqat_sdk.files import digest, replacing, write_atomically
 from ghnqat_sdk.graph.layers import quantizable_layers
+from ghnqat_sdk.graph.refusals import refuse_wrapped
 from ghnqat_sdk.quantization.convert import fix_learned_steps, to_fake_quantized
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers, require_fake_quantized_layers
 from ghnqat_sdk.quantization.norms import calibrated_norms
@@ -33,11 +34,12 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
     return it.
 
     Raises:
-        ArgumentError: the model is not fake-quantized, or calibrated in part; its range rule is an
-            object that no file can name; or `folder` is no folder's name.
+        ArgumentError: the model is not fake-quantized, wrapped, or calibrated in part; its range
+            rule is an object that no file can name; or `folder` is no folder's name.
         CheckpointError: the folder cannot be written.
     """
     layers = require_fake_quantized_layers(qmodel, "save_quantized")
+    refuse_wrapped(qmodel, ArgumentError)
     if not isinstance(folder, (str, os.PathLike)) or (
         os.path.exists(folder) and not os.path.isdir(folder)
     ):
@@ -86,7 +88,8 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
         folder: Where `save_quantized` wrote.
 
     Raises:
-        ArgumentError: `model` is no float model; or a rule of a user's own is not imported.
+        ArgumentError: `model` is no float model, or wrapped; or a rule of a user's own is not
+            imported.
         CheckpointError: the files are missing, damaged, of another version, or of other layers,
             names or shapes.
     """
@@ -99,6 +102,7 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
         raise ArgumentError(
             f"model {what}; expected a float nn.Module of the architecture that was saved."
         )
+    refuse_wrapped(model, ArgumentError)
     try:
         folder = Path(folder)
         settings = QuantizationSettings.model_validate_json((folder / SETTINGS_FILE).read_bytes())

@@ -1,14 +1,16 @@
 """What a fake-quantized model computes in float, and which statistics nobody re-estimates, as its
-graph tells."""
+classes and its graph tell."""
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from ghnqat_sdk.errors import GhnqatError
 from ghnqat_sdk.graph.annotate import layer_of
 from ghnqat_sdk.graph.graph import ComputationGraph
-from ghnqat_sdk.quantization.norms import CalibratedNorm
+from ghnqat_sdk.graph.ops import op_of
+from ghnqat_sdk.quantization.classes import taken
+from ghnqat_sdk.quantization.norms import CalibratedNorm, is_norm
 from ghnqat_sdk.quantization.state import QuantizationState
 
 
@@ -50,3 +52,31 @@ def left_in_float(graph: ComputationGraph, state: QuantizationState) -> dict[str
     used = {layer for node, layer in runs if node.quantized or node.parameters}
     unused = [name for name in state.bits if name not in used and name not in named]
     return named | dict.fromkeys(unused, "the traced run does not call it")
+
+
+def why_not(module: nn.Module, layer: bool) -> str | None:
+    """Why a module stays as it is that has a weight or statistics, as far as its class tells.
+
+    `layer` says whether it is among the layers to quantize.
+    """
+    op, kind = op_of(module), type(module).__qualname__
+    if layer or is_norm(module):
+        name = taken(module)
+        return None if name is None else f"{kind} has a {name!r} of its own"
+    if op is not None and op.quantized:
+        if "forward" in vars(module):
+            return "its forward was replaced on the object"
+        return "the module around it reads its weight and does not call it"
+    if op is not None and op.opaque:
+        return f"{kind} computes with its weights in one call of its own"
+    if has_statistics(module):
+        return f"{kind} is no norm of torch's: it keeps its running statistics"
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase, nn.Bilinear)):
+        return f"{kind} is computed in float"
+    return None
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Whether it has running statistics, under torch's names."""
+    running = (getattr(module, name, None) for name in ("running_mean", "running_var"))
+    return any(isinstance(each, Tensor) for each in running)

@@ -40,6 +40,8 @@ def test_bad_input_is_refused(quantized, images, tmp_path):
         export_onnx(qmodel, path, "images")
     with pytest.raises(ArgumentError, match="could not be run"):
         export_onnx(qmodel, path, images[:, :2])
+    with pytest.raises(ArgumentError, match=r"compiled.+model\._orig_mod"):
+        export_onnx(torch.compile(qmodel), path, images)
     with pytest.raises(ArgumentError, match="storage='int3' is unknown"):
         export_onnx(qmodel, path, images, storage="int3")  # type: ignore[arg-type]
     for storage, opset in (("int8", 20), ("int2", 21), ("int8", 999), ("int8", "21")):

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from functional_model import Model
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from ghnqat_sdk.errors import ArgumentError, TraceError
 from ghnqat_sdk.graph.graph import ComputationGraph
@@ -279,6 +280,7 @@ def test_the_graph_is_the_same_every_time():
         (lambda: "resnet18", ArgumentError, "expected an nn.Module"),
         (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), TraceError, "Run the model once"),
         (lambda: torch.compile(nn.Conv2d(3, 4, 3)), TraceError, "_orig_mod"),
+        (lambda: AveragedModel(nn.Conv2d(3, 4, 3)), TraceError, "model.module"),
         (
             lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(9999, 3)),
             TraceError,

@@ -169,7 +169,11 @@ def test_norms_without_running_statistics_are_left_alone():
         nn.GroupNorm(2, 8),
     ):
         qmodel = gq.from_float(network(norm), (4, 4))
-        assert gq.calibrate(qmodel, [IMAGES]).norms == ()
+        report = gq.calibrate(qmodel, [IMAGES])
+        assert report.norms == ()
+        by_batch = isinstance(norm, nn.BatchNorm2d)
+        assert report.batchwise == (("1",) if by_batch else ())
+        assert ("statistics of the batch" in str(report)) == by_batch
         assert type(qmodel[1]) is type(norm)
 
 

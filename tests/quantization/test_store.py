@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.quantization.calibrate import calibrate
@@ -135,6 +136,15 @@ def test_wrong_arguments_are_refused(qmodel, saved, tmp_path):
     for folder in (tmp_path / "nowhere", None):
         with pytest.raises(CheckpointError):
             load_quantized(cnn(), folder)
+
+
+@pytest.mark.parametrize("wrapper", [torch.compile, nn.DataParallel, AveragedModel])
+def test_wrappers_with_other_names_are_refused(wrapper, qmodel, saved, tmp_path):
+    with pytest.raises(ArgumentError, match=r"model\.(_orig_mod|module)"):
+        save_quantized(wrapper(qmodel), tmp_path / "other")
+    with pytest.raises(ArgumentError, match=r"model\.(_orig_mod|module)"):
+        load_quantized(wrapper(cnn()), saved)
+    assert not (tmp_path / "other").exists()
 
 
 def test_settings_are_readable(saved):
