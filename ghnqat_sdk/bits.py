@@ -68,17 +68,6 @@ def _is_width(width: Any) -> bool:
     return whole and width in SUPPORTED_BITS
 
 
-def parse_bits_text(text: str) -> Bits:
-    """The pair that a command line gives as "4,4"."""
-    try:
-        return parse_bits(tuple(int(part) for part in text.split(",")))
-    except ValueError as error:
-        raise ArgumentError(
-            f"--bits {text!r} is not WEIGHT,ACTIVATION with each from 2 to 8, or 32 for float. "
-            "Write, for example, --bits 4,4"
-        ) from error
-
-
 def resolve_bits(bits: Any, layers: Collection[str]) -> dict[str, Bits]:
     """The (weight, activation) pair of each of `layers`.
 

@@ -96,7 +96,6 @@ def compare_starts(
     hypernetwork: GraphHypernetwork,
     *,
     first_last_bits: int | None = None,
-    seed: int = 0,
 ) -> Comparison:
     """Test `model` with predicted parameters and with random ones; it stays as it is.
 
@@ -105,7 +104,6 @@ def compare_starts(
         bits: As in `predict_quantized_params`.
         hypernetwork: Predicts.
         first_last_bits: As in `predict_quantized_params`.
-        seed: Of the random start.
 
     Raises:
         ArgumentError: the model or the hypernetwork is of other classes.
@@ -124,7 +122,7 @@ def compare_starts(
         name: (layer.weight_quantizer.bits, layer.input_quantizer.bits)
         for name, layer in fake_quantized_layers(predicted).items()
     }
-    random = from_float(he_start(model, seed), own_bits, ranges=hypernetwork.config.ranges)
+    random = from_float(he_start(model, seed=0), own_bits, ranges=hypernetwork.config.ranges)
     batches = [images for images, _ in train.batches(BATCH)]
     scores = []
     for start in (predicted, random):

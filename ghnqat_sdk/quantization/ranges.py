@@ -53,11 +53,7 @@ def ratio_clipped_range(x: Tensor, ratio: float | Tensor) -> tuple[Tensor, Tenso
     Where 0 lies outside of them, the value nearest to it takes its place: of 2 … 3 a half is
     2 … 2.5, not 1 … 1.5, which none of the values lie in.
     """
-    return clipped_ends(*min_max_range(x), ratio)
-
-
-def clipped_ends(low: Tensor, high: Tensor, ratio: float | Tensor) -> tuple[Tensor, Tensor]:
-    """`ratio` times the distances of both ends from 0, or from the value nearest to it."""
+    low, high = min_max_range(x)
     nearest = low.clamp(min=0) + high.clamp(max=0)
     return nearest + (low - nearest) * ratio, nearest + (high - nearest) * ratio
 
