@@ -121,14 +121,10 @@ def _predict(options: Namespace) -> None:
     if options.input is not None:
         traced(model, options.input)  # a shape that does not fit is found before weights are read
     qmodel = predicted(options, model, options.head if images is None else "keep")
-    report = prediction_report(qmodel)
-    heads = None
-    if images is not None:
-        heads = _fitted(qmodel, images)
-        report = report.with_fitted([head.layer for head in heads.heads])
+    heads = None if images is None else _fitted(qmodel, images)
     if options.output is not None:
         _save(qmodel, options.output)
-    _print(options, report, heads)
+    _print(options, prediction_report(qmodel), heads)
 
 
 def _classes(options: Namespace) -> int | None:
