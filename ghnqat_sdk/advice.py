@@ -25,6 +25,14 @@ ONE_IMAGE = (
 _LAYERS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 
 
+def require_module(model: Any, call: str) -> None:
+    """Raises an ArgumentError that says to write `call`, unless `model` is an nn.Module."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            f"model is a {type(model).__name__}; expected an nn.Module. Write {call}."
+        )
+
+
 def require_batches(batches: Any, function: str, one: str) -> Iterable[Any]:
     """`batches`, which `function` reads one by one.
 

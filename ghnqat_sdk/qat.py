@@ -6,13 +6,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ghnqat_sdk.advice import require_module
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.quantization.convert import fix_learned_steps
 from ghnqat_sdk.quantization.layers import used_weight
 from ghnqat_sdk.quantization.lookup import require_calibrated_layers, require_fake_quantized_layers
 from ghnqat_sdk.quantization.quantizers import LearnedStepQuantizer
-from ghnqat_sdk.quantization.state import require_module, states_of
+from ghnqat_sdk.quantization.state import states_of
 
 
 def learn_steps(qmodel: nn.Module) -> list[nn.Parameter]:

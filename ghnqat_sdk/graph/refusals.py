@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ghnqat_sdk.errors import ArgumentError, TraceError
+from ghnqat_sdk.advice import require_module
+from ghnqat_sdk.errors import TraceError
 
 _QUANTIZERS = {"input_quantizer", "weight_quantizer"}
 
@@ -19,11 +20,7 @@ def refuse_untraceable(model: Any) -> None:
         ArgumentError: it is no nn.Module.
         TraceError: it hides, wraps or simulates a network, or has parameters without a shape.
     """
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(
-            f"model is a {type(model).__name__}; expected an nn.Module. Write, for example, "
-            f"trace(torchvision.models.resnet18())."
-        )
+    require_module(model, "trace(torchvision.models.resnet18())")
     refuse_hidden(model)
     refuse_wrapped(model)
     if any(_simulates(module) for module in model.modules()):

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ghnqat_sdk.advice import require_module
 from ghnqat_sdk.bits import Bits, Pair, resolve_bits
 from ghnqat_sdk.calls import Call
 from ghnqat_sdk.copying import copy_module
@@ -25,7 +26,7 @@ from ghnqat_sdk.quantization.norms import is_norm
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer, LearnedStepQuantizer
 from ghnqat_sdk.quantization.ranges import ClippedRanges, Kind, RangeRule, range_rule
 from ghnqat_sdk.quantization.roundings import NEAREST, RoundingRule, rounding_rule
-from ghnqat_sdk.quantization.state import QuantizationState, require_module
+from ghnqat_sdk.quantization.state import QuantizationState
 from ghnqat_sdk.quantization.unquantized import note_graph
 
 _QUANTIZERS = ("input_quantizer", "weight_quantizer")
