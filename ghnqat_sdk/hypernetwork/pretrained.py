@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
-from ghnqat_sdk.files import digest, write_atomically
+from ghnqat_sdk.files import digest, require_folder, write_atomically
 from ghnqat_sdk.hypernetwork.card import model_card, read_evaluations
 from ghnqat_sdk.hypernetwork.config_file import read_config
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
@@ -46,14 +46,8 @@ def save_pretrained(
         ArgumentError: an argument cannot be meant, or the weights are not finite in `dtype`.
         CheckpointError: the folder cannot be written.
     """
-    if not isinstance(folder, (str, os.PathLike)) or (
-        os.path.exists(folder) and not os.path.isdir(folder)
-    ):
-        raise ArgumentError(
-            f"folder={folder!r} is not a folder. Write save_pretrained(hypernetwork, 'my-ghn')."
-        )
+    folder = require_folder(folder, "save_pretrained(hypernetwork, 'my-ghn')")
     files = _contents(hypernetwork, dtype)
-    folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
@@ -104,6 +98,15 @@ def load_pretrained(
         raise CheckpointError(
             f"Cannot read {CONFIG_FILE} and {WEIGHTS_FILE}: {error}. {advice}."
         ) from error
+
+
+def hypernetwork_of(
+    given: str | Path | GraphHypernetwork, *, revision: str | None = None
+) -> GraphHypernetwork:
+    """A hypernetwork as it is, anything else by `load_pretrained`."""
+    if isinstance(given, GraphHypernetwork):
+        return given
+    return load_pretrained(given, revision=revision)
 
 
 def push_to_hub(

@@ -16,7 +16,7 @@ from ghnqat_sdk.data.checks import check_whole
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.generators import random_numbers_stay, seed_generators
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
-from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
+from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, hypernetwork_of
 from ghnqat_sdk.search.measuring import bits_in_float, built
 from ghnqat_sdk.search.ranking import held_out, named_entries, rank_architectures
 from ghnqat_sdk.search.suggestion import check_budget, check_candidates, suggest_bits
@@ -112,11 +112,9 @@ def search_architectures(
     check_budget(weight_bytes, bit_operations)
     check_whole("finalists", finalists, 0, "finalists=3")
     fitting, measured = held_out(images, validation)
-    if not isinstance(hypernetwork, GraphHypernetwork):
-        hypernetwork = load_pretrained(hypernetwork)
     settings = {
         "validation": measured,
-        "hypernetwork": hypernetwork,
+        "hypernetwork": hypernetwork_of(hypernetwork),
         "processes": processes,
         "results": results,
         "progress": progress,
