@@ -14,6 +14,9 @@ from ghnqat_sdk.training.folder import recipe_names
 MOST_INPUT_VALUES = 100_000_000
 """In one example input: beyond it, a model cannot be run on most machines."""
 
+MOST_IMAGES = 1_000_000
+"""Of a data folder, that one command may read."""
+
 _IMPORTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _OF_TORCHVISION = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _DEVICE = re.compile(r"(cpu|mps|cuda(:\d{1,3})?)", re.ASCII)

@@ -8,7 +8,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any, get_args
 
 from ghnqat_sdk.choices import Head
-from ghnqat_sdk.cli.arguments import Whole
+from ghnqat_sdk.cli.arguments import MOST_IMAGES, Whole
 from ghnqat_sdk.cli.console import add_command, add_json_flag
 from ghnqat_sdk.cli.models import (
     add_bits,
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from ghnqat_sdk.prediction import PredictionReport
 
 SMALLEST, LARGEST = 8, 1024
-MOST_IMAGES = 1_000_000
 _SIZE = 32  # of images, where none is given
 _IMAGES = 4000
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ghnqat_sdk import files
-from ghnqat_sdk.configs import Part
+from ghnqat_sdk.configs import CIFAR10_MEAN, CIFAR10_STD, Part
 from ghnqat_sdk.data.checks import check_fits, check_whole
 from ghnqat_sdk.data.pictures import MODES
 from ghnqat_sdk.data.reading import (
@@ -29,8 +29,6 @@ from ghnqat_sdk.data.reading import (
 )
 from ghnqat_sdk.errors import ArgumentError, DataError
 
-CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 VALIDATION_PER_CLASS = 500
 """The last images of each class in the training folder that are held out for choosing."""
 

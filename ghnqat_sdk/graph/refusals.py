@@ -10,7 +10,8 @@ from torch import nn
 from ghnqat_sdk.advice import require_module
 from ghnqat_sdk.errors import TraceError
 
-_QUANTIZERS = {"input_quantizer", "weight_quantizer"}
+QUANTIZERS = ("input_quantizer", "weight_quantizer")
+"""Modules of a fake-quantized layer."""
 
 
 def refuse_untraceable(model: Any) -> None:
@@ -65,7 +66,7 @@ def refuse_wrapped(model: nn.Module) -> None:
 
 def _simulates(module: nn.Module) -> bool:
     """Whether it is a fake-quantized layer."""
-    return "quantization" in vars(module) and module._modules.keys() >= _QUANTIZERS
+    return "quantization" in vars(module) and module._modules.keys() >= {*QUANTIZERS}
 
 
 def why_shapeless(model: nn.Module) -> str | None:

@@ -17,7 +17,7 @@ from ghnqat_sdk.graph.annotate import input_layers
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.graph.ops import BY_NAME, op_of
-from ghnqat_sdk.graph.refusals import refuse_hidden, refuse_wrapped, why_shapeless
+from ghnqat_sdk.graph.refusals import QUANTIZERS, refuse_hidden, refuse_wrapped, why_shapeless
 from ghnqat_sdk.graph.trace import trace_with_call
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.classes import CHANGED, fake_quantized_class, float_class
@@ -29,7 +29,6 @@ from ghnqat_sdk.quantization.roundings import NEAREST, RoundingRule, rounding_ru
 from ghnqat_sdk.quantization.state import QuantizationState
 from ghnqat_sdk.quantization.unquantized import note_graph
 
-_QUANTIZERS = ("input_quantizer", "weight_quantizer")
 _MEMBERS = ("quantization", "observe", "reached", "__module__")
 _TRANSPOSED = BY_NAME["transposed_conv"]
 """Its weight (I, O, ...) has no rows for its output channels: it keeps one range."""
@@ -148,7 +147,7 @@ def _has_statistics(module: nn.Module) -> bool:
 def _taken(module: nn.Module) -> str | None:
     """An attribute of the user's that has the name of one of ours, if there is one."""
     own = (vars(module), module._modules, module._parameters, module._buffers)
-    names = (*_QUANTIZERS, *_MEMBERS)
+    names = (*QUANTIZERS, *_MEMBERS)
     return next((name for name in names if any(name in each for each in own)), None)
 
 
@@ -253,7 +252,7 @@ def to_float(
 
 def _to_float(module: Any) -> None:
     object.__setattr__(module, "__class__", float_class(type(module)))
-    for name in _QUANTIZERS:
+    for name in QUANTIZERS:
         module._modules.pop(name, None)
     for name in _MEMBERS:
         vars(module).pop(name, None)
@@ -262,7 +261,7 @@ def _to_float(module: Any) -> None:
 def fix_learned_steps(model: nn.Module) -> None:
     """Put a quantizer with a fixed range in place of each learned step."""
     for layer in fake_quantized_layers(model).values():
-        for name in ("weight_quantizer", "input_quantizer"):
+        for name in QUANTIZERS:
             learned = getattr(layer, name)
             if isinstance(learned, LearnedStepQuantizer):
                 fixed = FakeQuantizer(learned.bits, learned.kind, learned.ranges)
