@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
-from numbers import Integral
 from typing import Any, NamedTuple
 
+from ghnqat_sdk.checks import is_whole
 from ghnqat_sdk.errors import ArgumentError
 
 FLOAT_BITS = 32
@@ -64,8 +64,7 @@ def parse_width(width: Any, name: str) -> int:
 
 
 def _is_width(width: Any) -> bool:
-    whole = isinstance(width, Integral) and not isinstance(width, bool)
-    return whole and width in SUPPORTED_BITS
+    return is_whole(width) and width in SUPPORTED_BITS
 
 
 def resolve_bits(bits: Any, layers: Collection[str]) -> dict[str, Bits]:

@@ -16,8 +16,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ghnqat_sdk import files
+from ghnqat_sdk.checks import check_whole
 from ghnqat_sdk.configs import CIFAR10_MEAN, CIFAR10_STD, Part
-from ghnqat_sdk.data.checks import check_fits, check_whole
+from ghnqat_sdk.data.checks import check_fits
 from ghnqat_sdk.data.pictures import MODES
 from ghnqat_sdk.data.reading import (
     Labelled,

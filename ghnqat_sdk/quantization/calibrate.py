@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.advice import run_batch
 from ghnqat_sdk.calls import Call
+from ghnqat_sdk.checks import is_number
 from ghnqat_sdk.errors import ArgumentError, UnfamiliarDataWarning
 from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.quantization.calibration_report import CalibrationReport, collapsed
@@ -218,8 +219,7 @@ def _checked_percentile(method: Any, percentile: Any) -> float:
         )
     if percentile is None:
         return _PERCENTILE
-    number = isinstance(percentile, (int, float)) and not isinstance(percentile, bool)
-    if not number or not 50 < percentile <= 100:
+    if not is_number(percentile) or not 50 < percentile <= 100:
         raise ArgumentError(
             f"percentile={percentile!r} is not above 50 and at most 100. Write "
             f"method='percentile', percentile={_PERCENTILE}."

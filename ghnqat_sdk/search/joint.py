@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from ghnqat_sdk.bits import Pair
+from ghnqat_sdk.checks import check_whole
 from ghnqat_sdk.data import ImageSet
-from ghnqat_sdk.data.checks import check_whole
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.generators import random_numbers_stay, seed_generators
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork

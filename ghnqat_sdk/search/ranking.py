@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from ghnqat_sdk.bits import Pair, parse_bits
+from ghnqat_sdk.checks import check_whole
 from ghnqat_sdk.data import ImageSet
-from ghnqat_sdk.data.checks import check_whole
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, hypernetwork_of
