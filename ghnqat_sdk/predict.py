@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.advice import require_module
 from ghnqat_sdk.bits import FLOAT_BITS, Bits, Pair, parse_bits, parse_width, resolve_bits
-from ghnqat_sdk.choices import Head
+from ghnqat_sdk.choices import HeadChoice
 from ghnqat_sdk.deriving import derive_again
 from ghnqat_sdk.devices import on_cpu_by_default
 from ghnqat_sdk.errors import ArgumentError, RandomHeadWarning, ReplacedWeightsWarning
@@ -50,7 +50,7 @@ def predict_quantized_params(
     revision: str | None = None,
     example_inputs: Any = None,
     calibration: Iterable[Any] | None = None,
-    head: Head = "auto",
+    head: HeadChoice = "auto",
     inplace: bool = False,
 ) -> nn.Module:
     """A fake-quantized copy of `model` whose parameters come from a hypernetwork (GHN-QAT, Yun &
@@ -230,7 +230,7 @@ def _check_arguments(
     require_module(model, "predict_quantized_params(torchvision.models.resnet18())")
     if first_last_bits is not None:
         parse_width(first_last_bits, "first_last_bits")
-    if head not in (known := get_args(Head)):
+    if head not in (known := get_args(HeadChoice)):
         raise ArgumentError(
             f"head={head!r} is unknown. Write head={known[0]!r}, or one of "
             f"{', '.join(map(repr, known[1:]))}."

@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from ghnqat_sdk.choices import Protocol
+from ghnqat_sdk.choices import EvaluationProtocol
 from ghnqat_sdk.cli.arguments import MOST_IMAGES, SPACES, Whole, device
 from ghnqat_sdk.cli.console import add_command
 from ghnqat_sdk.cli.models import (
@@ -56,7 +56,7 @@ def add_evaluate(commands: Any) -> None:
     )
     parser.add_argument(
         "--protocol",
-        choices=get_args(Protocol),
+        choices=get_args(EvaluationProtocol),
         default="paper",
         help="batch statistics, or calibrated before (default: paper)",
     )

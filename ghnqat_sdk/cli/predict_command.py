@@ -7,7 +7,7 @@ import json
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any, get_args
 
-from ghnqat_sdk.choices import Head
+from ghnqat_sdk.choices import HeadChoice
 from ghnqat_sdk.cli.arguments import MOST_IMAGES, Whole
 from ghnqat_sdk.cli.console import add_command, add_json_flag
 from ghnqat_sdk.cli.models import (
@@ -51,7 +51,7 @@ def add_predict(commands: Any) -> None:
     add_bits(parser)
     parser.add_argument(
         "--head",
-        choices=get_args(Head),
+        choices=get_args(HeadChoice),
         default="auto",
         help="what happens to classifiers: predicted where the number of classes is the "
         "hypernetwork's, always, never, or fitted to the images in --data (default: auto)",

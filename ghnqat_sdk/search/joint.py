@@ -203,7 +203,7 @@ class _Search:
         weight_bytes = self.weight_bytes
         suggestion = suggest_bits(
             model,
-            self.fitting.normalise(images.images),
+            self.fitting.normalize(images.images),
             weight_bytes=None if weight_bytes is None else weight_bytes - bits_in_float(model) / 8,
             bit_operations=self.bit_operations,
             candidates=self.pairs,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS, Pair
-from ghnqat_sdk.choices import Protocol
+from ghnqat_sdk.choices import EvaluationProtocol
 from ghnqat_sdk.data import DataConfig, ImageSet, Known, load_images_like
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.graph import ComputationGraph
@@ -114,7 +114,7 @@ def evaluate_graphs(
     images: ImageSet,
     bits: Pair,
     *,
-    protocol: Protocol = "paper",
+    protocol: EvaluationProtocol = "paper",
     calibration: Sequence[Tensor] | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[Iterable[Architecture]], Iterable[Architecture]] = iter,
@@ -161,7 +161,7 @@ def evaluate_architecture(
     settings: Sequence[Pair],
     *,
     told: Pair | None = None,
-    protocol: Protocol = "paper",
+    protocol: EvaluationProtocol = "paper",
     calibration: Sequence[Tensor] | None = None,
     device: torch.device | str = "cpu",
 ) -> list[tuple[float, float]]:

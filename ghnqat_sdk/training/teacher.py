@@ -253,7 +253,7 @@ def _train_on(
     """One step on randomly moved images."""
     config = teacher.config
     moves = draw_moves(len(images), config.padding, generator)
-    views = move_images(images.normalise(images.images), moves)
+    views = move_images(images.normalize(images.images), moves)
     with _half_where_fast():
         logits = teacher.train()(views)
         loss = F.cross_entropy(logits, images.labels, label_smoothing=config.label_smoothing)
