@@ -77,7 +77,7 @@ def freeze_batch_norm(qmodel: nn.Module, frozen: bool = True) -> nn.Module:
     (Nagel et al. 2022). γ and β still train. `calibrate` afterwards re-estimates the statistics.
 
     Args:
-        qmodel: From `predict_quantized_params`, calibrated.
+        qmodel: From `predict_quantized_params` or `from_float`, calibrated.
         frozen: False undoes it.
 
     Returns:

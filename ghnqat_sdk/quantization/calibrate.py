@@ -58,7 +58,7 @@ def calibrate(
     stay as they are.
 
     Args:
-        qmodel: From `predict_quantized_params`.
+        qmodel: From `predict_quantized_params` or `from_float`.
         batches: Tensors (N, C, H, W), or tuples and lists as a DataLoader gives: the first n
             entries are the model's inputs, n as in the `example_inputs` that it was predicted with
             and otherwise one, what follows are labels. Or dicts of keyword arguments. All tensors

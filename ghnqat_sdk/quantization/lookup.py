@@ -42,8 +42,9 @@ def require_fake_quantized_layers(qmodel: Any, caller: str) -> dict[str, Any]:
 def not_fake_quantized(qmodel: Any, caller: str) -> ArgumentError:
     """What to raise where `caller` needs a fake-quantized model and got another."""
     return ArgumentError(
-        f"{caller} needs a model from predict_quantized_params; this {type(qmodel).__name__} has "
-        f"no fake-quantized layer. Write qmodel = predict_quantized_params(model) first."
+        f"{caller} needs a model from predict_quantized_params or from_float; this "
+        f"{type(qmodel).__name__} has no fake-quantized layer. Write qmodel = "
+        f"predict_quantized_params(model) or qmodel = from_float(model) first."
     )
 
 

@@ -148,7 +148,7 @@ def quantization_report(qmodel: nn.Module, batch: Any) -> QuantizationReport:
     measured over all of its calls.
 
     Args:
-        qmodel: From `predict_quantized_params`; calibrated or not.
+        qmodel: From `predict_quantized_params` or `from_float`; calibrated or not.
         batch: A tensor (N, C, H, W), a tuple of arguments, or a dict of keyword arguments.
 
     Raises:
