@@ -242,9 +242,8 @@ def _read_weights(path: Path, config: HypernetworkConfig) -> GraphHypernetwork:
                     "differ)"
                 )
             tensors = {name: file.get_tensor(name) for name in expected}
-            if (file.metadata() or {}).get(
-                "sha256", found_digest := digest(tensors)
-            ) != found_digest:
+            stored = (file.metadata() or {}).get("sha256")
+            if stored is not None and stored != digest(tensors):
                 raise ValueError("its contents do not match its checksum")
         hypernetwork.float().to_empty(device="cpu").load_state_dict(tensors)
         if name := _not_finite(hypernetwork.state_dict()):
