@@ -53,8 +53,8 @@ class TraceError(GhnqatError, RuntimeError):
 
 
 class CheckpointError(GhnqatError, RuntimeError):
-    """Files of a hypernetwork, a quantized model, a training run or a teacher are missing, damaged
-    or of another version; or these, or an ONNX file, cannot be written."""
+    """Files of a hypernetwork, a quantized model, a run or a teacher are missing, damaged, or of
+    another version; one of them, or an ONNX file, cannot be written; or a run diverges."""
 
 
 class ExportError(GhnqatError, RuntimeError):
