@@ -60,7 +60,7 @@ class Images:
 
 def enlarged(images: ImageSet, size: int) -> Tensor:
     """Resized after decoding: decoding all of a folder at another size takes minutes."""
-    normal = images.normalise(images.images).contiguous()
+    normal = images.normalize(images.images).contiguous()
     resized = nn.functional.interpolate(normal, size=size, mode="bilinear", antialias=True)
     return resized.contiguous()
 

@@ -169,7 +169,7 @@ def train(
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)
         batch = images.stratified(BATCH, generator)
-        inputs = images.normalise(batch.images)
+        inputs = images.normalize(batch.images)
         if move:
             inputs = move_images(inputs, draw_moves(BATCH, 4, generator))
         loss = nn.functional.cross_entropy(model(inputs), batch.labels)

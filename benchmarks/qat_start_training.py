@@ -111,7 +111,7 @@ def train(
         generator = torch.Generator().manual_seed(hash_of(f"{seed} {step}"))
         batch = images.take(torch.randint(len(images), (BATCH,), generator=generator))
         moves = draw_moves(BATCH, PADDING, generator)
-        logits = model(move_images(images.normalise(batch.images), moves))
+        logits = model(move_images(images.normalize(batch.images), moves))
         loss = nn.functional.cross_entropy(logits, batch.labels)
         optimizer.zero_grad()
         loss.backward()

@@ -108,7 +108,7 @@ def chosen(names: list[str]) -> tuple[str, int] | None:
 def images_of(data: str, side: int) -> Tensor:
     """Normalized training images (N, 3, side, side)."""
     drawn = load_images(data, "train", 32).sample(IMAGES, seed=0)
-    inputs = drawn.normalise(drawn.images)
+    inputs = drawn.normalize(drawn.images)
     return interpolate(inputs, size=side, mode="bilinear", antialias=True, align_corners=False)
 
 

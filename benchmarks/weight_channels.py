@@ -16,7 +16,8 @@ from common import add_data, add_json, head, parser, row, write_json
 from networks import classifier
 
 from ghnqat_sdk import calibrate, from_float, predict_quantized_params, to_float
-from ghnqat_sdk.bits import FLOAT_BITS, Bits, parse_bits_text
+from ghnqat_sdk.bits import FLOAT_BITS, Bits
+from ghnqat_sdk.cli.arguments import bits_pair
 from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.quantization.ranges import ClippedRanges
 
@@ -52,9 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_data(options)
     add_json(options)
     options.add_argument("--networks", nargs="+", default=["torchvision/mobilenet_v2"])
-    options.add_argument(
-        "--bits", nargs="+", type=parse_bits_text, default=[Bits(4, 8), Bits(2, 8)]
-    )
+    options.add_argument("--bits", nargs="+", type=bits_pair, default=[Bits(4, 8), Bits(2, 8)])
     chosen = options.parse_args(arguments)
     train = load_images(chosen.data, "train").sample(512, seed=0)
     held_out = load_images(chosen.data, "val").sample(1000, seed=0)

@@ -78,7 +78,7 @@ def finetune(qmodel: nn.Module, train: ImageSet, steps: int, batch: int, rate: f
     qmodel.train()
     for _ in progress_bar(range(steps), "training"):
         images = train.stratified(batch, generator)
-        inputs = move_images(train.normalise(images.images), draw_moves(batch, padding, generator))
+        inputs = move_images(train.normalize(images.images), draw_moves(batch, padding, generator))
         loss = nn.functional.cross_entropy(qmodel(inputs), images.labels)
         optimizer.zero_grad()
         loss.backward()

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for _ in range(options.steps):
         batch = train.take(torch.randint(len(train), (options.batch,), generator=generator))
         moves = draw_moves(options.batch, 4, generator)  # flips, and shifts by up to 4 pixels
-        images = move_images(train.normalise(batch.images), moves)
+        images = move_images(train.normalize(batch.images), moves)
         targets = batch.labels
         if not options.labels:
             images = mixed(images, generator)

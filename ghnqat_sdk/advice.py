@@ -22,7 +22,15 @@ ONE_IMAGE = (
 )
 """Advice; a command line has its own."""
 
-_LAYERS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+SPATIAL_DIMS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+
+
+def require_module(model: Any, call: str) -> None:
+    """Raises an ArgumentError that says to write `call`, unless `model` is an nn.Module."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            f"model is a {type(model).__name__}; expected an nn.Module. Write {call}."
+        )
 
 
 def require_batches(batches: Any, function: str, one: str) -> Iterable[Any]:
@@ -155,11 +163,11 @@ def _dtype(model: nn.Module, call: Call, error: Exception) -> str | None:
 
 def _shape(model: nn.Module, call: Call, error: Exception) -> str | None:
     """One image instead of a batch, or other channels than those of the first convolution."""
-    first = next((m for m in model.modules() if isinstance(m, tuple(_LAYERS))), None)
+    first = next((m for m in model.modules() if isinstance(m, tuple(SPATIAL_DIMS))), None)
     tensor = next(iter(call.tensors()), None)
     if first is None or tensor is None:
         return None
-    dims = next(dims for kind, dims in _LAYERS.items() if isinstance(first, kind))
+    dims = next(dims for kind, dims in SPATIAL_DIMS.items() if isinstance(first, kind))
     if tensor.ndim == dims + 1:
         return ONE_IMAGE
     channels = getattr(first, "in_channels", 0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
-from numbers import Integral
 from typing import Any, NamedTuple
 
+from ghnqat_sdk.checks import is_whole
 from ghnqat_sdk.errors import ArgumentError
 
 FLOAT_BITS = 32
@@ -64,19 +64,7 @@ def parse_width(width: Any, name: str) -> int:
 
 
 def _is_width(width: Any) -> bool:
-    whole = isinstance(width, Integral) and not isinstance(width, bool)
-    return whole and width in SUPPORTED_BITS
-
-
-def parse_bits_text(text: str) -> Bits:
-    """The pair that a command line gives as "4,4"."""
-    try:
-        return parse_bits(tuple(int(part) for part in text.split(",")))
-    except ValueError as error:
-        raise ArgumentError(
-            f"--bits {text!r} is not WEIGHT,ACTIVATION with each from 2 to 8, or 32 for float. "
-            "Write, for example, --bits 4,4"
-        ) from error
+    return is_whole(width) and width in SUPPORTED_BITS
 
 
 def resolve_bits(bits: Any, layers: Collection[str]) -> dict[str, Bits]:

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from ghnqat_sdk.errors import ArgumentError
 
-Head = Literal["auto", "predict", "keep", "fit"]
+HeadChoice = Literal["auto", "predict", "keep", "fit"]
 """What happens to a classifier; see `predict_quantized_params`."""
 
-Protocol = Literal["paper", "calibrated"]
+EvaluationProtocol = Literal["paper", "calibrated"]
 """How accuracy is measured; see `training/evaluation.py`."""
 
 FEWEST_IMAGES = 100

@@ -8,6 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, mo
 
 P = TypeVar("P", bound="Part")
 
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+"""Of each channel, where white is 1: what images are taken to have where nothing else is said."""
+
 Limit = Annotated[float, Field(gt=0, allow_inf_nan=True)]
 """What something may be at most; an infinite one is no limit."""
 

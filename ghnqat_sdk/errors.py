@@ -53,11 +53,12 @@ class TraceError(GhnqatError, RuntimeError):
 
 
 class CheckpointError(GhnqatError, RuntimeError):
-    """A hypernetwork's files are missing, damaged, or of another version."""
+    """Files of a hypernetwork, a quantized model, a run or a teacher are missing, damaged, or of
+    another version; one of them, or an ONNX file, cannot be written; or a run diverges."""
 
 
 class ExportError(GhnqatError, RuntimeError):
-    """An exported model does not do what the model does."""
+    """An exported model does not do what the model does, or the runtime refuses its file."""
 
 
 class DataError(GhnqatError, RuntimeError):

@@ -8,10 +8,25 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from ghnqat_sdk.errors import ArgumentError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def require_folder(folder: Any, call: str) -> Path:
+    """`folder`, which is one or is not there yet.
+
+    Raises:
+        ArgumentError: it is no name, or a file's; the message says to write `call`.
+    """
+    if not isinstance(folder, (str, os.PathLike)) or (
+        os.path.exists(folder) and not os.path.isdir(folder)
+    ):
+        raise ArgumentError(f"folder={folder!r} is not a folder. Write {call}.")
+    return Path(folder)
 
 
 @contextmanager

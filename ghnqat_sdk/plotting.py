@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from ghnqat_sdk.errors import ArgumentError
@@ -21,6 +22,18 @@ def figure_class() -> Any:
     except ImportError as error:
         raise ArgumentError(f"matplotlib is not installed. Write {_INSTALL}.") from error
     return Figure
+
+
+def save_figure(figure: Any, path: str | Path, call: str) -> None:
+    """Write a figure to a file.
+
+    Raises:
+        ArgumentError: it cannot be written; the message says to write `call`.
+    """
+    try:
+        figure.savefig(str(path))
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"{str(path)!r} cannot be written: {error}. Write {call}.") from error
 
 
 def require_matplotlib(what: str) -> None:

@@ -12,8 +12,9 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from ghnqat_sdk.advice import require_module
 from ghnqat_sdk.bits import FLOAT_BITS, Bits, Pair, parse_bits, parse_width, resolve_bits
-from ghnqat_sdk.choices import Head, require_switches
+from ghnqat_sdk.choices import HeadChoice, require_switches
 from ghnqat_sdk.deriving import derive_again
 from ghnqat_sdk.devices import on_cpu_by_default
 from ghnqat_sdk.errors import ArgumentError, RandomHeadWarning, ReplacedWeightsWarning
@@ -29,7 +30,7 @@ from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.graph.trace import trace_with_call
 from ghnqat_sdk.heads import calibrate_and_fit, heads_to_keep
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
-from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
+from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, hypernetwork_of
 from ghnqat_sdk.prediction import PredictionReport, keep_report
 from ghnqat_sdk.quantization.convert import require_layers, to_fake_quantized, to_float
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers
@@ -49,7 +50,7 @@ def predict_quantized_params(
     revision: str | None = None,
     example_inputs: Any = None,
     calibration: Iterable[Any] | None = None,
-    head: Head = "auto",
+    head: HeadChoice = "auto",
     inplace: bool = False,
 ) -> nn.Module:
     """A fake-quantized copy of `model` whose parameters come from a hypernetwork (GHN-QAT, Yun &
@@ -101,9 +102,7 @@ def predict_quantized_params(
     if isinstance(bits, Mapping) or parse_bits(bits) != _FLOAT:  # in float, any model will do
         require_layers(model, "predict_quantized_params")
     by_layer = resolve_bits(bits, quantizable_layers(model))
-    ghn = hypernetwork
-    if not isinstance(ghn, GraphHypernetwork):
-        ghn = load_pretrained(ghn, revision=revision)
+    ghn = hypernetwork_of(hypernetwork, revision=revision)
     rule = range_rule(ghn.config.ranges if ranges is None else ranges)
     with _plain_tensors():
         graph, call = trace_with_call(model, example_inputs)
@@ -228,14 +227,10 @@ def _warn_of_trained_weights(model: nn.Module) -> None:
 def _check_arguments(
     model: Any, head: Any, calibration: Any, first_last_bits: Any, inplace: bool
 ) -> None:
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(
-            f"model is a {type(model).__name__}; expected an nn.Module. Write, for example, "
-            f"predict_quantized_params(torchvision.models.resnet18())."
-        )
+    require_module(model, "predict_quantized_params(torchvision.models.resnet18())")
     if first_last_bits is not None:
         parse_width(first_last_bits, "first_last_bits")
-    if head not in (known := get_args(Head)):
+    if head not in (known := get_args(HeadChoice)):
         raise ArgumentError(
             f"head={head!r} is unknown. Write head={known[0]!r}, or one of "
             f"{', '.join(map(repr, known[1:]))}."

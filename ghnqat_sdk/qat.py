@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ghnqat_sdk.advice import require_module
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.choices import require_switches
 from ghnqat_sdk.copying import copy_module
@@ -19,7 +20,7 @@ from ghnqat_sdk.quantization.layers import used_weight
 from ghnqat_sdk.quantization.lookup import require_calibrated_layers, require_fake_quantized_layers
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer, LearnedStepQuantizer
 from ghnqat_sdk.quantization.roundings import NEAREST
-from ghnqat_sdk.quantization.state import require_module, states_of
+from ghnqat_sdk.quantization.state import states_of
 
 
 def learn_steps(qmodel: nn.Module) -> list[nn.Parameter]:
@@ -102,7 +103,7 @@ def freeze_batch_norm(qmodel: nn.Module, frozen: bool = True) -> nn.Module:
     (Nagel et al. 2022). γ and β still train. `calibrate` afterwards re-estimates the statistics.
 
     Args:
-        qmodel: From `predict_quantized_params`, calibrated.
+        qmodel: From `predict_quantized_params` or `from_float`, calibrated.
         frozen: False undoes it.
 
     Returns:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from ghnqat_sdk.bits import parse_bits, parse_bits_text, resolve_bits
+from ghnqat_sdk.bits import parse_bits, resolve_bits
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.annotate import annotate_bits, first_last_layers, prevailing_bits
 from ghnqat_sdk.graph.trace import trace
@@ -81,13 +81,6 @@ def test_first_and_last_layers_of_every_path(diamond):
         torch.empty(1, 3, 32, 32),
     )
     assert first_last_layers(graph, {"0": (4, 4), "2": (4, 4)}) == ["0", "2"]
-
-
-def test_text_of_a_command_line_is_read():
-    assert parse_bits_text("4,8") == (4, 8)
-    for text in ("4", "4,8,2", "a,b", "4;8", "9,9"):
-        with pytest.raises(ArgumentError, match="--bits 4,4"):
-            parse_bits_text(text)
 
 
 @pytest.mark.parametrize(

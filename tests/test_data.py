@@ -94,20 +94,20 @@ def test_stratified_indices_are_those_of_the_stratified_images(data):
     assert torch.equal(batch.images, images.images[indices])
 
 
-def test_normalised_images_have_about_mean_zero_and_deviation_one(data):
+def test_normalized_images_have_about_mean_zero_and_deviation_one(data):
     images = load_images(data, "test")
-    normalised = images.normalise(images.images)
-    assert normalised.is_contiguous(memory_format=torch.channels_last)
-    assert abs(normalised.mean().item()) < 0.15
-    assert abs(normalised.std().item() - 1) < 0.15
+    normalized = images.normalize(images.images)
+    assert normalized.is_contiguous(memory_format=torch.channels_last)
+    assert abs(normalized.mean().item()) < 0.15
+    assert abs(normalized.std().item() - 1) < 0.15
 
 
-def test_images_are_normalised_by_their_own_statistics():
+def test_images_are_normalized_by_their_own_statistics():
     gray = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1, 1)
     images = ImageSet(gray, torch.tensor([0, 1, 0]), ("a", "b"), mean=(0.2,), std=(0.4,))
-    torch.testing.assert_close(images.normalise(gray).flatten(), torch.tensor([-0.5, 0.0, 2.0]))
+    torch.testing.assert_close(images.normalize(gray).flatten(), torch.tensor([-0.5, 0.0, 2.0]))
     floats = gray.float()
-    assert torch.equal(images.normalise(floats), images.normalise(gray))
+    assert torch.equal(images.normalize(floats), images.normalize(gray))
     assert torch.equal(floats, gray.float())
     ((batch, _),) = images.take(torch.tensor([1, 2])).batches(2)
     torch.testing.assert_close(batch.flatten(), torch.tensor([0.0, 2.0]))
@@ -118,7 +118,7 @@ def test_batches_hold_all_images_in_order(data):
     batches = list(images.batches(8))
     assert [len(labels) for _, labels in batches] == [8, 8, 4]
     assert torch.equal(torch.cat([labels for _, labels in batches]), images.labels)
-    assert torch.equal(batches[2][0], images.normalise(images.images[16:]))
+    assert torch.equal(batches[2][0], images.normalize(images.images[16:]))
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_folders_are_read_with_any_channels_and_the_statistics_of_the_training_i
     assert train.images.shape == (180, channels, 24, 24)
     assert train.mean == val.mean == test.mean
     assert train.std == val.std == test.std
-    shown = train.normalise(train.images)[:, : min(3, channels)]
+    shown = train.normalize(train.images)[:, : min(3, channels)]
     torch.testing.assert_close(shown.mean(), torch.tensor(0.0), atol=1e-4, rtol=0)
     torch.testing.assert_close(shown.std(), torch.tensor(1.0), atol=1e-3, rtol=0)
 

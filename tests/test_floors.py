@@ -13,9 +13,9 @@ import ghnqat_sdk
 ROOT = Path(ghnqat_sdk.__file__).parent
 FLOORS = (
     (
-        *("advice", "bits", "calls", "choices", "copying", "devices", "errors", "files"),
-        *("configs", "filling", "functions", "generators", "plotting", "plugins", "progress"),
-        "version",
+        *("advice", "bits", "calls", "checks", "choices", "copying", "devices", "errors"),
+        *("configs", "files", "filling", "functions", "generators", "plotting", "plugins"),
+        *("progress", "version"),
     ),
     ("graph", "quantization"),
     ("hypernetwork",),

@@ -11,15 +11,15 @@ from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.errors import ArgumentError
 
 
-def test_data_of_other_libraries_is_normalised_by_its_own_statistics():
+def test_data_of_other_libraries_is_normalized_by_its_own_statistics():
     dots = torch.tensor([[[0.0, 16.0], [0.0, 16.0]], [[8.0, 8.0], [8.0, 8.0]]])  # 16 is white
     images = ImageSet.of(dots, [1, 0], white=16)
     assert images.images.shape == (2, 1, 2, 2)
     assert images.images.unique().tolist() == [0, 128, 255]
     assert images.classes == ("0", "1")
-    normalised = images.normalise(images.images)
-    assert abs(normalised.mean().item()) < 1e-3
-    assert abs(normalised.std(correction=0).item() - 1) < 1e-3
+    normalized = images.normalize(images.images)
+    assert abs(normalized.mean().item()) < 1e-3
+    assert abs(normalized.std(correction=0).item() - 1) < 1e-3
 
 
 @pytest.mark.parametrize("shape", [(4, 6, 7), (4, 6, 7, 3), (4, 3, 6, 7), (4, 5, 6, 7)])

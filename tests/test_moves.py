@@ -29,7 +29,7 @@ def test_moves_are_drawn_evenly_up_to_the_padding():
     assert abs(moves.flip.float().mean().item() - 0.5) < 0.05
 
 
-def test_raw_and_normalised_images_move_alike_whatever_their_shape_and_layout():
+def test_raw_and_normalized_images_move_alike_whatever_their_shape_and_layout():
     images = torch.randint(256, (6, 3, 5, 9), dtype=torch.uint8)
     moves = draw_moves(6, 12, torch.Generator().manual_seed(0))  # some leave the image altogether
     raw, floats = move_images(images, moves), move_images(images.float(), moves)

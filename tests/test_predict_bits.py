@@ -6,7 +6,7 @@ from torch import nn
 
 import ghnqat_sdk as gq
 from ghnqat_sdk.qat import learn_steps
-from ghnqat_sdk.quantization.lookup import fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import bits_of, fake_quantized_layers
 from ghnqat_sdk.quantization.ranges import ClippedRanges
 
 
@@ -34,10 +34,8 @@ def test_bits_change_what_is_predicted_and_how_it_is_quantized(small):
 def test_layers_have_bits_of_their_own_and_are_predicted_for_them(small):
     mixed = gq.predict_quantized_params(cnn(), {"3": (2, 2), "*": (4, 4)}, hypernetwork=small)
     uniform = gq.predict_quantized_params(cnn(), (4, 4), hypernetwork=small)
-    layers = fake_quantized_layers(mixed)
-    assert {n: (x.weight_quantizer.bits, x.input_quantizer.bits) for n, x in layers.items()} == {
-        "0": (4, 4), "3": (2, 2), "6": (4, 4),
-    }  # fmt: skip
+    bits = bits_of(fake_quantized_layers(mixed))
+    assert bits == {"0": (4, 4), "3": (2, 2), "6": (4, 4)}
     assert not torch.allclose(mixed[3].weight, uniform[3].weight)
 
 

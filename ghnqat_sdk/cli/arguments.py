@@ -8,12 +8,14 @@ import re
 from argparse import ArgumentTypeError
 from dataclasses import dataclass
 
-from ghnqat_sdk.bits import SUPPORTED_BITS, Bits, parse_bits_text
-from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.bits import SUPPORTED_BITS, Bits, parse_bits
 from ghnqat_sdk.training.folder import recipe_names
 
 MOST_INPUT_VALUES = 100_000_000
 """In one example input: beyond it, a model cannot be run on most machines."""
+
+MOST_IMAGES = 1_000_000
+"""Of a data folder, that one command may read."""
 
 _IMPORTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _OF_TORCHVISION = re.compile(r"[A-Za-z_]\w*", re.ASCII)
@@ -68,8 +70,8 @@ class Real:
 def bits_pair(text: str) -> Bits:
     """W,A: the bits of weights and activations."""
     try:
-        return parse_bits_text(text)
-    except ArgumentError:
+        return parse_bits([int(part) for part in text.split(",")])
+    except ValueError:  # an ArgumentError is one
         raise ArgumentTypeError(
             f"{_shown(text)} is not WEIGHT,ACTIVATION, each from 2 to 8, or 32 for float. Write, "
             "for example, 4,4"

@@ -7,8 +7,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from ghnqat_sdk.choices import Protocol
-from ghnqat_sdk.cli.arguments import SPACES, Whole, device
+from ghnqat_sdk.choices import EvaluationProtocol
+from ghnqat_sdk.cli.arguments import MOST_IMAGES, SPACES, Whole, device
 from ghnqat_sdk.cli.console import add_command
 from ghnqat_sdk.cli.models import (
     add_bits_pair,
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from ghnqat_sdk.training.spaces.protocol import Architecture
 
 MOST_GRAPHS = 500
-MOST_IMAGES = 1_000_000
 _SPLITS = {
     space: tuple(split for split in splits if not split.endswith("train"))
     for space, splits in SPACES.items()
@@ -57,7 +56,7 @@ def add_evaluate(commands: Any) -> None:
     )
     parser.add_argument(
         "--protocol",
-        choices=get_args(Protocol),
+        choices=get_args(EvaluationProtocol),
         default="paper",
         help="batch statistics, or calibrated before (default: paper)",
     )

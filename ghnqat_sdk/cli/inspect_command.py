@@ -151,16 +151,12 @@ def _measure(
     from ghnqat_sdk.bits import FLOAT_BITS
     from ghnqat_sdk.graph.annotate import annotate_bits
     from ghnqat_sdk.prediction import prediction_report
-    from ghnqat_sdk.quantization.lookup import fake_quantized_layers
+    from ghnqat_sdk.quantization.lookup import bits_of, fake_quantized_layers
     from ghnqat_sdk.quantization.report import quantization_report
 
     hypernetwork = loaded_hypernetwork(options)
     qmodel = predicted(options, model, hypernetwork=hypernetwork)
-    layers = fake_quantized_layers(qmodel)
-    bits = {
-        name: (layer.weight_quantizer.bits, layer.input_quantizer.bits)
-        for name, layer in layers.items()
-    }
+    bits = bits_of(fake_quantized_layers(qmodel))
     if options.data is not None:
         batch, words = _calibrated_on(options, qmodel, hypernetwork.config.images)
     else:

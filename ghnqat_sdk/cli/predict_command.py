@@ -7,8 +7,8 @@ import json
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any, get_args
 
-from ghnqat_sdk.choices import Head
-from ghnqat_sdk.cli.arguments import Whole
+from ghnqat_sdk.choices import HeadChoice
+from ghnqat_sdk.cli.arguments import MOST_IMAGES, Whole
 from ghnqat_sdk.cli.console import add_command, add_json_flag
 from ghnqat_sdk.cli.models import (
     add_bits,
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from ghnqat_sdk.prediction import PredictionReport
 
 SMALLEST, LARGEST = 8, 1024
-MOST_IMAGES = 1_000_000
 _SIZE = 32  # of images, where none is given
 _IMAGES = 4000
 
@@ -52,7 +51,7 @@ def add_predict(commands: Any) -> None:
     add_bits(parser)
     parser.add_argument(
         "--head",
-        choices=get_args(Head),
+        choices=get_args(HeadChoice),
         default="auto",
         help="what happens to classifiers: predicted where the number of classes is the "
         "hypernetwork's, always, never, or fitted to the images in --data (default: auto)",
@@ -121,14 +120,10 @@ def _predict(options: Namespace) -> None:
     if options.input is not None:
         traced(model, options.input)  # a shape that does not fit is found before weights are read
     qmodel = predicted(options, model, options.head if images is None else "keep")
-    report = prediction_report(qmodel)
-    heads = None
-    if images is not None:
-        heads = _fitted(qmodel, images)
-        report = report.with_fitted([head.layer for head in heads.heads])
+    heads = None if images is None else _fitted(qmodel, images)
     if options.output is not None:
         _save(qmodel, options.output)
-    _print(options, report, heads)
+    _print(options, prediction_report(qmodel), heads)
 
 
 def _classes(options: Namespace) -> int | None:

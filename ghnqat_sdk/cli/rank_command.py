@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ghnqat_sdk.cli.arguments import SPACES, Real, Whole, model_name
+from ghnqat_sdk.cli.arguments import MOST_IMAGES, SPACES, Real, Whole, model_name
 from ghnqat_sdk.cli.console import add_command, add_json_flag
 from ghnqat_sdk.cli.models import (
     add_bits_by_layer,
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 _NETWORKS = 20
 _MOST_NETWORKS = 10_000
-_MOST_IMAGES = 1_000_000
 _MOST_COST = 1e15
 
 
@@ -58,7 +57,7 @@ def add_rank(commands: Any) -> None:
     )
     parser.add_argument(
         "--images",
-        type=Whole(2, _MOST_IMAGES),
+        type=Whole(2, MOST_IMAGES),
         default=1000,
         help="how many to calibrate on, and as many of the held-out ones to measure on, or all "
         "there are (default: 1000)",

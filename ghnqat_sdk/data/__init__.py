@@ -3,7 +3,7 @@
 images.py    sets of images in memory
 reading.py   images from folders, files and data sets
 pictures.py  Pillow's pictures
-checks.py    what images, labels and sizes must be
+checks.py    what images and labels must be
 moves.py     flips and shifts
 """
 

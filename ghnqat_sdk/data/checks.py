@@ -1,27 +1,14 @@
-"""What images, labels and sizes must be, and what is said where they are not."""
+"""What images and labels must be, and what is said where they are not."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ghnqat_sdk.errors import ArgumentError
-
-
-def check_whole(name: str, value: Any, least: int, instead: str) -> int:
-    """A whole number from `least`.
-
-    Raises:
-        ArgumentError: the argument `name` is none.
-    """
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not whole or value < least:
-        raise ArgumentError(f"{name}={value!r} is no whole number from {least}. Write {instead}.")
-    return int(value)
 
 
 def check_fits(

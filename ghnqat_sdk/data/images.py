@@ -16,8 +16,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ghnqat_sdk import files
-from ghnqat_sdk.configs import Part
-from ghnqat_sdk.data.checks import check_fits, check_whole
+from ghnqat_sdk.checks import check_whole
+from ghnqat_sdk.configs import CIFAR10_MEAN, CIFAR10_STD, Part
+from ghnqat_sdk.data.checks import check_fits
 from ghnqat_sdk.data.pictures import MODES
 from ghnqat_sdk.data.reading import (
     Labelled,
@@ -29,8 +30,6 @@ from ghnqat_sdk.data.reading import (
 )
 from ghnqat_sdk.errors import ArgumentError, DataError
 
-CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 VALIDATION_PER_CLASS = 500
 """The last images of each class in the training folder that are held out for choosing."""
 
@@ -45,7 +44,7 @@ class ImageSet:
         images: (N, C, H, W) uint8.
         labels: (N,) int64.
         classes: Class names in the order of their labels.
-        mean, std: Of each of the C channels, where white is 1; what `normalise` takes out.
+        mean, std: Of each of the C channels, where white is 1; what `normalize` takes out.
 
     Raises:
         ArgumentError: shapes that do not fit together, images of another type, or labels of no
@@ -143,7 +142,7 @@ class ImageSet:
         places = (torch.arange(count, dtype=torch.float64) + within) / count
         return self._by_label[(places * len(self)).long()]
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """(n, C, H, W) uint8 to float32 of mean 0 and deviation 1 by channel, channels_last."""
         mean = torch.tensor(self.mean, device=images.device).mul_(255).view(1, -1, 1, 1)
         deviation = torch.tensor(self.std, device=images.device).mul_(255).view(1, -1, 1, 1)
@@ -156,7 +155,7 @@ class ImageSet:
         check_whole("size", size, 1, "batches(64)")
         for start in range(0, len(self), size):
             stretch = slice(start, start + size)
-            yield self.normalise(self.images[stretch]), self.labels[stretch]
+            yield self.normalize(self.images[stretch]), self.labels[stretch]
 
     def digest(self) -> str:
         """16 hexadecimal digits of all that is in here; computed once."""

@@ -19,7 +19,7 @@ from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.predict import predict_quantized_params
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.convert import from_float
-from ghnqat_sdk.quantization.lookup import fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import bits_of, fake_quantized_layers
 
 BATCH = 50
 _NORMAL_95 = 1.96
@@ -96,7 +96,6 @@ def compare_starts(
     hypernetwork: GraphHypernetwork,
     *,
     first_last_bits: int | None = None,
-    seed: int = 0,
 ) -> Comparison:
     """Test `model` with predicted parameters and with random ones; it stays as it is.
 
@@ -105,7 +104,6 @@ def compare_starts(
         bits: As in `predict_quantized_params`.
         hypernetwork: Predicts.
         first_last_bits: As in `predict_quantized_params`.
-        seed: Of the random start.
 
     Raises:
         ArgumentError: the model or the hypernetwork is of other classes.
@@ -120,11 +118,8 @@ def compare_starts(
         example_inputs=torch.empty(2, 3, 32, 32, device="meta"),
         first_last_bits=first_last_bits,
     )
-    own_bits = {
-        name: (layer.weight_quantizer.bits, layer.input_quantizer.bits)
-        for name, layer in fake_quantized_layers(predicted).items()
-    }
-    random = from_float(he_start(model, seed), own_bits, ranges=hypernetwork.config.ranges)
+    own_bits = bits_of(fake_quantized_layers(predicted))
+    random = from_float(he_start(model, seed=0), own_bits, ranges=hypernetwork.config.ranges)
     batches = [images for images, _ in train.batches(BATCH)]
     scores = []
     for start in (predicted, random):

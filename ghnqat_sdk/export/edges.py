@@ -95,11 +95,8 @@ def _edges_of(
     for node in graph.nodes:
         if node.output[0] not in integer:
             continue
-        edges.update(
-            data_inputs(graph, node)[:1]
-            if node.op_type in ACTIVATIONS
-            else data_inputs(graph, node)
-        )
+        reads = data_inputs(node)
+        edges.update(reads[:1] if node.op_type in ACTIVATIONS else reads)
         scores = node.op_type == "Gemm" and node.output[0] in graph.outputs
         if not scores and node.op_type != "MatMul":  # runtimes give its float result at once
             edges.update(node.output)
@@ -132,7 +129,7 @@ def _groups(graph: Graph, edges: set[str], integer: set[str]) -> list[list[str]]
 
     for node in graph.nodes:
         if node.op_type in MOVES and node.output[0] in integer:
-            through: list[str] = [*data_inputs(graph, node), *node.output]
+            through: list[str] = [*data_inputs(node), *node.output]
             first, others = through[0], through[1:]
             for other in others:
                 parent[root(other)] = root(first)

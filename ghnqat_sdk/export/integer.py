@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -90,16 +89,14 @@ def norms_as_convolutions(graph: Graph, edges: Edges) -> None:
     graph.nodes = nodes
 
 
-@dataclass(frozen=True)
-class Affine:
-    """Names of the scale and zero point of a value, and the scale itself."""
+class Affine(NamedTuple):
+    """Names of the scale and zero point of a value."""
 
     scale: str
     zero_point: str
-    number: float
 
 
-def quantize_edges(graph: Graph, edges: Edges) -> dict[str, Affine]:
+def quantize_edges(graph: Graph, edges: Edges) -> None:
     """Put QuantizeLinear and DequantizeLinear after whatever makes an edge; activations that these
     replace go."""
     affines = _affines(graph, edges.ranges)
@@ -124,7 +121,6 @@ def quantize_edges(graph: Graph, edges: Edges) -> dict[str, Affine]:
                 node.output[place] = f"{name}.float"
                 nodes += _pair(node.output[place], name, affines[name])
     graph.nodes = nodes
-    return affines
 
 
 def _affines(graph: Graph, ranges: dict[str, Range]) -> dict[str, Affine]:
@@ -134,12 +130,8 @@ def _affines(graph: Graph, ranges: dict[str, Range]) -> dict[str, Affine]:
         if range_ in known:
             continue
         scale, zero_point = scale_and_zero_point(*range_, 8)
-        number = len(known)
-        known[range_] = Affine(
-            graph.write(f"scale_{number}", scale),
-            _zero_point(graph, int(zero_point)),
-            scale.item(),
-        )
+        name = graph.write(f"scale_{len(known)}", scale)
+        known[range_] = Affine(name, _zero_point(graph, int(zero_point)))
     return {name: known[range_] for name, range_ in ranges.items()}
 
 
@@ -151,10 +143,10 @@ def _pair(source: str, target: str, affine: Affine) -> list[Any]:
     """The nodes that put `source` on levels and back, as `target`."""
     from onnx import helper
 
-    levels, numbers = f"{target}.levels", [affine.scale, affine.zero_point]
+    levels = f"{target}.levels"
     return [
-        helper.make_node("QuantizeLinear", [source, *numbers], [levels]),
-        helper.make_node("DequantizeLinear", [levels, *numbers], [target]),
+        helper.make_node("QuantizeLinear", [source, *affine], [levels]),
+        helper.make_node("DequantizeLinear", [levels, *affine], [target]),
     ]
 
 

@@ -76,7 +76,7 @@ def is_kept(name: str, given: Given, float_edges: Sequence[str]) -> bool:
     return name in given.coarse or any(fnmatchcase(name, pattern) for pattern in float_edges)
 
 
-def data_inputs(graph: Graph, node: Any) -> list[str]:
+def data_inputs(node: Any) -> list[str]:
     """Names of the values that a node computes with: no weights, shapes or indices."""
     if node.op_type in LAYERS | MOVES - {"Concat"} | {"BatchNormalization"}:
         return [node.input[0]]
@@ -136,13 +136,13 @@ def integer_nodes(
             continue
         if output in left_out or not _has_integer_form(graph, node):
             continue
-        values = [*data_inputs(graph, node), *node.output]
+        values = [*data_inputs(node), *node.output]
         if node.op_type in ACTIVATIONS:
             values = [node.input[0], output]
         plain = all(name in floats and name not in graph.outputs for name in values)
         if plain and not any(is_kept(name, given, float_edges) for name in values):
             candidates[output] = node
-    return _connected(graph, candidates, given.layers)
+    return _connected(candidates, given.layers)
 
 
 def _has_integer_form(graph: Graph, node: Any) -> bool:
@@ -151,17 +151,17 @@ def _has_integer_form(graph: Graph, node: Any) -> bool:
     return node.op_type in MOVES | ARITHMETIC | ACTIVATIONS
 
 
-def _connected(graph: Graph, candidates: dict[str, Any], start: set[str]) -> set[str]:
+def _connected(candidates: dict[str, Any], start: set[str]) -> set[str]:
     """The candidates that layers reach through others."""
     beside: dict[str, list[str]] = {}
     for output, node in candidates.items():
-        values = [*data_inputs(graph, node), *node.output]
+        values = [*data_inputs(node), *node.output]
         for name in values:
             beside.setdefault(name, []).append(output)
     reached, waiting = set(start), list(start)
     while waiting:
         node = candidates[waiting.pop()]
-        for name in (*data_inputs(graph, node), *node.output):
+        for name in (*data_inputs(node), *node.output):
             new = [other for other in beside[name] if other not in reached]
             reached.update(new)
             waiting.extend(new)

@@ -82,7 +82,7 @@ def export_onnx(
     their QuantizeLinear and DequantizeLinear (QCDQ, Pappalardo et al. 2022).
 
     Args:
-        qmodel: From `predict_quantized_params`, calibrated; stays as it is.
+        qmodel: From `predict_quantized_params` or `from_float`, calibrated; stays as it is.
         path: File to write, ending in .onnx.
         batch: A tensor (N, C, H, W), a tuple of arguments, or a dict of keyword arguments, to
             export, choose ranges and check with: some hundred calibration images.

@@ -25,7 +25,7 @@ def pt2e_quantizer(qmodel: nn.Module, *, signed: bool = False, xnnpack: bool = F
     at once.
 
     Args:
-        qmodel: From `predict_quantized_params`, calibrated; stays as it is.
+        qmodel: From `predict_quantized_params` or `from_float`, calibrated; stays as it is.
         signed: Store weights as signed bytes without zero points, which the integer kernels of
             Inductor on x86 processors need. Exact to 7 bits; 8-bit weights of channels with levels
             beyond ±127 are rounded again to a coarser step.

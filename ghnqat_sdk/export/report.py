@@ -130,16 +130,6 @@ class OnnxReport:
     dynamic: tuple[str, ...]
     milliseconds: tuple[float, float] | None = None
 
-    @property
-    def largest_difference(self) -> float:
-        """Between two outputs."""
-        return self.agreement.largest_difference
-
-    @property
-    def largest_output(self) -> float:
-        """Largest absolute output."""
-        return self.agreement.largest_output
-
     def __str__(self) -> str:
         smaller = self.float_size / self.size
         lines = [

@@ -16,6 +16,7 @@ from torch import Tensor
 from ghnqat_sdk.errors import ArgumentError, ExportError
 
 _INTEGER = {"QLinearConv", "ConvInteger"}
+_REPEATS = 5  # of which a time is the median
 
 
 def packages() -> tuple[Any, Any]:
@@ -139,9 +140,7 @@ def integer_convolutions(content: bytes) -> int:
     return sum(kinds[kind] for kind in _INTEGER)
 
 
-def milliseconds(
-    models: Sequence[bytes], inputs: Sequence[Tensor], repeats: int = 5
-) -> list[float]:
+def milliseconds(models: Sequence[bytes], inputs: Sequence[Tensor]) -> list[float]:
     """Median time of each model on the inputs, with one thread, the models in turn."""
     sessions = [session_of(content, threads=1) for content in models]
     feeds = [
@@ -149,7 +148,7 @@ def milliseconds(
         for s in sessions
     ]
     times: list[list[float]] = [[] for _ in sessions]
-    for turn in range(repeats + 1):
+    for turn in range(_REPEATS + 1):
         for session, feed, mine in zip(sessions, feeds, times, strict=True):
             start = time.perf_counter()
             session.run(None, feed)

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from ghnqat_sdk.errors import ArgumentError, GhnqatError, TraceError
+from ghnqat_sdk.advice import require_module
+from ghnqat_sdk.errors import GhnqatError, TraceError
 
-_QUANTIZERS = {"input_quantizer", "weight_quantizer"}
+QUANTIZERS = ("input_quantizer", "weight_quantizer")
+"""Modules of a fake-quantized layer."""
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
@@ -21,11 +23,7 @@ def refuse_untraceable(model: Any) -> None:
         ArgumentError: it is no nn.Module.
         TraceError: it hides, wraps or simulates a network, or has parameters without a shape.
     """
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(
-            f"model is a {type(model).__name__}; expected an nn.Module. Write, for example, "
-            f"trace(torchvision.models.resnet18())."
-        )
+    require_module(model, "trace(torchvision.models.resnet18())")
     refuse_hidden(model)
     refuse_wrapped(model)
     if any(_simulates(module) for module in model.modules()):
@@ -66,7 +64,7 @@ def refuse_wrapped(model: nn.Module, error: type[GhnqatError] = TraceError) -> N
 
 def _simulates(module: nn.Module) -> bool:
     """Whether it is a fake-quantized layer."""
-    return "quantization" in vars(module) and module._modules.keys() >= _QUANTIZERS
+    return "quantization" in vars(module) and module._modules.keys() >= {*QUANTIZERS}
 
 
 def why_shapeless(model: nn.Module) -> str | None:

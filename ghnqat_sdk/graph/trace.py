@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ghnqat_sdk.advice import advice_for
+from ghnqat_sdk.advice import SPATIAL_DIMS, advice_for
 from ghnqat_sdk.calls import Call, meta_like, tensors_in
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.devices import at_home, on_cpu_by_default
@@ -28,7 +28,6 @@ _SIZES = (224, 32, 28, 299, 64, 96, 128, 160, 192, 240, 256, 288, 320, 384, 448,
 """Image sizes that are tried where no example inputs are given."""
 
 _COLOURS = 3
-_SPATIAL_DIMS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -124,10 +123,10 @@ def _trace_in(
 def _guesses(model: nn.Module) -> Iterator[Call]:
     """Calls with two images, or feature vectors where the first layer is linear; two for norms."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    first = next((m for m in model.modules() if isinstance(m, (*_SPATIAL_DIMS, nn.Linear))), None)
+    first = next((m for m in model.modules() if isinstance(m, (*SPATIAL_DIMS, nn.Linear))), None)
     if isinstance(first, nn.Linear):
         yield Call((torch.empty(2, first.in_features, dtype=dtype, device="meta"),))
-    dims = next((d for kind, d in _SPATIAL_DIMS.items() if isinstance(first, kind)), 2)
+    dims = next((d for kind, d in SPATIAL_DIMS.items() if isinstance(first, kind)), 2)
     # Where the model rearranges the image before its first convolution, its channels are not the
     # image's.
     for channels in dict.fromkeys((getattr(first, "in_channels", _COLOURS), _COLOURS)):

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.advice import run_batch
 from ghnqat_sdk.calls import Call
+from ghnqat_sdk.checks import is_number, is_whole
 from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.errors import ArgumentError, UnfamiliarDataWarning
 from ghnqat_sdk.graph.graph import ComputationGraph
@@ -220,7 +220,7 @@ def _reached(heads: list[Classifier], named: bool) -> list[Classifier]:
 def _strengths(ridge: Any) -> tuple[float, ...]:
     if ridge == "auto":
         return STRENGTHS
-    if isinstance(ridge, bool) or not isinstance(ridge, Real) or not 0 < float(ridge) < math.inf:
+    if not is_number(ridge) or not 0 < float(ridge) < math.inf:
         raise ArgumentError(
             f"ridge={ridge!r} is no number above 0. Write ridge='auto' or ridge=0.1."
         )
@@ -243,7 +243,7 @@ def _wanted(layers: Any) -> Mapping[str, int] | None:
     """
     wanted = {layers: 0} if isinstance(layers, str) else layers
     columns = wanted.values() if isinstance(wanted, Mapping) else ()
-    whole = all(isinstance(c, Integral) and c is not True and int(c) >= 0 for c in columns)
+    whole = all(is_whole(column) and column >= 0 for column in columns)
     if wanted is not None and (not isinstance(wanted, Mapping) or not whole):
         raise ArgumentError(
             f"layers={layers!r} is no classifier's name, and no mapping from names to columns of "

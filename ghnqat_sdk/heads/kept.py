@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ghnqat_sdk.choices import Head as Choice
+from ghnqat_sdk.choices import HeadChoice
 from ghnqat_sdk.graph.graph import ComputationGraph, Head
 
 
@@ -80,7 +80,7 @@ _OTHER = "no linear layer or 1 × 1 convolution"
 
 
 def heads_to_keep(
-    graph: ComputationGraph, num_classes: int, head: Choice
+    graph: ComputationGraph, num_classes: int, head: HeadChoice
 ) -> tuple[dict[str, str], list[GraphHead]]:
     """Parameters of heads that keep the user's values, with the reasons, and the heads that are
     unlike those of the hypernetwork: of other classes, or of another kind."""

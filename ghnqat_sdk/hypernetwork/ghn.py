@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ghnqat_sdk.configs import Part
+from ghnqat_sdk.configs import CIFAR10_MEAN, CIFAR10_STD, Part
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.batch import batch_graphs
 from ghnqat_sdk.graph.graph import ComputationGraph
@@ -26,8 +26,8 @@ class TrainingImages(Part):
 
     size: int = Field(default=32, ge=1)
     """Side in pixels."""
-    mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
-    std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
+    mean: tuple[float, ...] = CIFAR10_MEAN
+    std: tuple[float, ...] = CIFAR10_STD
     """Of each channel, where white is 1; normalization took them out."""
     classes: tuple[str, ...] = (
         "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",

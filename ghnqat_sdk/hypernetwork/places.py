@@ -36,7 +36,7 @@ def tiles_of(count: int, tile: int) -> int:
     return math.ceil(count / tile)
 
 
-class Layout(NamedTuple):
+class ChannelTiles(NamedTuple):
     """Channels of several parts in tiles, each part from a tile of its own on.
 
     Attributes:
@@ -57,7 +57,7 @@ class Layout(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)  # the parameters of one node read the same
-def lay_out(reads: Runs, tile: int) -> Layout:
+def channel_tiles(reads: Runs, tile: int) -> ChannelTiles:
     """Where the channels of several parts stand in tiles of `tile` channels."""
     lengths: dict[int, int] = {}
     for part, first, count in reads:
@@ -71,7 +71,7 @@ def lay_out(reads: Runs, tile: int) -> Layout:
     parts = torch.tensor([starts[run.part] for run in reads])
     start = parts.repeat_interleave(torch.tensor([run.length for run in reads]))
     corner = corner_size(max(lengths.values()), tile)
-    return Layout(corner, tiles, start + channels // tile, channels % tile)
+    return ChannelTiles(corner, tiles, start + channels // tile, channels % tile)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -91,7 +91,7 @@ def grouped_places(
     at = torch.arange(outputs).unsqueeze(1)
     inputs = at // size * depth + torch.arange(depth)  # (O, I)
     if reads:
-        inputs = lay_out(reads, tile).places(tile)[inputs]
+        inputs = channel_tiles(reads, tile).places(tile)[inputs]
     pairs = torch.stack([(at // tile).expand_as(inputs), inputs // tile], dim=-1)
     unique, row = pairs.flatten(0, 1).unique(dim=0, return_inverse=True)
     places = tuple((a, b) for a, b in unique.tolist())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ghnqat_sdk.choices import require_switches
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
-from ghnqat_sdk.files import digest, write_atomically
+from ghnqat_sdk.files import digest, require_folder, write_atomically
 from ghnqat_sdk.hypernetwork.card import model_card, read_evaluations
 from ghnqat_sdk.hypernetwork.config_file import read_config
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
@@ -47,14 +47,8 @@ def save_pretrained(
         ArgumentError: an argument cannot be meant, or the weights are not finite in `dtype`.
         CheckpointError: the folder cannot be written.
     """
-    if not isinstance(folder, (str, os.PathLike)) or (
-        os.path.exists(folder) and not os.path.isdir(folder)
-    ):
-        raise ArgumentError(
-            f"folder={folder!r} is not a folder. Write save_pretrained(hypernetwork, 'my-ghn')."
-        )
+    folder = require_folder(folder, "save_pretrained(hypernetwork, 'my-ghn')")
     files = _contents(hypernetwork, dtype)
-    folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
@@ -105,6 +99,15 @@ def load_pretrained(
         raise CheckpointError(
             f"Cannot read {CONFIG_FILE} and {WEIGHTS_FILE}: {error}. {advice}."
         ) from error
+
+
+def hypernetwork_of(
+    given: str | Path | GraphHypernetwork, *, revision: str | None = None
+) -> GraphHypernetwork:
+    """A hypernetwork as it is, anything else by `load_pretrained`."""
+    if isinstance(given, GraphHypernetwork):
+        return given
+    return load_pretrained(given, revision=revision)
 
 
 def push_to_hub(
@@ -241,9 +244,8 @@ def _read_weights(path: Path, config: HypernetworkConfig) -> GraphHypernetwork:
                     "differ)"
                 )
             tensors = {name: file.get_tensor(name) for name in expected}
-            if (file.metadata() or {}).get(
-                "sha256", found_digest := digest(tensors)
-            ) != found_digest:
+            stored = (file.metadata() or {}).get("sha256")
+            if stored is not None and stored != digest(tensors):
                 raise ValueError("its contents do not match its checksum")
         hypernetwork.float().to_empty(device="cpu").load_state_dict(tensors)
         if name := _not_finite(hypernetwork.state_dict()):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ghnqat_sdk.graph.channels import Runs, count_of
 from ghnqat_sdk.graph.graph import Node, ParameterSpec
-from ghnqat_sdk.hypernetwork.places import corner_size, grouped_places, lay_out, tiles_of
+from ghnqat_sdk.hypernetwork.places import channel_tiles, corner_size, grouped_places, tiles_of
 from ghnqat_sdk.hypernetwork.scaling import VECTOR_ROLES, weight_factor
 
 Table = Literal["dense", "grouped", "depthwise", "classes", "vectors"]
@@ -135,16 +135,16 @@ def _followed(piece: Cut, reads: Runs, tile: int) -> Cut:
     """The cut of a parameter whose channels come from several parts."""
     if piece.table == "grouped":
         return piece._replace(reads=reads)
-    layout = lay_out(reads, tile)
-    length = tile if piece.table == "vectors" else layout.corner
-    corner, tiles = (length, 1), (layout.tiles, 1)
+    placed = channel_tiles(reads, tile)
+    length = tile if piece.table == "vectors" else placed.corner
+    corner, tiles = (length, 1), (placed.tiles, 1)
     if not piece.by_output:
-        corner, tiles = (piece.corner[0], length), (piece.tiles[0], layout.tiles)
+        corner, tiles = (piece.corner[0], length), (piece.tiles[0], placed.tiles)
     return piece._replace(
         corner=corner,
         tiles=tiles,
         reads=reads,
-        channels=layout.places(length),
+        channels=placed.places(length),
         most=(BASIS * tile) ** 2 // math.prod(corner),
     )
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.advice import run_batch
 from ghnqat_sdk.calls import Call
+from ghnqat_sdk.checks import is_number
 from ghnqat_sdk.errors import ArgumentError, UnfamiliarDataWarning
 from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.quantization.added import stale_statistics, take_in_norms
@@ -58,7 +59,7 @@ def calibrate(
     stay as they are.
 
     Args:
-        qmodel: From `predict_quantized_params`.
+        qmodel: From `predict_quantized_params` or `from_float`.
         batches: Tensors (N, C, H, W), or tuples and lists as a DataLoader gives: the first n
             entries are the model's inputs, n as in the `example_inputs` that it was predicted with
             and otherwise one, what follows are labels. Or dicts of keyword arguments. All tensors
@@ -226,8 +227,7 @@ def _checked_percentile(method: Any, percentile: Any) -> float:
         )
     if percentile is None:
         return _PERCENTILE
-    number = isinstance(percentile, (int, float)) and not isinstance(percentile, bool)
-    if not number or not 50 < percentile <= 100:
+    if not is_number(percentile) or not 50 < percentile <= 100:
         raise ArgumentError(
             f"percentile={percentile!r} is not above 50 and at most 100. Write "
             f"method='percentile', percentile={_PERCENTILE}."

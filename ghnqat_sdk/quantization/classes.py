@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ghnqat_sdk.graph.ops import OPS, Op
+from ghnqat_sdk.graph.refusals import QUANTIZERS
 from ghnqat_sdk.quantization import layers, norms, unfused
 from ghnqat_sdk.quantization.state import QuantizationState
 
@@ -39,7 +40,6 @@ OTHERS: dict[type[nn.Module], type[nn.Module]] = {
 }
 CHANGED = (layers.FakeQuantizedLayer, norms.CalibratedNorm, unfused.Unfused)
 """What the classes of a fake-quantized model derive from."""
-QUANTIZERS = ("input_quantizer", "weight_quantizer")
 MEMBERS = ("quantization", "observe", "reached", "__module__")
 """Attributes that modules have in a fake-quantized model alone, beside quantizers."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ghnqat_sdk.advice import require_module
 from ghnqat_sdk.bits import Bits, Pair, resolve_bits
 from ghnqat_sdk.calls import Call
 from ghnqat_sdk.choices import require_switches
@@ -17,13 +18,12 @@ from ghnqat_sdk.graph.annotate import input_layers
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.graph.ops import BY_NAME, op_of
-from ghnqat_sdk.graph.refusals import refuse_hidden, refuse_wrapped, why_shapeless
+from ghnqat_sdk.graph.refusals import QUANTIZERS, refuse_hidden, refuse_wrapped, why_shapeless
 from ghnqat_sdk.graph.trace import trace_with_call
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.classes import (
     CHANGED,
     MEMBERS,
-    QUANTIZERS,
     change_class,
     float_class,
 )
@@ -32,7 +32,7 @@ from ghnqat_sdk.quantization.norms import is_norm
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer, LearnedStepQuantizer
 from ghnqat_sdk.quantization.ranges import ClippedRanges, Kind, RangeRule, range_rule
 from ghnqat_sdk.quantization.roundings import NEAREST, RoundingRule, rounding_rule
-from ghnqat_sdk.quantization.state import QuantizationState, require_module
+from ghnqat_sdk.quantization.state import QuantizationState
 from ghnqat_sdk.quantization.unquantized import has_statistics, note_graph, why_not
 
 _TRANSPOSED = BY_NAME["transposed_conv"]
@@ -228,7 +228,7 @@ def _to_float(module: Any) -> None:
 def fix_learned_steps(model: nn.Module) -> None:
     """Put a quantizer with a fixed range in place of each learned step."""
     for layer in fake_quantized_layers(model).values():
-        for name in ("weight_quantizer", "input_quantizer"):
+        for name in QUANTIZERS:
             learned = getattr(layer, name)
             if isinstance(learned, LearnedStepQuantizer):
                 fixed = FakeQuantizer(learned.bits, learned.kind, learned.ranges)

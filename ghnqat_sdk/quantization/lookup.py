@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
 
-from ghnqat_sdk.bits import FLOAT_BITS
+from ghnqat_sdk.bits import FLOAT_BITS, Bits
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.quantization.layers import FakeQuantizedLayer
 
@@ -16,6 +16,14 @@ from ghnqat_sdk.quantization.layers import FakeQuantizedLayer
 def fake_quantized_layers(model: nn.Module) -> dict[str, Any]:
     """The fake-quantized convolutions and linear layers of a model, by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, FakeQuantizedLayer)}
+
+
+def bits_of(layers: Mapping[str, Any]) -> dict[str, Bits]:
+    """The (weight, activation) bits of fake-quantized layers, by name."""
+    return {
+        name: Bits(layer.weight_quantizer.bits, layer.input_quantizer.bits)
+        for name, layer in layers.items()
+    }
 
 
 def require_fake_quantized_layers(qmodel: Any, caller: str) -> dict[str, Any]:
@@ -34,8 +42,9 @@ def require_fake_quantized_layers(qmodel: Any, caller: str) -> dict[str, Any]:
 def not_fake_quantized(qmodel: Any, caller: str) -> ArgumentError:
     """What to raise where `caller` needs a fake-quantized model and got another."""
     return ArgumentError(
-        f"{caller} needs a model from predict_quantized_params; this {type(qmodel).__name__} has "
-        f"no fake-quantized layer. Write qmodel = predict_quantized_params(model) first."
+        f"{caller} needs a model from predict_quantized_params or from_float; this "
+        f"{type(qmodel).__name__} has no fake-quantized layer. Write qmodel = "
+        f"predict_quantized_params(model) or qmodel = from_float(model) first."
     )
 
 

@@ -76,6 +76,9 @@ class FakeQuantizer(nn.Module):
             self.observe(x)
         if self.bits == FLOAT_BITS or x.numel() == 0 or not torch.is_floating_point(x):
             return x
+        return self._quantized(x)
+
+    def _quantized(self, x: Tensor) -> Tensor:
         low, high = self.range_of(x)
         return self.rounding.quantize(x, low, high, self.bits)
 
@@ -143,12 +146,6 @@ class LearnedStepQuantizer(FakeQuantizer):
             return -zero * number, (2**self.bits - 1 - zero) * number
         return -zero_point * scale, (2**self.bits - 1 - zero_point) * scale
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (...) on the levels of its learned step: same shape and dtype."""
-        if self.observe is not None:
-            self.observe(x)
-        if self.bits == FLOAT_BITS or x.numel() == 0 or not torch.is_floating_point(x):
-            return x
-        batched = self.kind != "weight"
-        scale = self.log_scale.exp()
+    def _quantized(self, x: Tensor) -> Tensor:
+        scale, batched = self.log_scale.exp(), self.kind != "weight"
         return learned_step_quantize(x, scale, self.zero_point, self.bits, batched=batched)

@@ -53,11 +53,7 @@ def ratio_clipped_range(x: Tensor, ratio: float | Tensor) -> tuple[Tensor, Tenso
     Where 0 lies outside of them, the value nearest to it takes its place: of 2 … 3 a half is
     2 … 2.5, not 1 … 1.5, which none of the values lie in.
     """
-    return clipped_ends(*min_max_range(x), ratio)
-
-
-def clipped_ends(low: Tensor, high: Tensor, ratio: float | Tensor) -> tuple[Tensor, Tensor]:
-    """`ratio` times the distances of both ends from 0, or from the value nearest to it."""
+    low, high = min_max_range(x)
     nearest = low.clamp(min=0) + high.clamp(max=0)
     return nearest + (low - nearest) * ratio, nearest + (high - nearest) * ratio
 
@@ -87,14 +83,22 @@ class RangeRule:
         return self
 
 
-class MinMaxRanges(RangeRule, Part):
+class _ByChannel(RangeRule, Part):
+    """The base of the package's own rules."""
+
+    per_channel: bool = False
+    """Whether each output channel of a weight has a range of its own; one for the whole tensor
+    otherwise."""
+
+    def tensorwise(self) -> RangeRule:
+        return self.model_copy(update={"per_channel": False})
+
+
+class MinMaxRanges(_ByChannel):
     """The range of a tensor is its minimum and maximum, as in the GHN-QAT paper's reference
     setting."""
 
     type: Literal["min-max"] = "min-max"
-    per_channel: bool = False
-    """Whether each output channel of a weight has a range of its own; one for the whole tensor
-    otherwise."""
 
     def of(self, x: Tensor, kind: Kind, bits: int) -> Range:
         return min_max_range(x, by_row=kind == "weight" and self.per_channel)
@@ -105,11 +109,8 @@ class MinMaxRanges(RangeRule, Part):
     def sigmas_kept(self, bits: int) -> float | None:
         return None if self.per_channel else math.inf
 
-    def tensorwise(self) -> MinMaxRanges:
-        return self.model_copy(update={"per_channel": False})
 
-
-class ClippedRanges(RangeRule, Part):
+class ClippedRanges(_ByChannel):
     """Ranges narrower than min-max, by a ratio for each bit-width: at 2 bits min-max keeps almost
     no signal.
 
@@ -133,9 +134,6 @@ class ClippedRanges(RangeRule, Part):
     )
     """The same where layers read the model's inputs; as `activation_ratio` where that alone is
     given."""
-    per_channel: bool = False
-    """Whether each output channel of a weight has a range of its own; one for the whole tensor
-    otherwise."""
 
     @model_validator(mode="before")
     @classmethod
@@ -159,9 +157,6 @@ class ClippedRanges(RangeRule, Part):
 
     def sigmas_kept(self, bits: int) -> float | None:
         return None if self.per_channel else self.weight_sigmas.get(bits, math.inf)
-
-    def tensorwise(self) -> ClippedRanges:
-        return self.model_copy(update={"per_channel": False})
 
 
 class CustomRanges(CustomRule, RangeRule):

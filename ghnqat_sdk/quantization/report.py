@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.calls import Call
-from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.plotting import figure_class
+from ghnqat_sdk.plotting import figure_class, save_figure
 from ghnqat_sdk.quantization.added import in_float
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
 from ghnqat_sdk.quantization.lookup import all_in_float, layer_at, require_fake_quantized_layers
@@ -110,12 +109,7 @@ class QuantizationReport:
             list(places), [100 * layer.output_error for layer in self.layers], color="tab:red"
         )
         right.set_xlabel("error of the output, %")
-        try:
-            figure.savefig(str(path))
-        except (OSError, ValueError) as error:
-            raise ArgumentError(
-                f"{str(path)!r} cannot be written: {error}. Write report.plot('report.png')."
-            ) from error
+        save_figure(figure, path, "report.plot('report.png')")
 
     def __str__(self) -> str:
         width = max((len(layer.name) for layer in self.layers), default=5)
@@ -155,7 +149,7 @@ def quantization_report(qmodel: nn.Module, batch: Any) -> QuantizationReport:
     measured over all of its calls.
 
     Args:
-        qmodel: From `predict_quantized_params`; calibrated or not.
+        qmodel: From `predict_quantized_params` or `from_float`; calibrated or not.
         batch: A tensor (N, C, H, W), a tuple of arguments, or a dict of keyword arguments.
 
     Raises:

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +13,7 @@ from torch import nn
 from ghnqat_sdk.bits import Bits
 from ghnqat_sdk.calls import Signature
 from ghnqat_sdk.devices import at_home
-from ghnqat_sdk.errors import ArgumentError, UncalibratedWarning
+from ghnqat_sdk.errors import UncalibratedWarning
 from ghnqat_sdk.generators import random_numbers_stay
 
 
@@ -117,11 +116,3 @@ def modes_stay(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def require_module(model: Any, call: str) -> None:
-    """Raises an ArgumentError that says to write `call`, unless `model` is an nn.Module."""
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(
-            f"model is a {type(model).__name__}; expected an nn.Module. Write {call}."
-        )

@@ -3,7 +3,6 @@ quantization.json."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from ghnqat_sdk.calls import Signature
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, problems
-from ghnqat_sdk.files import digest, replacing, write_atomically
+from ghnqat_sdk.files import digest, replacing, require_folder, write_atomically
 from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.graph.refusals import refuse_wrapped
 from ghnqat_sdk.quantization.convert import fix_learned_steps, to_fake_quantized
@@ -40,13 +39,7 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
     """
     layers = require_fake_quantized_layers(qmodel, "save_quantized")
     refuse_wrapped(qmodel, ArgumentError)
-    if not isinstance(folder, (str, os.PathLike)) or (
-        os.path.exists(folder) and not os.path.isdir(folder)
-    ):
-        raise ArgumentError(
-            f"folder={folder!r} is not a folder. Write save_quantized(qmodel, 'my-model')."
-        )
-    folder = Path(folder)
+    folder = require_folder(folder, "save_quantized(qmodel, 'my-model')")
     _refuse_mixed(qmodel)
     rules = Rules.of(next(iter(layers.values())))
     signature = signature_of(qmodel)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
+from ghnqat_sdk.checks import is_number
 from ghnqat_sdk.errors import ArgumentError
 
 COSTS = {
@@ -66,5 +65,4 @@ class Budget:
 
 def _is_limit(item: tuple[Any, Any]) -> bool:
     cost, limit = item
-    number = isinstance(limit, Real) and not isinstance(limit, bool)
-    return cost in COSTS and (limit is None or (number and limit > 0 and not math.isnan(limit)))
+    return cost in COSTS and (limit is None or (is_number(limit) and limit > 0))

@@ -11,12 +11,12 @@ from typing import Any
 from torch import nn
 
 from ghnqat_sdk.bits import Pair
+from ghnqat_sdk.checks import check_whole
 from ghnqat_sdk.data import ImageSet
-from ghnqat_sdk.data.checks import check_whole
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.generators import random_numbers_stay, seed_generators
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
-from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
+from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, hypernetwork_of
 from ghnqat_sdk.search.measuring import bits_in_float, built
 from ghnqat_sdk.search.ranking import held_out, named_entries, rank_architectures
 from ghnqat_sdk.search.suggestion import check_budget, check_candidates, suggest_bits
@@ -112,11 +112,9 @@ def search_architectures(
     check_budget(weight_bytes, bit_operations)
     check_whole("finalists", finalists, 0, "finalists=3")
     fitting, measured = held_out(images, validation)
-    if not isinstance(hypernetwork, GraphHypernetwork):
-        hypernetwork = load_pretrained(hypernetwork)
     settings = {
         "validation": measured,
-        "hypernetwork": hypernetwork,
+        "hypernetwork": hypernetwork_of(hypernetwork),
         "processes": processes,
         "results": results,
         "progress": progress,
@@ -205,7 +203,7 @@ class _Search:
         weight_bytes = self.weight_bytes
         suggestion = suggest_bits(
             model,
-            self.fitting.normalise(images.images),
+            self.fitting.normalize(images.images),
             weight_bytes=None if weight_bytes is None else weight_bytes - bits_in_float(model) / 8,
             bit_operations=self.bit_operations,
             candidates=self.pairs,

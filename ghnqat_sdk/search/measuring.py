@@ -78,7 +78,7 @@ class Study:
 
     def _found(self, entry: Any, known: Mapping[str, Line]) -> Line:
         model: nn.Module = copy_module(built(entry, self.fitting)).float()
-        example = self.fitting.normalise(self.fitting.images[:2])
+        example = self.fitting.normalize(self.fitting.images[:2])
         trial = copy_module(model)  # what it keeps of a run must not be predicted with
         network = network_digest(trial, example)
         line = known.get(network, {})

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.plotting import figure_class
+from ghnqat_sdk.plotting import figure_class, save_figure
 from ghnqat_sdk.search.budget import COSTS, Budget
 
 _NAMED = 4  # parameters in a table
@@ -134,13 +134,7 @@ class Ranking:
         axes.set_xscale("log")
         axes.set_xlabel(COSTS[cost])
         axes.set_ylabel("accuracy, %")
-        try:
-            figure.savefig(path)
-        except (OSError, ValueError) as error:
-            raise ArgumentError(
-                f"No picture can be written to {str(path)!r} ({error}). Write a name such as "
-                "ranking.png, in a folder that is there."
-            ) from error
+        save_figure(figure, path, "ranking.plot('ranking.png')")
 
 
 def _beats(other: RankedNetwork, network: RankedNetwork, costs: Iterable[str]) -> bool:

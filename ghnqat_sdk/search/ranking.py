@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from ghnqat_sdk.bits import Pair, parse_bits
+from ghnqat_sdk.checks import check_whole
 from ghnqat_sdk.data import ImageSet
-from ghnqat_sdk.data.checks import check_whole
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
-from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, load_pretrained
+from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, hypernetwork_of
 from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.search.budget import Budget
 from ghnqat_sdk.search.measuring import Line, Study
@@ -78,10 +78,7 @@ def rank_architectures(
     fitting, measured = held_out(images, validation)
     check_whole("processes", processes, 1, "processes=2")
     file = None if results is None else results_file(results)
-    network = hypernetwork
-    if not isinstance(network, GraphHypernetwork):
-        network = load_pretrained(network)
-    study = Study(parsed, fitting, measured, network, limits)
+    study = Study(parsed, fitting, measured, hypernetwork_of(hypernetwork), limits)
     key = study.key()
     known = {} if file is None else known_lines(file, key)
     entries = [(name, entry, known.get(name, {})) for name, entry in named.items()]

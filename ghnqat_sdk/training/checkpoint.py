@@ -127,7 +127,8 @@ def load_training_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata.get("sha256", found := digest(tensors)) != found:
+        stored = metadata.get("sha256")
+        if stored is not None and stored != digest(tensors):
             raise ValueError("its contents do not match its checksum")
         return tensors, json.loads(metadata["facts"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:

@@ -15,18 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS, Pair
-from ghnqat_sdk.choices import Protocol
+from ghnqat_sdk.choices import EvaluationProtocol
 from ghnqat_sdk.data import DataConfig, ImageSet, Known, load_images_like
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.graph.annotate import input_layers
 from ghnqat_sdk.graph.graph import ComputationGraph
-from ghnqat_sdk.graph.layers import quantizable_layers
-from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.convert import to_fake_quantized
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 from ghnqat_sdk.quantization.ranges import Ranges
+from ghnqat_sdk.training.prepared import KNOWN_SIZE, traced
 from ghnqat_sdk.training.spaces.protocol import Architecture
 
 PAPER_BATCH = 64
@@ -55,17 +53,13 @@ class EvaluatedNetwork:
 
 
 def evaluated_network(
-    architecture: Architecture, bits: Pair, ranges: Ranges, num_classes: int, size: int = 32
+    architecture: Architecture, bits: Pair, ranges: Ranges, num_classes: int, size: int = KNOWN_SIZE
 ) -> EvaluatedNetwork:
     """Build, trace at a size of images and fake-quantize `architecture` without allocating its
     parameters."""
-    with torch.device("meta"):
-        model = architecture.build(num_classes)
-        image = torch.empty(2, 3, size, size)
-    graph = trace(model, image).with_bits(bits)
-    first = input_layers(graph, quantizable_layers(model))
+    model, graph, first = traced(architecture, num_classes, size)
     to_fake_quantized(model, bits, ranges, inputs=first, warn=False)
-    return EvaluatedNetwork(model.eval(), graph)
+    return EvaluatedNetwork(model.eval(), graph.with_bits(bits))
 
 
 @dataclass(frozen=True)
@@ -120,7 +114,7 @@ def evaluate_graphs(
     images: ImageSet,
     bits: Pair,
     *,
-    protocol: Protocol = "paper",
+    protocol: EvaluationProtocol = "paper",
     calibration: Sequence[Tensor] | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[Iterable[Architecture]], Iterable[Architecture]] = iter,
@@ -167,7 +161,7 @@ def evaluate_architecture(
     settings: Sequence[Pair],
     *,
     told: Pair | None = None,
-    protocol: Protocol = "paper",
+    protocol: EvaluationProtocol = "paper",
     calibration: Sequence[Tensor] | None = None,
     device: torch.device | str = "cpu",
 ) -> list[tuple[float, float]]:

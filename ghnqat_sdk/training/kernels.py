@@ -148,18 +148,7 @@ class _RoundActivations(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        flat, limits = ctx.saved_tensors
-        along = flatten(gradient).contiguous()
-        if ctx.made_for == "gpu":
-            from ghnqat_sdk.training.gpu import rounding as on_gpu
-
-            of_x = on_gpu.backward(along, flat, limits)
-        elif ctx.made_for == "cpu":
-            of_x = torch.empty_like(flat)
-            native.call("round_backward", flat.dtype, along, flat, of_x, limits, flat.numel())
-        else:
-            of_x = inside(along, flat, limits)
-        return unflatten(of_x, gradient), None, None
+        return _gradient_inside(ctx, gradient, "round_backward"), None, None
 
 
 class _RoundWeight(torch.autograd.Function):
@@ -186,19 +175,24 @@ class _RoundWeight(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        flat, limits = ctx.saved_tensors
-        along = flatten(gradient).contiguous()
-        if ctx.made_for == "gpu":
-            from ghnqat_sdk.training.gpu import rounding as on_gpu
+        return _gradient_inside(ctx, gradient, "weight_backward"), None, None, None, None
 
-            of_weight = on_gpu.backward(along, flat, limits)
-        elif ctx.made_for == "cpu":
-            of_weight = torch.empty_like(flat)
-            tensors = (along, flat, of_weight, limits)
-            native.call("weight_backward", along.dtype, *tensors, flat.numel())
-        else:
-            of_weight = inside(along, flat, limits)
-        return unflatten(of_weight, gradient), None, None, None, None
+
+def _gradient_inside(ctx: Any, gradient: Tensor, function: str) -> Tensor:
+    """The gradient (...) where what was rounded lay between its limits; `function` of kernels.cpp
+    is for tensors of its dtype."""
+    flat, limits = ctx.saved_tensors
+    along = flatten(gradient).contiguous()
+    if ctx.made_for == "gpu":
+        from ghnqat_sdk.training.gpu import rounding as on_gpu
+
+        of_x = on_gpu.backward(along, flat, limits)
+    elif ctx.made_for == "cpu":
+        of_x = torch.empty_like(flat)
+        native.call(function, along.dtype, along, flat, of_x, limits, flat.numel())
+    else:
+        of_x = inside(along, flat, limits)
+    return unflatten(of_x, gradient)
 
 
 def _made_for(compiled: bool, *tensors: Tensor) -> Literal["cpu", "gpu", "any"]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from ghnqat_sdk.errors import ArgumentError, TraceError
 from ghnqat_sdk.graph.annotate import input_layers
@@ -19,6 +20,7 @@ from ghnqat_sdk.training.spaces.protocol import Architecture
 
 KNOWN_SIZE = 32
 """Side in pixels of the images that spaces are made for, and costs are of."""
+_IMAGES = 2  # that a network is traced with
 
 
 @dataclass(frozen=True)
@@ -59,15 +61,24 @@ def prepare_network(
             of so many classes.
         TraceError: it cannot be run on images of this size.
     """
-    with torch.device("meta"):
-        model = architecture.build(num_classes)
-        image = torch.empty(2, 3, size, size)
-    graph = trace(model, image)
-    _check_scores(architecture, graph.outputs, (len(image), num_classes))
-    plan = ForwardPlan(model, input_layers(graph, quantizable_layers(model)))
+    model, graph, first = traced(architecture, num_classes, size)
+    _check_scores(architecture, graph.outputs, (_IMAGES, num_classes))
+    plan = ForwardPlan(model, first)
     names = {id(module): name for name, module in model.named_modules()}
     joined = tuple(graph.joined.get(names[id(end)], ()) for end in model.block_ends())  # type: ignore[operator]
     return PreparedNetwork(architecture, graph, plan, joined)
+
+
+def traced(
+    architecture: Architecture, num_classes: int, size: int
+) -> tuple[nn.Module, ComputationGraph, set[str]]:
+    """The module of `architecture` without memory for its parameters, its graph in float, and the
+    layers that read its images."""
+    with torch.device("meta"):
+        model = architecture.build(num_classes)
+        images = torch.empty(_IMAGES, 3, size, size)
+    graph = trace(model, images)
+    return model, graph, input_layers(graph, quantizable_layers(model))
 
 
 def _check_scores(

@@ -20,7 +20,7 @@ _STEPS = 6  # networks of so many steps are looked at
 
 
 @torch.no_grad()
-def fit_projections(trainer: Trainer, steps: int = _STEPS) -> None:
+def fit_projections(trainer: Trainer) -> None:
     """Let the hints of a trainer start from least squares instead of random projections.
 
     Random ones ask a trained hypernetwork for other features than it has, for as long as they are
@@ -30,7 +30,6 @@ def fit_projections(trainer: Trainer, steps: int = _STEPS) -> None:
 
     Args:
         trainer: Before its first step; only its projections change.
-        steps: Of which the networks are looked at.
     """
     hints = trainer.hints
     if hints is None:
@@ -38,7 +37,7 @@ def fit_projections(trainer: Trainer, steps: int = _STEPS) -> None:
     width = hints.config.channels
     grams = [torch.zeros(width, width) for _ in hints.projections]
     crosses = [torch.zeros_like(projection) for projection in hints.projections]
-    for stage, weight, channels, features in _looks(trainer, hints, steps):
+    for stage, weight, channels, features in _looks(trainer, hints):
         count = channels.shape[1]
         share = weight / len(channels) / channels.square().mean().clamp(min=1e-6)
         grams[stage][:count, :count] += share * (channels.mT @ channels)
@@ -50,13 +49,11 @@ def fit_projections(trainer: Trainer, steps: int = _STEPS) -> None:
             projection.copy_(solved / solved.norm(dim=1, keepdim=True).clamp(min=1e-6))
 
 
-def _looks(
-    trainer: Trainer, hints: Hints, steps: int
-) -> Iterator[tuple[int, float, Tensor, Tensor]]:
+def _looks(trainer: Trainer, hints: Hints) -> Iterator[tuple[int, float, Tensor, Tensor]]:
     """Stage, weight, channels (M, C) and features (M, T) of all blocks of some networks."""
     config = trainer.config
     setting = Setting((FLOAT_BITS, FLOAT_BITS), config.hypernetwork.ranges, compute=config.compute)
-    for step in range(steps):
+    for step in range(_STEPS):
         rng = random.Random(f"{config.seed}/projections/{step}")
         drawn, networks = trainer.networks.of_step(trainer.sampler.step(step))
         for draw, network in zip(drawn, networks, strict=True):

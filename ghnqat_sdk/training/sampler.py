@@ -188,7 +188,7 @@ def draw_batch(images: ImageSet, count: int, padding: int, generator: torch.Gene
     """
     indices = images.stratified_indices(count, generator)
     moves = draw_moves(count, padding, generator)
-    moved = move_images(images.normalise(images.images[indices]), moves)
+    moved = move_images(images.normalize(images.images[indices]), moves)
     return Batch(moved, images.labels[indices], indices, moves)
 
 

@@ -66,14 +66,22 @@ class Pass(NamedTuple):
 Step = Callable[[Pass], Any]
 
 
+def _operands(
+    name: str, source: Slot, rounded: bool, kind: Kind, now: Pass
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What a fake-quantized layer computes with: its input, its weight and, if it has one, its
+    bias."""
+    x = now.rounded(source, rounded, kind)
+    weight = now.setting.rounded_weight(now.parameters[f"{name}.weight"], x.dtype)
+    bias = now.parameter(name, "bias")
+    return x, weight, None if bias is None else bias.to(x.dtype)
+
+
 def convolve(
     name: str, module: nn.Conv2d, source: Slot, rounded: bool, kind: Kind, now: Pass
 ) -> Tensor:
     """A fake-quantized convolution."""
-    x = now.rounded(source, rounded, kind)
-    weight = now.setting.rounded_weight(now.parameters[f"{name}.weight"], x.dtype)
-    bias = now.parameter(name, "bias")
-    bias = None if bias is None else bias.to(x.dtype)
+    x, weight, bias = _operands(name, source, rounded, kind, now)
     if module.padding_mode != "zeros" or isinstance(module.padding, str):
         return module._conv_forward(x, weight, bias)
     if module.groups == 1 and x.shape[2:] == (1, 1):
@@ -113,10 +121,7 @@ def multiply(
     name: str, module: nn.Linear, source: Slot, rounded: bool, kind: Kind, now: Pass
 ) -> Tensor:
     """A fake-quantized linear layer."""
-    x = now.rounded(source, rounded, kind)
-    weight = now.setting.rounded_weight(now.parameters[f"{name}.weight"], x.dtype)
-    bias = now.parameter(name, "bias")
-    return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    return F.linear(*_operands(name, source, rounded, kind, now))
 
 
 def normalise(

@@ -23,6 +23,7 @@ from ghnqat_sdk.configs import Seed
 from ghnqat_sdk.data import DataConfig, ImageSet, draw_moves, move_images
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.files import digest, write_atomically
+from ghnqat_sdk.training.compute import has_bfloat16
 
 FORMAT = 1
 BATCH = 500
@@ -252,7 +253,7 @@ def _train_on(
     """One step on randomly moved images."""
     config = teacher.config
     moves = draw_moves(len(images), config.padding, generator)
-    views = move_images(images.normalise(images.images), moves)
+    views = move_images(images.normalize(images.images), moves)
     with _half_where_fast():
         logits = teacher.train()(views)
         loss = F.cross_entropy(logits, images.labels, label_smoothing=config.label_smoothing)
@@ -263,7 +264,7 @@ def _train_on(
 
 def _half_where_fast() -> torch.autocast:
     """bfloat16 products where the processor has them, float32 elsewhere."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
+    return torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16())
 
 
 @contextmanager

@@ -22,7 +22,7 @@ def exported(tmp_path_factory) -> tuple[Path, Path, nn.Module]:
     """A file, the same without a word of its images, and the model."""
     folder = tmp_path_factory.mktemp("exported")
     pictures = load_images(Path(__file__).parents[1] / "data" / "cifar10", "train")
-    images = pictures.normalise(pictures.images[:64])
+    images = pictures.normalize(pictures.images[:64])
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10))
     qmodel = from_float(model, bits=(4, 8))
@@ -44,7 +44,7 @@ def test_classes_are_those_of_the_model(exported, pictures, data, capsys):
     test = load_images(data, "test")
     cats = test.take((test.labels == test.classes.index("cat")).nonzero().flatten()[:5])
     with torch.no_grad():
-        expected = qmodel(cats.normalise(cats.images)).softmax(1)
+        expected = qmodel(cats.normalize(cats.images)).softmax(1)
     for found, row, path in zip(facts["images"], expected, pictures, strict=True):
         assert found["image"] == path
         assert len(found["classes"]) == 3

@@ -61,7 +61,9 @@ def test_onnx_runtime_gives_the_outputs_of_the_model(
     # An input next to the middle of two levels may round either way; all others agree.
     assert difference.square().median() < error * expected.square().mean()
     assert report.agreement.relative_error < 0.02
-    assert report.largest_difference == pytest.approx(difference.abs().max().item(), rel=1e-3)
+    assert report.agreement.largest_difference == pytest.approx(
+        difference.abs().max().item(), rel=1e-3
+    )
     assert report.folded + report.kept == (1 if bits[0] == 32 else 4)
     assert report.agreement.images == 16
     assert "batch" in report.dynamic

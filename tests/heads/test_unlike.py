@@ -16,7 +16,7 @@ def strided(*strides: int) -> nn.Module:
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10))
 
 
-def test_normalised_images_of_the_known_kind_are_not_remarked_on(data):
+def test_normalized_images_of_the_known_kind_are_not_remarked_on(data):
     batch = next(load_images(data, "train").batches(64))
     assert unlike(CONFIG, batch, gq.trace(strided(2, 2))) == []
 

@@ -107,7 +107,7 @@ def test_a_grouped_weight_is_the_blocks_of_the_dense_one_that_its_groups_keep(
     assert len(torch.unique(grouped.flatten(1), dim=0)) == channels
 
 
-def test_weights_are_normalised_by_fan_in():
+def test_weights_are_normalized_by_fan_in():
     made = decoder(DecoderConfig(banks=0))
     (wide,) = decode(made, request((64, 256, 3, 3), config=made.config))
     assert 0.5 < wide.std().item() * (256 * 9 / 2) ** 0.5 < 2.0

@@ -8,7 +8,7 @@ from torch.optim.swa_utils import AveragedModel
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.convert import to_fake_quantized
-from ghnqat_sdk.quantization.lookup import fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import bits_of, fake_quantized_layers
 from ghnqat_sdk.quantization.ranges import ClippedRanges
 from ghnqat_sdk.quantization.store import load_quantized, save_quantized
 
@@ -40,10 +40,7 @@ def test_a_loaded_model_gives_the_same_outputs(qmodel, saved):
     before = {name: tensor.clone() for name, tensor in mine.state_dict().items()}
     loaded = load_quantized(mine, str(saved))
     assert torch.equal(loaded.eval()(IMAGES), qmodel(IMAGES))
-    assert {n: (x.weight_quantizer.bits, x.input_quantizer.bits) for n,
-    x in fake_quantized_layers(loaded).items()} == {
-        "0": (8, 4), "4": (2, 3),
-    }  # fmt: skip
+    assert bits_of(fake_quantized_layers(loaded)) == {"0": (8, 4), "4": (2, 3)}
     assert loaded[0].quantization.calibrated
     assert type(mine[0]) is nn.Conv2d
     assert all(torch.equal(tensor, before[name]) for name, tensor in mine.state_dict().items())

@@ -47,7 +47,7 @@ def test_a_table_says_what_was_not_predicted():
 
 def test_a_picture_that_cannot_be_written_is_told(tmp_path):
     for path in (tmp_path / "none" / "a.png", tmp_path / "a.picture"):
-        with pytest.raises(gq.ArgumentError, match=r"Write a name such as ranking\.png"):
+        with pytest.raises(gq.ArgumentError, match=r"cannot be written.*'ranking\.png'"):
             ranking().plot(path)
 
 

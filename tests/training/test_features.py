@@ -32,7 +32,7 @@ def teacher(images) -> Teacher:
         torch.manual_seed(0)
         teacher = Teacher(TINY, images.classes)
     with torch.no_grad():
-        teacher(images.normalise(images.images[:60]))
+        teacher(images.normalize(images.images[:60]))
     return teacher.eval()
 
 
@@ -62,7 +62,7 @@ def test_cache_holds_the_features_of_every_image(teacher, images, tmp_path):
     gathered = cache.gather(indices, still(4))
     teacher.eval()
     with torch.no_grad():
-        computed = teacher.stages_of(images.normalise(images.images[indices]))
+        computed = teacher.stages_of(images.normalize(images.images[indices]))
     for found, expected in zip(gathered, computed, strict=True):
         assert found.dtype == torch.float32
         expected = expected.permute(0, 2, 3, 1)
@@ -92,7 +92,7 @@ def test_moved_features_are_those_of_moved_images_away_from_borders(teacher, ima
     indices = torch.arange(0, 180, 20)
     shift = torch.full((9,), 8)
     moves = Moves(torch.zeros(9, dtype=torch.bool), shift, -shift)
-    x = images.normalise(images.images[indices])
+    x = images.normalize(images.images[indices])
     with torch.no_grad():
         computed = teacher.stages_of(move_images(x, moves))[0].permute(0, 2, 3, 1)
     found = cache.gather(indices, moves)[0]

@@ -241,7 +241,7 @@ def shown_unmoved(images: ImageSet, padding: int) -> tuple[list[bool], list[int]
     """Of each image of a batch: whether it is the original or its mirror image, and its label
     less the original's."""
     batch = draw_batch(images, 40, padding, torch.Generator().manual_seed(0))
-    originals = images.normalise(images.images[batch.indices])
+    originals = images.normalize(images.images[batch.indices])
     pairs = zip(batch.images, originals, strict=True)
     same = [torch.equal(x, one) or torch.equal(x, one.flip(2)) for x, one in pairs]
     return same, (batch.labels - images.labels[batch.indices]).tolist()

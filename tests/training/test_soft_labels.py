@@ -62,7 +62,7 @@ def test_a_run_keeps_the_scores_of_its_teacher(hinted, images):
     cache = open_features(hinted, train, Processes())
     teacher = load_teacher(hinted.hints.teacher, train.classes)
     with torch.no_grad():
-        expected = teacher(train.normalise(train.images[:20]))
+        expected = teacher(train.normalize(train.images[:20]))
     assert cache.scores.shape == (len(train), 10)
     assert (cache.scores[:20] - expected).norm() < 0.03 * expected.norm()  # bfloat16
 

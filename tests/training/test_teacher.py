@@ -39,7 +39,7 @@ def teacher(images) -> Teacher:
         torch.manual_seed(0)
         teacher = Teacher(TINY, images.classes)
     with torch.no_grad():
-        teacher(images.normalise(images.images[:60]))
+        teacher(images.normalize(images.images[:60]))
     return teacher.eval()
 
 
@@ -134,7 +134,7 @@ def test_a_saved_teacher_comes_back_in_half_precision(teacher, saved, images):
     assert loaded.state_dict().keys() == teacher.state_dict().keys()
     for name, tensor in teacher.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
-    x = images.normalise(images.images[:4])
+    x = images.normalize(images.images[:4])
     torch.testing.assert_close(loaded(x), teacher(x))
     assert saved.stat().st_size < 60_000
     assert [file.name for file in saved.parent.iterdir()] == [saved.name]

@@ -127,7 +127,6 @@ class Conv(NamedTuple):
         weights = cout * (cin // groups) * kernel[0] * kernel[1]
         cost.macs += weights * height * width
         cost.parameters += weights + cout * bias
-        cost.width = max(cost.width, cin, cout)
         return Flow(cout, height, width, flow.depth + 1)
 
 

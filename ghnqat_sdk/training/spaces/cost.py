@@ -26,11 +26,9 @@ class Cost:
     Attributes:
         macs: Multiply-accumulates of convolutions and linear layers for one image.
         parameters: Numbers in all parameters.
-        width: Largest channel count, in or out, of any convolution.
         depth: Convolutions and linear layers on the longest path.
     """
 
     macs: int = 0
     parameters: int = 0
-    width: int = 0
     depth: int = 0

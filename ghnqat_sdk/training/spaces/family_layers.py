@@ -159,5 +159,4 @@ class UnpaddedConv(NamedTuple):
         weights = self.cin * self.cout * self.kernel**2
         cost.macs += weights * height * width
         cost.parameters += weights + self.cout * self.bias
-        cost.width = max(cost.width, self.cin, self.cout)
         return Flow(self.cout, height, width, flow.depth + 1)
