@@ -13,8 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event
 
-import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from ghnqat_sdk.hypernetwork.decoder import DecoderConfig
 from ghnqat_sdk.hypernetwork.encoders import TransformerConfig
@@ -175,7 +175,6 @@ def running_hub() -> Iterator[FakeHub]:
 
 def point_hub_client_to(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """Make huggingface_hub take `url` for the real Hub."""
-    constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "ENDPOINT", url)
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
