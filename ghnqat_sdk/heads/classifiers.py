@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.advice import run_batch
 from ghnqat_sdk.calls import Call, tensors_in
+from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.errors import ArgumentError, TraceError
 from ghnqat_sdk.graph.torch_calls import argument
 from ghnqat_sdk.graph.trace import trace
@@ -241,8 +241,10 @@ class Use(NamedTuple):
 
 def traced_classifiers(qmodel: nn.Module, call: Call) -> dict[str, Use]:
     """The classifiers by the graph, each with its use; none if it has no graph."""
+    # Images that are listed have their channels first, of which none is cut away.
+    few = call if call.listed else call.cut(0, 2)
     try:
-        graph = trace(to_float(copy.deepcopy(qmodel)), call.cut(0, 2).args)
+        graph = trace(to_float(copy_module(qmodel, share=True), inplace=True), few)
     except TraceError:
         return {}
     found: dict[str, Use] = {}
