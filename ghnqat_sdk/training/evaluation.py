@@ -222,9 +222,9 @@ def _predicted_model(
     on their levels."""
     (predicted,) = hypernetwork([network.graph.with_bits(told)])
     model = copy_module(network.model).to_empty(device=device)
-    for module in model.modules():
-        if is_norm(module):
-            module.reset_running_stats()
+    norms: list[Any] = [module for module in model.modules() if is_norm(module)]
+    for norm in norms:
+        norm.reset_running_stats()
     model.load_state_dict(predicted, strict=False)
     model = model.to(memory_format=torch.channels_last)
     for layer in fake_quantized_layers(model).values():

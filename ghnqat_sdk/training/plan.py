@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -198,9 +198,9 @@ _ROUNDING_STEPS: dict[type[nn.Module], Any] = {nn.Conv2d: convolve, nn.Linear: m
 
 def _rounding_step(name: str, module: nn.Module) -> Any:
     for base, step in _ROUNDING_STEPS.items():
-        if isinstance(module, base) and runs_as(type(module), base):
-            if "weight" in module._parameters:
-                return step
+        leaves_forward = isinstance(module, base) and runs_as(type(module), base)
+        if leaves_forward and "weight" in module._parameters:
+            return step
     raise ArgumentError(
         f"Training cannot round the {type(module).__name__} {name!r}; expected nn.Conv2d, "
         f"nn.Linear, or a class that leaves weight and forward to one of them. Write one of them "
@@ -209,7 +209,7 @@ def _rounding_step(name: str, module: nn.Module) -> Any:
     )
 
 
-def _is_batch_norm(module: nn.Module) -> bool:
+def _is_batch_norm(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._BatchNorm]:
     op = op_of(module)
     return op is not None and op.statistics == "batch"
 
