@@ -228,9 +228,10 @@ def _strengths(ridge: Any) -> tuple[float, ...]:
 
 
 def _refuse_dense(names: Iterable[str]) -> None:
-    if name := next(iter(names), None):
+    for name in names:
         raise ArgumentError(
-            f"{name!r} scores each place of an image, and fit_head fits one class for each image. "
+            f"{repr(name) if name else 'The model'} scores each place of an image, and fit_head "
+            f"fits one class for each image. "
             f"{TRAIN_INSTEAD}"
         )
 
