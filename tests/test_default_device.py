@@ -134,9 +134,7 @@ SOURCES = {
 }
 NETWORKS = [("m", cnn()), Few()]
 SEARCHES = {
-    "rank": lambda small: gq.rank_architectures(
-        NETWORKS, (4, 4), PIXELS, hypernetwork=small
-    ),
+    "rank": lambda small: gq.rank_architectures(NETWORKS, (4, 4), PIXELS, hypernetwork=small),
     "search": lambda small: gq.search_architectures(
         NETWORKS, PIXELS, weight_bytes=2000, hypernetwork=small
     ),

@@ -59,8 +59,8 @@ class FittedHead:
         absent = f"; no image of class {', '.join(map(str, self.absent))}" if self.absent else ""
         return (
             f"{self.layer or 'model'}: {self.classes} classes from {self.images:,} images, "
-            f"strength {self.strength:g}; on {self.held_out:,} held out {self.accuracy:.1f} %, mean of "
-            f"classes {self.balanced_accuracy:.1f} %{absent}"
+            f"strength {self.strength:g}; on {self.held_out:,} held out {self.accuracy:.1f} %, "
+            f"mean of classes {self.balanced_accuracy:.1f} %{absent}"
         )
 
 
