@@ -43,7 +43,8 @@ class PredictionReport:
 
     def with_fitted(self, layers: Collection[str]) -> PredictionReport:
         """The same after `fit_head` wrote the classifiers `layers`, predicted or kept before."""
-        fitted = {f"{layer}.{what}" for layer in layers for what in ("weight", "bias")}
+        starts = [f"{layer}." if layer else "" for layer in layers]
+        fitted = {start + what for start in starts for what in ("weight", "bias")}
         found = [name for name in (*self.predicted, *self.kept) if name in fitted]
         return replace(
             self,
@@ -78,6 +79,7 @@ def note_fitted(qmodel: nn.Module, layers: Collection[str]) -> None:
     for part, report in _reports(qmodel).items():
         start = f"{part}." if part else ""
         inside = [name.removeprefix(start) for name in layers if name.startswith(start)]
+        inside += [""] if part and part in layers else []
         vars(qmodel.get_submodule(part))[_ATTRIBUTE] = report.with_fitted(inside)
 
 

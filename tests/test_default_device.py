@@ -9,10 +9,13 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import ghnqat_sdk as gq
+from ghnqat_sdk.data import ImageSet, draw_moves, load_images, move_images
+from ghnqat_sdk.demo.images import demo_images
 from ghnqat_sdk.export import export_onnx
 
 IMAGES = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(64) % 10
+PIXELS = ImageSet.of(IMAGES.mul(40).add(128).clamp(0, 255).byte(), LABELS)
 
 
 def cnn() -> nn.Module:
@@ -109,3 +112,54 @@ def test_an_export_is_the_same(tmp_path):
         found = export_onnx(qmodel, written[1], IMAGES)
     assert written[0].read_bytes() == written[1].read_bytes()
     assert found.size == expected.size
+
+
+class Few:
+    """An architecture, which is built when it is ranked."""
+
+    key = ("few",)
+
+    def build(self, num_classes: int) -> nn.Module:
+        return cnn()
+
+
+SOURCES = {
+    "folder": lambda data: load_images(data, "val", size=9),  # not read by tests before
+    "own statistics": lambda data: load_images(data, "test", size=9, own_statistics=True),
+    "demo": lambda data: demo_images("test"),
+    "arrays": lambda data: ImageSet.of(PIXELS.images.numpy(), LABELS.tolist(), size=12),
+    "tensors": lambda data: ImageSet.of(PIXELS.images, LABELS),
+    "sample": lambda data: PIXELS.sample(9, seed=0),
+    "stratified": lambda data: PIXELS.stratified(20, torch.Generator("cpu").manual_seed(0)),
+}
+NETWORKS = [("m", cnn()), Few()]
+SEARCHES = {
+    "rank": lambda small: gq.rank_architectures(NETWORKS, (4, 4), PIXELS, hypernetwork=small),
+    "search": lambda small: gq.search_architectures(
+        NETWORKS, PIXELS, weight_bytes=2000, hypernetwork=small
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_images_are_on_the_cpu(data, name):
+    with torch.device("meta"):
+        found = SOURCES[name](data)
+    assert found.digest() == SOURCES[name](data).digest()
+
+
+def test_images_move_where_they_are():
+    def moved() -> torch.Tensor:
+        return move_images(IMAGES, draw_moves(64, 2, torch.Generator("cpu").manual_seed(0)))
+
+    with torch.device("meta"):
+        found = moved()
+    assert torch.equal(found, moved())
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_networks_are_measured_on_the_images(small, name):
+    with torch.device("meta"):
+        found = SEARCHES[name](small)
+    assert not found.failed
+    assert str(found) == str(SEARCHES[name](small))

@@ -114,9 +114,12 @@ def test_fixed_steps_give_the_same_outputs_and_the_keys_of_the_float_model():
         with torch.no_grad():
             step.add_(0.1)
     before = model.eval()(IMAGES)
-    model = fix_steps(model)
-    assert torch.equal(model(IMAGES), before)
-    assert list(model.state_dict()) == list(cnn().state_dict())
+    fixed = fix_steps(model)
+    assert list(model.state_dict()) != list(cnn().state_dict())
+    assert fix_steps(model, inplace=True) is model
+    for each in (fixed, model):
+        assert torch.equal(each(IMAGES), before)
+        assert list(each.state_dict()) == list(cnn().state_dict())
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -83,3 +83,17 @@ def test_a_head_that_is_fitted_afterwards_is_reported_so(qmodel):
         kept = gq.prediction_report(model).kept
         fitted = (f"{start}3.weight", f"{start}3.bias")
         assert kept == dict.fromkeys(fitted, "fitted to the labels")
+
+
+@pytest.mark.parametrize("start", ["", "1."], ids=["the model", "a part"])
+def test_a_predicted_model_that_is_itself_the_classifier_is_reported_as_fitted(small, start):
+    features = IMAGES.flatten(1)
+    head = gq.predict_quantized_params(
+        nn.Linear(192, 10), hypernetwork=small, example_inputs=features
+    )
+    gq.calibrate(head, [features])
+    model = nn.Sequential(nn.Identity(), head) if start else head
+    heads = gq.fit_head(model, [(features, torch.arange(64) % 10)])
+    assert str(heads).startswith("1: 10 classes" if start else "model: 10 classes")
+    fitted = (f"{start}weight", f"{start}bias")
+    assert gq.prediction_report(model).kept == dict.fromkeys(fitted, "fitted to the labels")

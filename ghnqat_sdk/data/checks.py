@@ -48,7 +48,7 @@ def as_tensor(what: str, values: Any) -> Tensor:
         ArgumentError: it makes nothing of them, or numbers that are complex.
     """
     try:
-        tensor = torch.as_tensor(values)
+        tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise ArgumentError(

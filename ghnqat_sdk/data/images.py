@@ -125,7 +125,8 @@ class ImageSet:
     def sample(self, count: int, seed: int) -> ImageSet:
         """`count` images drawn without replacement, the same for the same seed; at most all."""
         check_whole("count", count, 0, "sample(1000, seed=0)")
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator("cpu").manual_seed(seed)
+        order = torch.randperm(len(self), generator=generator, device="cpu")
         return self.take(order[:count])
 
     def stratified(self, count: int, generator: torch.Generator) -> ImageSet:
@@ -138,8 +139,8 @@ class ImageSet:
         Every image is drawn as often as any other, and every batch has the classes in their
         proportions: its gradient varies less than that of images drawn independently.
         """
-        within = torch.rand(count, generator=generator)
-        places = (torch.arange(count, dtype=torch.float64) + within) / count
+        within = torch.rand(count, generator=generator, device="cpu")
+        places = (torch.arange(count, dtype=torch.float64, device="cpu") + within) / count
         return self._by_label[(places * len(self)).long()]
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -180,7 +181,7 @@ def statistics_of(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]
     # How often each of the 256 values occurs says it all, without floats of every pixel.
     counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.unbind(1)])
     share = counts.double() / max(1, images[:, 0].numel())
-    values = torch.arange(256, dtype=torch.float64) / 255
+    values = torch.arange(256, dtype=torch.float64, device=images.device) / 255
     mean = share @ values
     deviation = (share @ values.square() - mean.square()).clamp(min=0).sqrt()
     deviation[deviation < 1e-4] = 1.0

@@ -28,16 +28,16 @@ class Moves:
         """
         down = torch.round(self.rows / stride).long()
         right = torch.round(self.columns / stride).long()
-        rows = torch.arange(height) - down[:, None]
-        columns = torch.arange(width) - right[:, None]
+        rows = torch.arange(height, device=down.device) - down[:, None]
+        columns = torch.arange(width, device=right.device) - right[:, None]
         return rows, torch.where(self.flip[:, None], width - 1 - columns, columns)
 
 
 def draw_moves(count: int, padding: int, generator: torch.Generator) -> Moves:
     """Flips half of the images and shifts each by -padding … padding pixels in both directions."""
-    flip = torch.rand(count, generator=generator) < 0.5
-    rows, columns = torch.randint(-padding, padding + 1, (2, count), generator=generator)
-    return Moves(flip, rows, columns)
+    flip = torch.rand(count, generator=generator, device="cpu") < 0.5
+    shifts = torch.randint(-padding, padding + 1, (2, count), generator=generator, device="cpu")
+    return Moves(flip, *shifts)
 
 
 def move_images(images: Tensor, moves: Moves) -> Tensor:
@@ -48,7 +48,8 @@ def move_images(images: Tensor, moves: Moves) -> Tensor:
     padded = F.pad(images, (1, 1, 1, 1)).permute(0, 2, 3, 1)
     rows = rows.add_(1).clamp_(0, height + 1)
     columns = columns.add_(1).clamp_(0, width + 1)
-    return take_cells(padded, torch.arange(len(images)), rows, columns).permute(0, 3, 1, 2)
+    indices = torch.arange(len(images), device=images.device)
+    return take_cells(padded, indices, rows, columns).permute(0, 3, 1, 2)
 
 
 def take_cells(maps: Tensor, indices: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

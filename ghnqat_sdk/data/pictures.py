@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ghnqat_sdk.devices import on_cpu_by_default
 from ghnqat_sdk.errors import DataError
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -19,15 +20,13 @@ _ALIKE |= dict.fromkeys(("RGBX", "YCbCr", "CMYK", "HSV", "LAB"), "RGB")
 
 def picture_tensor(picture: Any, size: int | None) -> Tensor:
     """(C, H, W) uint8, or of whole numbers with more bits, resized to size × size."""
-    from torchvision.transforms.functional import pil_to_tensor
-
     picture = _upright(picture)
     if picture.mode in ("P", "PA"):  # numbers of colours
         picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
     picture = picture.convert(_ALIKE.get(picture.mode, picture.mode))
     if size is not None and picture.size != (size, size):
         picture = picture.resize((size, size))
-    return pil_to_tensor(picture)
+    return _tensor_of(picture)
 
 
 def decode_image(path: Path, size: tuple[int, int], mode: str) -> Tensor:
@@ -37,7 +36,6 @@ def decode_image(path: Path, size: tuple[int, int], mode: str) -> Tensor:
         DataError: it is no image, a broken one, or one of numbers without a largest one.
     """
     from PIL import Image
-    from torchvision.transforms.functional import pil_to_tensor
 
     try:
         with Image.open(path) as file:
@@ -47,7 +45,15 @@ def decode_image(path: Path, size: tuple[int, int], mode: str) -> Tensor:
             f"{str(path)!r} is not a readable image ({error}). Remove or replace the file."
         ) from error
     width_height = size[::-1]
-    return pil_to_tensor(image if image.size == width_height else image.resize(width_height))
+    return _tensor_of(image if image.size == width_height else image.resize(width_height))
+
+
+def _tensor_of(image: Any) -> Tensor:
+    """(C, H, W) of a Pillow image."""
+    from torchvision.transforms.functional import pil_to_tensor
+
+    with on_cpu_by_default():
+        return pil_to_tensor(image)
 
 
 def _upright(image: Any) -> Any:

@@ -49,14 +49,15 @@ def from_folder(folder: Path, size: int, channels: int) -> Labelled:
     files = [_image_files(folder / name) for name in classes]
     if sum(map(bool, files)) < 2:
         raise DataError(f"{str(folder)!r} holds fewer than two classes; expected <class>/*.jpg.")
-    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(f) for f in files]))
+    counts = torch.tensor([len(f) for f in files], device="cpu")
+    labels = torch.arange(len(classes), device="cpu").repeat_interleave(counts)
     return _decoded(tuple(chain(*files)), size, channels).clone(), labels, classes
 
 
 @lru_cache(maxsize=2)  # "train" and "val" are cut from the same images
 def _decoded(files: tuple[_File, ...], size: int, channels: int) -> Tensor:
     """(N, C, H, W) uint8"""
-    images = torch.empty(len(files), channels, size, size, dtype=torch.uint8)
+    images = torch.empty(len(files), channels, size, size, dtype=torch.uint8, device="cpu")
     for row, (path, *_) in enumerate(files):
         images[row] = decode_image(path, (size, size), MODES[channels])
     return images
@@ -75,7 +76,8 @@ def from_torchvision(root: Path, train: bool, size: int) -> Labelled:
     except (RuntimeError, OSError) as error:
         raise DataError(f"torchvision cannot read CIFAR-10 under {str(root)!r}: {error}") from error
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
-    return _resized(images, size), torch.tensor(data.targets), tuple(data.classes)
+    labels = torch.tensor(data.targets, device="cpu")
+    return _resized(images, size), labels, tuple(data.classes)
 
 
 def download_cifar10(root: str | Path) -> None:

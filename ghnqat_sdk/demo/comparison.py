@@ -3,7 +3,6 @@ the same images."""
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.demo.images import demo_images
 from ghnqat_sdk.errors import ArgumentError
@@ -135,8 +135,8 @@ def he_start(model: nn.Module, seed: int) -> nn.Module:
 
     The global random numbers stay as they are.
     """
-    start = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(seed)
+    start = copy_module(model)
+    generator = torch.Generator("cpu").manual_seed(seed)
     layers: list[Any] = list(quantizable_layers(start).values())
     for layer in layers:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ghnqat_sdk.data import ImageSet
+from ghnqat_sdk.data.pictures import picture_tensor
 
 IMAGES_FILE = Path(__file__).with_name("images.safetensors")
 SPLITS = ("train", "test")
@@ -37,14 +38,12 @@ def demo_images(split: Literal["train", "test"]) -> ImageSet:
     count = len(files) // len(SPLITS)
     first = count * SPLITS.index(split)
     images = torch.stack([_decode(one) for one in files[first : first + count]])
-    labels = torch.arange(len(classes)).repeat_interleave(count // len(classes))
+    labels = torch.arange(len(classes), device="cpu").repeat_interleave(count // len(classes))
     return ImageSet(images, labels, classes)
 
 
 def _decode(content: Tensor) -> Tensor:
     """A JPEG file (bytes,) uint8 to (3, 32, 32) uint8."""
     from PIL import Image
-    from torchvision.transforms.functional import pil_to_tensor
 
-    image: Tensor = pil_to_tensor(Image.open(io.BytesIO(bytes(content.tolist()))).convert("RGB"))
-    return image
+    return picture_tensor(Image.open(io.BytesIO(bytes(content.tolist()))).convert("RGB"), None)

@@ -14,8 +14,8 @@ to touch:
 - its test: a case of `test_every_kind_of_layer_has_its_node_type` in tests/graph/test_trace.py;
 - `torch_calls.refine` and `torch_calls.geometry`, where its type or its kernel follow from
   arguments;
-- of a quantized type, the row's `macs`, how its weight is cut (`hypernetwork/tiles.py`), and
-  `training/plan.py`, which rounds convolutions and linear layers alone in training;
+- of a quantized type, the row's `macs`, how its weight is cut (`hypernetwork/tiles.py`), and its
+  step in training (`training/plan.py`), which refuses types without one;
 - `ACTIVATIONS` in training/spaces/blocks.py, or another block there, for networks to train on that
   have it. A hypernetwork's vocabulary is saved with it: one trained before reads the new type as
   "other".

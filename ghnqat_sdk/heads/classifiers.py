@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.advice import run_batch
 from ghnqat_sdk.calls import Call, tensors_in
+from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.errors import ArgumentError, TraceError
 from ghnqat_sdk.graph.torch_calls import argument
 from ghnqat_sdk.graph.trace import trace
@@ -58,9 +58,9 @@ class FittedHead:
     def __str__(self) -> str:
         absent = f"; no image of class {', '.join(map(str, self.absent))}" if self.absent else ""
         return (
-            f"{self.layer}: {self.classes} classes from {self.images:,} images, strength "
-            f"{self.strength:g}; on {self.held_out:,} held out {self.accuracy:.1f} %, mean of "
-            f"classes {self.balanced_accuracy:.1f} %{absent}"
+            f"{self.layer or 'model'}: {self.classes} classes from {self.images:,} images, "
+            f"strength {self.strength:g}; on {self.held_out:,} held out {self.accuracy:.1f} %, "
+            f"mean of classes {self.balanced_accuracy:.1f} %{absent}"
         )
 
 
@@ -241,8 +241,10 @@ class Use(NamedTuple):
 
 def traced_classifiers(qmodel: nn.Module, call: Call) -> dict[str, Use]:
     """The classifiers by the graph, each with its use; none if it has no graph."""
+    # Images that are listed have their channels first, of which none is cut away.
+    few = call if call.listed else call.cut(0, 2)
     try:
-        graph = trace(to_float(copy.deepcopy(qmodel)), call.cut(0, 2).args)
+        graph = trace(to_float(copy_module(qmodel, share=True), inplace=True), few)
     except TraceError:
         return {}
     found: dict[str, Use] = {}

@@ -228,9 +228,11 @@ def _strengths(ridge: Any) -> tuple[float, ...]:
 
 
 def _refuse_dense(names: Iterable[str]) -> None:
-    if name := next(iter(names), None):
+    name = next(iter(names), None)
+    if name is not None:
+        whose = repr(name) if name else "The model"
         raise ArgumentError(
-            f"{name!r} scores each place of an image, and fit_head fits one class for each image. "
+            f"{whose} scores each place of an image, and fit_head fits one class for each image. "
             f"{TRAIN_INSTEAD}"
         )
 

@@ -125,12 +125,12 @@ def _ours(kind: type[nn.Module]) -> type:
     if row.statistics is not None:
         return norms.CalibratedNorm
     base = next((each for each in kind.__mro__ if each in LAYERS), None)
-    if base is not None and _runs_as(kind, base):
+    if base is not None and runs_as(kind, base):
         return LAYERS[base]
     return type(f"OwnForward_{row.name}", (layers.OwnForward,), {"op": row.name})
 
 
-def _runs_as(kind: type, base: type) -> bool:
+def runs_as(kind: type, base: type) -> bool:
     """Whether `kind` computes by the methods of `base`."""
     return all(
         getattr(kind, name, None) is getattr(base, name, None)

@@ -10,6 +10,7 @@ written elsewhere.
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -164,6 +165,13 @@ class CustomRanges(CustomRule, RangeRule):
 
     rule_type: ClassVar[type] = RangeRule
     type: Literal["custom"] = "custom"
+    whole_weights: bool = False
+    """Whether a weight has one range in any case: that of the `tensorwise` of the user's rule."""
+
+    @cached_property
+    def rule(self) -> RangeRule:
+        rule: RangeRule = self.make(RangeRule)
+        return rule.tensorwise() if self.whole_weights else rule
 
     def of(self, x: Tensor, kind: Kind, bits: int) -> Range:
         return self.rule.of(x, kind, bits)
@@ -174,8 +182,11 @@ class CustomRanges(CustomRule, RangeRule):
     def sigmas_kept(self, bits: int) -> float | None:
         return self.rule.sigmas_kept(bits)
 
-    def tensorwise(self) -> RangeRule:
-        return self.rule.tensorwise()
+    def tensorwise(self) -> CustomRanges:
+        # Never the user's object, which no file can name.
+        if self.whole_weights or self.rule.tensorwise() is self.rule:
+            return self
+        return CustomRanges(factory=self.factory, settings=self.settings, whole_weights=True)
 
 
 Ranges = Annotated[

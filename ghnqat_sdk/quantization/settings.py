@@ -29,13 +29,12 @@ class Rules(Part):
     rounding: Rounding = NEAREST
 
     @classmethod
-    def of(cls, layer: Any) -> Rules:
-        """A layer's.
+    def of(cls, quantizer: Any) -> Rules:
+        """Those of a weight or an input.
 
         Raises:
             ArgumentError: no file can name them.
         """
-        quantizer = layer.weight_quantizer
         try:
             return cls(ranges=quantizer.ranges, rounding=quantizer.rounding)
         except ValidationError as error:
@@ -66,12 +65,14 @@ class LayerSettings(Part):
     """Whether it reads the model's inputs, for which rules have a kind of their own."""
     rules: Rules | None = None
     """Where they are not those of the first layer."""
+    input_rules: Rules | None = None
+    """Of its input, where they are not those of its weight: a learned step rounds to nearest."""
 
     @classmethod
     def of(cls, layer: Any, rules: Rules) -> LayerSettings:
-        """A layer's, in a model whose first layer has `rules`."""
+        """A layer's, in a model where the first layer's weight has `rules`."""
         weight, activation = layer.weight_quantizer, layer.input_quantizer
-        own = Rules.of(layer)
+        own, of_input = Rules.of(weight), Rules.of(activation)
         return cls(
             weight_bits=weight.bits,
             activation_bits=activation.bits,
@@ -79,6 +80,7 @@ class LayerSettings(Part):
             activation_range=activation.frozen_range,
             reads_inputs=activation.kind == "input",
             rules=None if own == rules else own,
+            input_rules=None if of_input == own else of_input,
         )
 
 

@@ -3,8 +3,10 @@ quantization.json."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -21,6 +23,7 @@ from ghnqat_sdk.graph.refusals import refuse_wrapped
 from ghnqat_sdk.quantization.convert import fix_learned_steps, to_fake_quantized
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers, require_fake_quantized_layers
 from ghnqat_sdk.quantization.norms import calibrated_norms
+from ghnqat_sdk.quantization.quantizers import FakeQuantizer, FrozenRange
 from ghnqat_sdk.quantization.settings import LayerSettings, QuantizationSettings, Rules
 from ghnqat_sdk.quantization.state import signature_of, states_of
 
@@ -34,35 +37,23 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
 
     Raises:
         ArgumentError: the model is not fake-quantized, wrapped, or calibrated in part; its range
-            rule is an object that no file can name; or `folder` is no folder's name.
+            rule is an object that no file can name; its `state_dict` holds something else than
+            tensors with values; or `folder` is no folder's name.
         CheckpointError: the folder cannot be written.
     """
-    layers = require_fake_quantized_layers(qmodel, "save_quantized")
+    require_fake_quantized_layers(qmodel, "save_quantized")
     refuse_wrapped(qmodel, ArgumentError)
     folder = require_folder(folder, "save_quantized(qmodel, 'my-model')")
     _refuse_mixed(qmodel)
-    rules = Rules.of(next(iter(layers.values())))
-    signature = signature_of(qmodel)
+    qmodel = copy_module(qmodel, share=True)  # gone when it is written
+    fix_learned_steps(qmodel)
+    tensors = {names[0]: _stored(names[0], tensor) for names, tensor in _tensors(qmodel)}
+    settings = _settings(qmodel)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / WEIGHTS_FILE) as temporary:
-            qmodel = copy_module(qmodel)
-            fix_learned_steps(qmodel)
-            layers = fake_quantized_layers(qmodel)
-            tensors = {names[0]: _stored(tensor) for names, tensor in _tensors(qmodel)}
             save_file(tensors, str(temporary), metadata={"format": "pt"})
-            settings = QuantizationSettings(
-                ranges=rules.ranges,
-                rounding=rules.rounding,
-                calibrated=all(state.calibrated for state in states_of(qmodel)),
-                normalized=all(state.normalized for state in states_of(qmodel)),
-                inputs=signature.positional,
-                keywords=signature.keywords,
-                layers={name: LayerSettings.of(layer, rules) for name, layer in layers.items()},
-                unquantized=tuple(quantizable_layers(qmodel).keys() - layers.keys()),
-                unreached=tuple(n for n, x in calibrated_norms(qmodel).items() if not x.reached),
-                sha256=digest(load_file(temporary)),
-            )
+            settings = settings.model_copy(update={"sha256": digest(load_file(temporary))})
         write_atomically(folder / SETTINGS_FILE, settings.model_dump_json(indent=2).encode())
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
@@ -81,8 +72,8 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
         folder: Where `save_quantized` wrote.
 
     Raises:
-        ArgumentError: `model` is no float model, or wrapped; or a rule of a user's own is not
-            imported.
+        ArgumentError: `model` is no float model, wrapped, or cannot be copied; or a rule of a
+            user's own is not imported.
         CheckpointError: the files are missing, damaged, of another version, or of other layers,
             names or shapes.
     """
@@ -96,27 +87,66 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
             f"model {what}; expected a float nn.Module of the architecture that was saved."
         )
     refuse_wrapped(model, ArgumentError)
-    try:
-        folder = Path(folder)
-        settings = QuantizationSettings.model_validate_json((folder / SETTINGS_FILE).read_bytes())
-        tensors = load_file(folder / WEIGHTS_FILE)
-        if digest(tensors) != settings.sha256:
-            raise ValueError(f"{WEIGHTS_FILE} does not belong to {SETTINGS_FILE}, or is damaged")
+    qmodel = copy_module(model)
+    with _checking(folder):
+        settings, tensors = _read(Path(folder))
         in_float = _float_layers(settings, model)
-        qmodel = copy_module(model)
-        bits = {
-            name: (layer.weight_bits, layer.activation_bits)
-            for name, layer in settings.layers.items()
-        }
-        state = to_fake_quantized(
-            qmodel,
-            bits,
-            settings.ranges,
-            rounding=settings.rounding,
-            inputs=[name for name, layer in settings.layers.items() if layer.reads_inputs],
-            skipped=in_float,
-        )
-        _load(qmodel, tensors)
+    bits = {
+        name: (layer.weight_bits, layer.activation_bits) for name, layer in settings.layers.items()
+    }
+    ranges, rounding = settings.made()
+    state = to_fake_quantized(
+        qmodel,
+        bits,
+        ranges,
+        rounding=rounding,
+        inputs=[name for name, layer in settings.layers.items() if layer.reads_inputs],
+        skipped=in_float,
+    )
+    places = _tensors(qmodel)
+    with _checking(folder):
+        _load(places, tensors)
+    state.calibrated = settings.calibrated
+    state.normalized = settings.normalized
+    state.signature = Signature(settings.inputs, settings.keywords)
+    _give_ranges(qmodel, settings)
+    for name, norm in calibrated_norms(qmodel).items():
+        vars(norm)["reached"] = name not in settings.unreached
+    return qmodel
+
+
+def _settings(qmodel: nn.Module) -> QuantizationSettings:
+    """All that a file says of a model without learned steps, the checksum of its tensors aside."""
+    layers = fake_quantized_layers(qmodel)
+    rules = Rules.of(next(iter(layers.values())).weight_quantizer)
+    signature = signature_of(qmodel)
+    return QuantizationSettings(
+        ranges=rules.ranges,
+        rounding=rules.rounding,
+        calibrated=all(state.calibrated for state in states_of(qmodel)),
+        normalized=all(state.normalized for state in states_of(qmodel)),
+        inputs=signature.positional,
+        keywords=signature.keywords,
+        layers={name: LayerSettings.of(layer, rules) for name, layer in layers.items()},
+        unquantized=tuple(quantizable_layers(qmodel).keys() - layers.keys()),
+        unreached=tuple(n for n, x in calibrated_norms(qmodel).items() if not x.reached),
+        sha256="",
+    )
+
+
+def _read(folder: Path) -> tuple[QuantizationSettings, dict[str, Tensor]]:
+    settings = QuantizationSettings.model_validate_json((folder / SETTINGS_FILE).read_bytes())
+    tensors = load_file(folder / WEIGHTS_FILE)
+    if digest(tensors) != settings.sha256:
+        raise ValueError(f"{WEIGHTS_FILE} does not belong to {SETTINGS_FILE}, or is damaged")
+    return settings, tensors
+
+
+@contextmanager
+def _checking(folder: Any) -> Iterator[None]:
+    """Around what only looks at the files, and compares them with the model."""
+    try:
+        yield
     except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error)
         if isinstance(error, ValidationError):
@@ -125,13 +155,6 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
             f"{str(folder)!r} does not hold this model: {reason}. Name a folder that "
             f"save_quantized wrote, and a model of that architecture."
         ) from error
-    state.calibrated = settings.calibrated
-    state.normalized = settings.normalized
-    state.signature = Signature(settings.inputs, settings.keywords)
-    _give_ranges(qmodel, settings)
-    for name, norm in calibrated_norms(qmodel).items():
-        vars(norm)["reached"] = name not in settings.unreached
-    return qmodel
 
 
 def _refuse_mixed(qmodel: nn.Module) -> None:
@@ -158,34 +181,53 @@ def _give_ranges(qmodel: nn.Module, settings: QuantizationSettings) -> None:
     """Rules and fixed ranges to every layer."""
     for name, layer in fake_quantized_layers(qmodel).items():
         stored = settings.layers[name]
-        ranges, rounding = (stored.rules or settings).made()
-        for quantizer in (layer.weight_quantizer, layer.input_quantizer):
-            quantizer.ranges = ranges
-            quantizer.rounding = rounding
-        layer.weight_quantizer.frozen_range = stored.weight_range
-        layer.input_quantizer.frozen_range = stored.activation_range
+        of_weight = stored.rules or settings
+        _give(layer.weight_quantizer, of_weight, stored.weight_range)
+        _give(layer.input_quantizer, stored.input_rules or of_weight, stored.activation_range)
+
+
+def _give(quantizer: FakeQuantizer, rules: Rules, fixed: FrozenRange | None) -> None:
+    quantizer.ranges, quantizer.rounding = rules.made()
+    quantizer.frozen_range = fixed
 
 
 def _tensors(model: nn.Module) -> list[tuple[list[str], Tensor]]:
-    """The tensors of a `state_dict`, each with all its names: shared ones have several."""
+    """The tensors of a `state_dict`, each with all its names: shared ones have several.
+
+    Raises:
+        ArgumentError: it holds something else.
+    """
     found: dict[int, tuple[list[str], Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name!r} is a {type(tensor).__name__}, no tensor")
+            raise ArgumentError(
+                f"{name!r} in the state_dict of this {type(model).__name__} is a "
+                f"{type(tensor).__name__}; files hold tensors. Write get_extra_state so that it "
+                "returns a tensor, or leave it out."
+            )
         found.setdefault(id(tensor), ([], tensor))[0].append(name)
     return list(found.values())
 
 
-def _stored(tensor: Tensor) -> Tensor:
-    """A copy in the one memory format that the file has."""
+def _stored(name: str, tensor: Tensor) -> Tensor:
+    """A copy in the one memory format that the file has.
+
+    Raises:
+        ArgumentError: it is on the meta device.
+    """
+    if tensor.is_meta:
+        raise ArgumentError(
+            f"{name!r} is on the meta device and has no values. Save a model that was built on the "
+            "CPU or a GPU."
+        )
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 @torch.no_grad()
-def _load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy into the model what a file has under any name of a tensor."""
+def _load(places: list[tuple[list[str], Tensor]], tensors: Mapping[str, Tensor]) -> None:
+    """Copy into the tensors of a model what a file has under any name of each."""
     left = dict(tensors)
-    for names, tensor in _tensors(model):
+    for names, tensor in places:
         name = next((name for name in names if name in left), None)
         if name is None:
             raise ValueError(f"there is no {names[0]!r}")

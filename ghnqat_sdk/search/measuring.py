@@ -14,6 +14,7 @@ from ghnqat_sdk.bits import FLOAT_BITS, Pair, resolve_bits
 from ghnqat_sdk.calls import tensors_in
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.data import ImageSet
+from ghnqat_sdk.devices import on_cpu_by_default
 from ghnqat_sdk.errors import ArgumentError, GhnqatError
 from ghnqat_sdk.files import digest
 from ghnqat_sdk.generators import random_numbers_stay, seed_generators
@@ -153,8 +154,11 @@ def bits_in_float(model: nn.Module) -> int:
 
 def built(entry: Any, images: ImageSet) -> nn.Module:
     """A model as it is, or that of an architecture for the classes of the images."""
-    model: nn.Module = entry
-    return model if isinstance(entry, nn.Module) else entry.build(len(images.classes))
+    if isinstance(entry, nn.Module):
+        return entry
+    with on_cpu_by_default():  # where the images are
+        model: nn.Module = entry.build(len(images.classes))
+    return model
 
 
 @torch.no_grad()
@@ -165,9 +169,11 @@ def top1(qmodel: nn.Module, images: ImageSet) -> float:
         ArgumentError: there is not one tensor of scores among the model's outputs, or scores are
             not finite.
     """
-    qmodel.eval()
     classes = len(images.classes)
-    hits = [_scores(qmodel(x), len(y), classes).argmax(1) == y for x, y in images.batches(_BATCH)]
+    with evaluating(qmodel):
+        hits = [
+            _scores(qmodel(x), len(y), classes).argmax(1) == y for x, y in images.batches(_BATCH)
+        ]
     return 100 * int(torch.cat(hits).sum()) / len(images)
 
 

@@ -164,7 +164,7 @@ def _thirds(images: ImageSet) -> tuple[ImageSet, ImageSet]:
             "validation=... for others to measure with."
         )
     order = images.labels.argsort(stable=True)
-    held = torch.arange(len(order)) % 3 == 2
+    held = torch.arange(len(order), device=order.device) % 3 == 2
     return images.take(order[~held]), images.take(order[held])
 
 

@@ -110,7 +110,7 @@ def suggest_bits(
             return sum(size.weight_bytes(bits) for size in sizes)
         return sum(size.bit_operations(bits) for size in sizes)
 
-    chosen = {name: min(pairs, key=lambda bits: cost(name, bits)) for name in groups}
+    chosen = {name: min(pairs, key=lambda bits: (cost(name, bits), sum(bits))) for name in groups}
     spent = sum(cost(name, bits) for name, bits in chosen.items())
     if spent > budget:
         raise ArgumentError(
@@ -184,7 +184,7 @@ def _measure(
     """Sensitivity of every group of layers, and size of every layer, where a shared weight is the
     first's; nothing changes by layers that the batch does not reach.
 
-    None where it reaches no layer.
+    No sizes where it reaches no layer at all.
     """
     layers = fake_quantized_layers(qmodel)
     sensitivity: dict[str, dict[Pair, float]] = {}
@@ -202,10 +202,13 @@ def _measure(
                     for member in members:
                         stack.enter_context(layer_at(layers[member], *bits))
                     sensitivity[name][bits] = output_difference(run_on(qmodel, call), exact)
-    for name in [name for name in layers if costs and name not in costs]:
-        costs[name] = LayerCost(layers[name].weight.numel(), macs=0)
-    for member in [name for members in groups.values() for name in members[1:] if costs]:
-        costs[member] = replace(costs[member], weights=0)
+    if costs:
+        for name, layer in layers.items():
+            if name not in costs:
+                costs[name] = LayerCost(layer.weight.numel(), macs=0)
+        for members in groups.values():
+            for member in members[1:]:
+                costs[member] = replace(costs[member], weights=0)
     return sensitivity, costs
 
 

@@ -3,7 +3,6 @@ calibrated one."""
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS, Pair
 from ghnqat_sdk.choices import EvaluationProtocol
+from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.data import DataConfig, ImageSet, Known, load_images_like
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.graph import ComputationGraph
@@ -23,6 +23,7 @@ from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.convert import to_fake_quantized
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers
+from ghnqat_sdk.quantization.norms import is_norm
 from ghnqat_sdk.quantization.ranges import Ranges
 from ghnqat_sdk.training.prepared import KNOWN_SIZE, traced
 from ghnqat_sdk.training.spaces.protocol import Architecture
@@ -214,10 +215,10 @@ def _predicted_model(
     """A copy of the network's model with parameters of its own, predicted for `told`, its weights
     on their levels."""
     (predicted,) = hypernetwork([network.graph.with_bits(told)])
-    model = copy.deepcopy(network.model).to_empty(device=device)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.reset_running_stats()
+    model = copy_module(network.model).to_empty(device=device)
+    norms: list[Any] = [module for module in model.modules() if is_norm(module)]
+    for norm in norms:
+        norm.reset_running_stats()
     model.load_state_dict(predicted, strict=False)
     model = model.to(memory_format=torch.channels_last)
     for layer in fake_quantized_layers(model).values():

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.graph.layers import quantizable_layers
+from ghnqat_sdk.graph.ops import op_of
+from ghnqat_sdk.graph.torch_calls import argument
+from ghnqat_sdk.quantization.classes import runs_as
 from ghnqat_sdk.quantization.ranges import Kind
 from ghnqat_sdk.training.compute import Setting
 from ghnqat_sdk.training.rounding import Clip
@@ -40,6 +44,10 @@ class ForwardPlan:
     Args:
         model: A `BlockedModule`, its parameters on any device: only their names are used.
         inputs: Layers that read the images; see `input_layers`.
+
+    Raises:
+        ArgumentError: torch.fx cannot trace the model, or it has a layer or a batch norm that no
+            step computes as it does.
     """
 
     def __init__(self, model: nn.Module, inputs: Collection[str] = ()) -> None:
@@ -53,7 +61,7 @@ class ForwardPlan:
                 f"that depends on tensors."
             ) from error
         tapped = [tracer.tapped[index] for index in sorted(tracer.tapped)]
-        planner = _Planner(graph, dict(model.named_modules()), tapped, inputs)
+        planner = _Planner(graph, model, tapped, inputs)
         self._steps = planner.steps
         self._input = planner.input
         self._output = planner.output
@@ -94,11 +102,12 @@ class _Planner:
     def __init__(
         self,
         graph: fx.Graph,
-        modules: Mapping[str, nn.Module],
+        model: nn.Module,
         tapped: Sequence[fx.Node],
         inputs: Collection[str],
     ) -> None:
-        self._modules = modules
+        self._modules = dict(model.named_modules())
+        self._layers = quantizable_layers(model)
         self._tapped = tapped
         self._inputs = inputs
         self._numbers = {node: number for number, node in enumerate(graph.nodes)}
@@ -128,20 +137,22 @@ class _Planner:
         return partial(call, function, *self._arguments(node))
 
     def _of_module(self, node: fx.Node, module: nn.Module) -> Step:
-        source = self._resolved(node.args[0])
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            run: Any = convolve if isinstance(module, nn.Conv2d) else multiply
-            kind: Kind = "input" if str(node.target) in self._inputs else "activation"
+        name = str(node.target)
+        source = self._resolved(argument(node.args, node.kwargs, 0, "input"))
+        if name in self._layers:
+            run = _rounding_step(name, module)
+            kind: Kind = "input" if name in self._inputs else "activation"
             rounded = self._rounded_already(source)
-            return partial(run, str(node.target), module, self.slot(source), rounded, kind)
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            return partial(run, name, module, self.slot(source), rounded, kind)
+        if _is_batch_norm(module):
+            _refuse_own_forward(name, module)
             clip, end = self._clip_after(node)
             fused = self._rounded_already(node, end)
-            return partial(normalise, str(node.target), module, self.slot(source), clip, fused)
+            return partial(normalise, name, module, self.slot(source), clip, fused)
         if isinstance(module, nn.AvgPool2d):
             return partial(pool, module, self.slot(source))
         if next(module.parameters(), None) is not None:
-            return partial(call_with_parameters, str(node.target), module, *self._arguments(node))
+            return partial(call_with_parameters, name, module, *self._arguments(node))
         return partial(call, module, *self._arguments(node))
 
     def _resolved(self, node: Any) -> fx.Node:
@@ -175,13 +186,40 @@ class _Planner:
         return end not in self._tapped and all(self._is_layer(user) for user in end.users)
 
     def _is_norm(self, node: fx.Node) -> bool:
-        return node.op == "call_module" and isinstance(
-            self._modules[str(node.target)], nn.modules.batchnorm._BatchNorm
-        )
+        return node.op == "call_module" and _is_batch_norm(self._modules[str(node.target)])
 
     def _is_layer(self, node: fx.Node) -> bool:
-        return node.op == "call_module" and isinstance(
-            self._modules[str(node.target)], (nn.Conv2d, nn.Linear)
+        return node.op == "call_module" and str(node.target) in self._layers
+
+
+_ROUNDING_STEPS: dict[type[nn.Module], Any] = {nn.Conv2d: convolve, nn.Linear: multiply}
+"""What computes a layer of each class, and of others that leave all to it."""
+
+
+def _rounding_step(name: str, module: nn.Module) -> Any:
+    for base, step in _ROUNDING_STEPS.items():
+        leaves_forward = isinstance(module, base) and runs_as(type(module), base)
+        if leaves_forward and "weight" in module._parameters:
+            return step
+    raise ArgumentError(
+        f"Training cannot round the {type(module).__name__} {name!r}; expected nn.Conv2d, "
+        f"nn.Linear, or a class that leaves weight and forward to one of them. Write one of them "
+        f"in its place (nn.Upsample and nn.Conv2d for a transposed convolution), and what a "
+        f"forward of its own does in a module that calls it."
+    )
+
+
+def _is_batch_norm(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._BatchNorm]:
+    op = op_of(module)
+    return op is not None and op.statistics == "batch"
+
+
+def _refuse_own_forward(name: str, norm: nn.Module) -> None:
+    if "forward" in vars(norm) or not norm.forward.__module__.startswith("torch.nn.modules."):
+        raise ArgumentError(
+            f"Training computes batch norm itself, and the {type(norm).__name__} {name!r} has a "
+            f"forward of its own. Write nn.BatchNorm2d, and what the forward does in a module "
+            f"that calls it."
         )
 
 
@@ -197,12 +235,15 @@ _CLIPS: dict[Any, Clip] = {
 
 
 class _Tracer(fx.Tracer):
-    """Also notes the node of each block's end."""
+    """Also notes the node of each block's end, and keeps whole what is a layer or a norm."""
 
     def __init__(self, ends: Sequence[nn.Module]) -> None:
         super().__init__()
         self.ends = {id(module): index for index, module in enumerate(ends)}
         self.tapped: dict[int, fx.Node] = {}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return op_of(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         output = super().call_module(m, forward, args, kwargs)

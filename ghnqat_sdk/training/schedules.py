@@ -6,6 +6,8 @@ A run's config chooses a schedule by `type`; "custom" is one that is written els
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -49,15 +51,25 @@ class CustomSchedule(ImportedCustom):
         "the number that the learning rate is multiplied by."
     )
 
+    @cached_property
+    def schedule(self) -> Callable[[int], float]:
+        """The function, made once.
+
+        Raises:
+            ArgumentError: none is made.
+        """
+        schedule: Callable[[int], float] = self.call()
+        if not callable(schedule):
+            raise self.refusal(f"gives a {type(schedule).__name__}, no function")
+        return schedule
+
     def factor(self, step: int) -> float:
         """What the learning rate is multiplied by.
 
         Raises:
             ArgumentError: no function is made, or it gives no number from zero on.
         """
-        schedule = self.call()
-        if not callable(schedule):
-            raise self.refusal(f"gives a {type(schedule).__name__}, no function")
+        schedule = self.schedule
         with self.running(f"gives no rate for step {step}"):
             factor = float(schedule(step))
         if not 0 <= factor < math.inf:

@@ -102,6 +102,12 @@ def test_a_he_start_has_the_deviation_of_its_fan_in_and_touches_nothing_else():
     assert torch.equal(torch.get_rng_state(), numbers)
 
 
+def test_a_he_start_is_made_of_any_model_that_can_be_predicted():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))
+    model.history = 2 * torch.ones(3, requires_grad=True)  # copy.deepcopy refuses it
+    assert not torch.equal(he_start(model, seed=0)[0].weight, model[0].weight)
+
+
 def test_the_interval_is_wilsons():
     low, high = Score((5, 5), (10, 10)).interval
     assert (round(low, 1), round(high, 1)) == (29.9, 70.1)

@@ -285,3 +285,9 @@ def test_sizes_that_the_graph_would_get_wrong_are_not_promised(
 ):
     report = export_onnx(quantized(Pooled(size, limit), (4, 8)), tmp_path / "model.onnx", images)
     assert report.dynamic == dynamic
+
+
+def test_times_are_measured_on_request(quantized, images, tmp_path):
+    report = export_onnx(quantized(Net(), (8, 8)), tmp_path / "m.onnx", images, timing=True)
+    assert min(report.milliseconds) > 0
+    assert " ms" in str(report)

@@ -71,3 +71,9 @@ def test_fit_head_refuses_dense_models_whatever_the_labels(labels):
     with pytest.raises(gq.ArgumentError, match=r"each place of an image.* Train it"):
         gq.fit_head(qmodel, [(IMAGES, labels)])
     assert torch.equal(qmodel[2].weight, before)
+
+
+def test_one_layer_alone_is_refused_as_well():
+    qmodel = gq.from_float(nn.Conv2d(3, 2, 1), example_inputs=IMAGES)
+    with pytest.raises(gq.ArgumentError, match="The model scores each place of an image"):
+        gq.fit_head(qmodel, [(IMAGES, torch.arange(16) % 2)])

@@ -37,7 +37,8 @@ class FakeHub(ThreadingHTTPServer):
     """`repos` maps a repo id to its commits, oldest first, each from file name to content.
 
     `pause` is in seconds, between the two halves of every file; `cuts` counts the files of which
-    only the first half is sent before the connection closes.
+    only the first half is sent before the connection closes. `tokens` are the headers that
+    requests authorize themselves with.
     """
 
     daemon_threads = True
@@ -46,6 +47,7 @@ class FakeHub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repos: dict[str, list[dict[str, bytes]]] = {}
         self.log: list[str] = []
+        self.tokens: set[str] = set()
         self.created: list[dict[str, object]] = []
         self.pause = 0.0
         self.cuts = 0
@@ -65,7 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         """Answer /{owner}/{name}/resolve/{revision}/{file}."""
-        self.server.log.append(f"{self.command} {self.path}")
+        self._note()
         owner, name, _, revision, file = self.path[1:].split("/")
         repo = f"{owner}/{name}"
         commits = self.server.repos.get(repo, [])
@@ -88,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Answer the endpoints that a commit calls."""
-        self.server.log.append(f"{self.command} {self.path}")
+        self._note()
         body = self.rfile.read(int(self.headers["Content-Length"]))
         parts = self.path[1:].split("/")
         if parts[1] == "validate-yaml":
@@ -121,6 +123,10 @@ class _Handler(BaseHTTPRequestHandler):
             oid = commit_id(len(commits) - 1)
             reply = {"commitUrl": f"{self.server.url}/{repo}/commit/{oid}", "commitOid": oid}
         return self._answer(200, "", json.dumps(reply).encode())
+
+    def _note(self) -> None:
+        self.server.log.append(f"{self.command} {self.path}")
+        self.server.tokens.add(self.headers.get("Authorization", ""))
 
     def _answer_from(self, body: bytes, headers: dict[str, str]) -> None:
         """The file, or the rest of it for a client that has the beginning."""

@@ -65,3 +65,8 @@ def test_refused_push_says_so(hub: FakeHub, network, repo):
 def test_push_needs_owner_and_name(network, repo):
     with pytest.raises(ArgumentError, match="is not 'owner/name'"):
         push_to_hub(network, repo)
+
+
+def test_a_token_is_used_for_the_whole_push(hub, network):
+    push_to_hub(network, "me/new", token="hf_mine")
+    assert hub.tokens == {"Bearer hf_mine"}

@@ -22,6 +22,20 @@ class Quantiles(RangeRule):
         return low, high
 
 
+class QuantilesOfRows(Quantiles):
+    """The same for each output channel of a weight."""
+
+    def of(self, x: Tensor, kind: str, bits: int) -> tuple[Tensor, Tensor]:
+        if kind != "weight":
+            return super().of(x, kind, bits)
+        ends = torch.tensor([self.share, 1 - self.share], dtype=x.dtype)
+        low, high = torch.quantile(x.detach().flatten(1), ends, dim=1)
+        return low.view(-1, *[1] * (x.ndim - 1)), high.view(-1, *[1] * (x.ndim - 1))
+
+    def tensorwise(self) -> Quantiles:
+        return Quantiles(self.share)
+
+
 class Down(RoundingRule):
     """Always to the level below, with a straight-through gradient."""
 

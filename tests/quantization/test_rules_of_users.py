@@ -11,6 +11,7 @@ from torch import nn
 from ghnqat_sdk import load_pretrained, predict_quantized_params, save_pretrained
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
+from ghnqat_sdk.qat import fix_steps, learn_steps
 from ghnqat_sdk.quantization.calibrate import calibrate
 from ghnqat_sdk.quantization.convert import from_float
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers
@@ -87,11 +88,49 @@ def test_parts_with_different_rules_keep_theirs(tmp_path):
     assert loaded[1].input_quantizer.rounding == DOWN
 
 
-def test_a_saved_model_imports_nothing_and_says_what_to_import(tmp_path, monkeypatch):
-    save_quantized(from_float(cnn(), ranges=QUANTILES), tmp_path)
+def transposed() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.ConvTranspose2d(3, 4, 3), nn.Conv2d(4, 5, 3))
+
+
+@pytest.mark.parametrize("rule", [rules_of_users.Quantiles, rules_of_users.QuantilesOfRows])
+def test_a_transposed_convolution_has_a_rule_of_ones_own_that_a_file_can_name(rule, tmp_path):
+    qmodel = from_float(transposed(), ranges=CustomRanges(factory=rule, settings={"share": 0.1}))
+    weight = qmodel[0].weight_quantizer
+    assert weight.range_of(qmodel[0].weight)[0].ndim == 0
+    calibrate(qmodel, [IMAGES])
+    loaded = load_quantized(transposed(), save_quantized(qmodel, tmp_path))
+    assert loaded[0].weight_quantizer.ranges == weight.ranges == weight.ranges.tensorwise()
+    assert torch.equal(loaded.eval()(IMAGES), qmodel.eval()(IMAGES))
+
+
+def test_an_input_that_rounds_otherwise_than_its_weight_does_so_in_the_loaded_model(tmp_path):
+    qmodel = from_float(cnn(), (32, 8), rounding="noise")
+    calibrate(qmodel, [IMAGES])
+    learn_steps(qmodel)
+    qmodel = fix_steps(qmodel)  # learned steps round to nearest, and stay so
+    loaded = load_quantized(cnn(), save_quantized(qmodel, tmp_path))
+    assert loaded[0].input_quantizer.rounding == NearestRounding()
+    assert loaded[0].weight_quantizer.rounding == NoiseRounding()
+    assert torch.equal(loaded.eval()(IMAGES), qmodel.eval()(IMAGES))
+
+
+def test_files_that_say_no_rules_of_inputs_are_read(tmp_path):
+    save_quantized(from_float(cnn(), rounding="noise"), tmp_path)
+    file = tmp_path / "quantization.json"
+    older = json.loads(file.read_text())
+    for layer in older["layers"].values():
+        del layer["input_rules"]
+    file.write_text(json.dumps(older))
+    assert load_quantized(cnn(), tmp_path)[0].input_quantizer.rounding == NoiseRounding()
+
+
+@pytest.mark.parametrize("make", [cnn, transposed])
+def test_a_saved_model_imports_nothing_and_says_what_to_import(make, tmp_path, monkeypatch):
+    save_quantized(from_float(make(), ranges=QUANTILES), tmp_path)
     monkeypatch.delitem(sys.modules, "rules_of_users")
     with pytest.raises(ArgumentError, match="write `import rules_of_users` first"):
-        load_quantized(cnn(), tmp_path)
+        load_quantized(make(), tmp_path)
     assert "rules_of_users" not in sys.modules
 
 

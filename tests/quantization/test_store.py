@@ -1,4 +1,5 @@
 import json
+import threading
 
 import pytest
 import torch
@@ -170,3 +171,32 @@ def test_a_model_calibrated_in_part_is_refused(qmodel, tmp_path):
     with pytest.raises(ArgumentError, match=r"calibrate\(qmodel, batches\) for the whole"):
         save_quantized(nn.Sequential(other, qmodel), tmp_path / "parts")
     assert not (tmp_path / "parts").exists()
+
+
+class WithState(nn.Conv2d):
+    """Has more in its `state_dict` than tensors."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"seen": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """None is needed."""
+
+
+def test_what_no_file_can_hold_of_a_model_is_not_blamed_on_the_folder(qmodel, tmp_path):
+    other = nn.Sequential(WithState(3, 4, 3))
+    to_fake_quantized(other, (4, 4), ClippedRanges())
+    with pytest.raises(ArgumentError, match=r"'0\._extra_state' in the state_dict of .* is a dict"):
+        save_quantized(other, tmp_path / "new")
+    with pytest.raises(ArgumentError, match=r"'0\.weight' is on the meta device"):
+        save_quantized(qmodel.to("meta"), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_model_that_cannot_be_copied_is_not_blamed_on_the_file(qmodel, saved, tmp_path):
+    mine = cnn()
+    mine.lock = threading.Lock()
+    with pytest.raises(ArgumentError, match="lock cannot be copied"):
+        load_quantized(mine, saved)
+    qmodel.lock = mine.lock
+    assert load_quantized(cnn(), save_quantized(qmodel, tmp_path / "locked"))

@@ -167,6 +167,9 @@ def test_a_suggestion_has_bits_for_layers_that_the_batch_does_not_reach(small):
     suggestion = gq.suggest_bits(model, IMAGES, weight_bytes=150, hypernetwork=small)
     assert suggestion.bits["auxiliary"] == (2, 8)
     assert suggestion.cost <= 150
+    operations = {"bit_operations": 1e9, "candidates": PAIRS[::-1]}  # of which it costs none
+    found = gq.suggest_bits(model, IMAGES, hypernetwork=small, **operations)
+    assert found.bits["auxiliary"] == (2, 2)
     qmodel = gq.predict_quantized_params(model, suggestion.bits, hypernetwork=small)
     assert qmodel.auxiliary.weight_quantizer.bits == 2
 

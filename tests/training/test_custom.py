@@ -84,6 +84,14 @@ def test_settings_that_a_class_does_not_take_are_refused():
 # ---- training
 
 
+def test_a_schedule_is_made_once(monkeypatch):
+    made = []
+    monkeypatch.setattr(of_users, "stairs", lambda length: made.append(length) or (lambda step: 1))
+    schedule = CustomSchedule(factory="of_users.stairs", settings={"length": 2})
+    assert [schedule.factor(step) for step in range(3)] == [1, 1, 1]
+    assert made == [2]
+
+
 @pytest.fixture
 def own_run(tiny) -> RunConfig:
     hypernetwork = tiny.hypernetwork.model_copy(update={"encoder": BAG, "ranges": WIDENED})

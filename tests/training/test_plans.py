@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from module_route import agrees, drawn_parameters, images, relative, setting
 from torch import Tensor, nn
 
+from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.training import compute
 from ghnqat_sdk.training.plan import ForwardPlan
 
@@ -57,6 +58,31 @@ def norm_and(**more: nn.Module) -> dict[str, nn.Module]:
 def chain(ends: tuple[str, ...] = (), **more: nn.Module) -> Given:
     layers = norm_and(**more)
     return Given(one_after_another(*layers), ends, **layers)
+
+
+class SameConv(nn.Conv2d):
+    """A class of a user's own."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1)
+
+
+class OwnNorm(nn.BatchNorm2d):
+    """One more."""
+
+
+class Standardized(nn.Conv2d):
+    """Computes with another weight than its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+
+class Doubled(nn.BatchNorm2d):
+    """Does more than batch norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
 
 
 MODULES = {
@@ -140,6 +166,10 @@ MODULES = {
     "strided layers of one position": chain(
         b=inner(kernel=1, stride=2), c=inner(kernel=1, stride=(1, 2), bias=True, groups=2)
     ),
+    "layers and norms of classes of one's own": chain(
+        b=SameConv(8, 8), norm2=OwnNorm(8), relu=nn.ReLU(), c=SameConv(8, 8)
+    ),
+    "an input by its name": Given(lambda self, x: self.norm(self.a(input=x)), **norm_and()),
     "a convolution as its last layer": chain(b=inner()),
     "a block that ends with a norm": chain(("norm",), relu=nn.ReLU(), b=inner()),
     "a block that ends with an activation": chain(("relu",), relu=nn.ReLU(), b=inner()),
@@ -188,3 +218,18 @@ def test_a_plan_runs_on_any_values_of_the_parameters():
     one, other = (plan.run(values, x, setting((32, 32)))[0] for values in (parameters, doubled))
     assert relative(one, other) > 0.1
     assert torch.equal(plan.run(parameters, x, setting((32, 32)))[0], one)
+
+
+REFUSED = {
+    "a transposed convolution": nn.ConvTranspose2d(8, 8, 3),
+    "a forward of its own": Standardized(8, 8, 3),
+    "a weight that is made": nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 8, 3)),
+    "a norm with a forward of its own": Doubled(8),
+}
+
+
+@pytest.mark.parametrize("layer", REFUSED.values(), ids=REFUSED)
+def test_what_no_step_computes_is_refused(layer):
+    kind = type(layer).__name__
+    with pytest.raises(ArgumentError, match=rf"the {kind} 'b'.* Write (one|nn\.)"):
+        ForwardPlan(chain(b=layer))
