@@ -26,7 +26,7 @@ from ghnqat_sdk.export import export_onnx
 from ghnqat_sdk.export.onnx_graph import Graph, float_twin, fold_batch_norms, separate_constants
 from ghnqat_sdk.export.program import require_ranges, to_onnx, with_onnx_quantizers
 from ghnqat_sdk.export.runtime import integer_convolutions, runner, session_of
-from ghnqat_sdk.export.sizes import holding
+from ghnqat_sdk.export.sizes import Probes
 
 OURS = {"w8a8": ((8, 8), "int8"), "w4a8": ((4, 8), "int4")}
 KINDS = ("float", *OURS, "own")
@@ -51,8 +51,9 @@ def float_file(qmodel: nn.Module, images: Tensor) -> bytes:
     bare = copy.deepcopy(qmodel).eval()
     inputs = (images[:8],)
     require_ranges(bare, inputs)
-    holds = holding(bare, inputs)
-    graph = Graph(to_onnx(with_onnx_quantizers(bare, inputs), inputs, 21, holds))
+    probes = Probes(bare, inputs)
+    proto, _ = to_onnx(with_onnx_quantizers(bare, inputs), inputs, 21, probes)
+    graph = Graph(proto)
     separate_constants(graph)
     fold_batch_norms(graph)
     return float_twin(graph)

@@ -10,7 +10,7 @@ from typing import Any
 from ghnqat_sdk.cli.arguments import Whole
 from ghnqat_sdk.cli.console import add_command, add_json_flag
 from ghnqat_sdk.cli.paths import EXPORTED, FILE, check_input_file
-from ghnqat_sdk.errors import ArgumentError, DataError
+from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.progress import working
 
 MOST_CLASSES = 1000
@@ -64,7 +64,7 @@ def _run(options: Namespace) -> None:
         from ghnqat_sdk.export.classifier import OnnxClassifier
 
         classifier = OnnxClassifier(options.exported, threads=options.threads)
-    inputs = [_read(classifier, image) for image in options.images]
+    inputs = [classifier.read(image) for image in options.images]
     found = [classifier.top(x, options.top) for x in inputs]
     milliseconds = classifier.milliseconds(inputs[0]) if options.time else None
     if options.json:
@@ -77,13 +77,6 @@ def _run(options: Namespace) -> None:
     if milliseconds is not None:
         threads = "1 thread" if options.threads == 1 else f"{options.threads} threads"
         print(f"one image: {milliseconds:.2f} ms (median, {threads})")
-
-
-def _read(classifier: Any, image: str) -> Any:
-    try:
-        return classifier.read(image)
-    except DataError as error:
-        raise ArgumentError(str(error)) from error
 
 
 def _facts(options: Namespace, found: list[list[tuple[str, float]]], ms: float | None) -> Any:

@@ -4,6 +4,7 @@ onnx.py           `export_onnx`, from the model to the checked file
 arguments.py      what is asked of it, checked before anything slow
 layers.py         which layers can be exported
 program.py        the model as torch exports it, with ONNX's quantizers
+recorded.py       the model as torch records it, for which sizes
 onnx_graph.py     an ONNX graph, and changes that keep what it computes
 integer_nodes.py  which operations can compute with integers
 edges.py          which values are integers at run time

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,13 +25,38 @@ def checked_path(path: Any) -> Path:
         raise ArgumentError(
             f"path={path!r} does not end in .onnx. Write export_onnx(qmodel, 'model.onnx', batch)."
         )
+    if "\0" in str(path):
+        raise ArgumentError(
+            f"path={path!r} has a null character, which no file's name can have. Write "
+            "export_onnx(qmodel, 'model.onnx', batch)."
+        )
     return Path(path)
+
+
+def checked_edges(float_edges: Any) -> tuple[str, ...]:
+    """Names or patterns of values; whether there are such values is known once torch has exported
+    the model."""
+    if isinstance(float_edges, str):
+        raise ArgumentError(f"float_edges={float_edges!r} is one name. Write [{float_edges!r}].")
+    listed = isinstance(float_edges, Collection)
+    if not listed or not all(isinstance(name, str) for name in float_edges):
+        raise ArgumentError(
+            f"float_edges={float_edges!r} is no list of names. Write names that report.edges has, "
+            "as float_edges=['relu', 'layer1*'], or leave it out."
+        )
+    return tuple(float_edges)
+
+
+def checked_switch(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ArgumentError(f"{name}={value!r} is neither True nor False. Write {name}=True.")
+    return value
 
 
 def checked_opset(storage: Any, opset: Any) -> int:
     """The opset to write; the lowest for the storage if None."""
     onnx, _ = packages()
-    if storage not in _OPSETS:
+    if not isinstance(storage, str) or storage not in _OPSETS:
         raise ArgumentError(f"storage={storage!r} is unknown. Write one of 'int8', 'int4', 'int2'.")
     lowest, highest = _OPSETS[storage], onnx.defs.onnx_opset_version()
     if opset is None:
@@ -48,10 +73,21 @@ def arguments_on_cpu(batch: Any) -> Inputs:
     """Keyword or positional arguments."""
     several = batch if isinstance(batch, (dict, tuple, list)) else (batch,)
     values = list(several.values()) if isinstance(several, dict) else list(several)
-    if not values or not all(isinstance(x, Tensor) and x.ndim and len(x) for x in values):
+    if not all(isinstance(x, Tensor) and x.ndim for x in values):
         raise ArgumentError(
             f"export_onnx got a batch of type {type(batch).__name__}; expected a tensor (N, C, H, "
             "W), a tuple of them, or a dict. Write export_onnx(qmodel, 'model.onnx', images)."
+        )
+    if not values or not all(x.numel() for x in values):
+        shapes = ", ".join(str(tuple(x.shape)) for x in values) or "no tensor"
+        raise ArgumentError(
+            f"export_onnx got a batch without images ({shapes}); expected one at least. Pass some "
+            "hundred calibration images (N, C, H, W)."
+        )
+    if any(x.is_meta for x in values):
+        raise ArgumentError(
+            "export_onnx got a batch on the meta device, which has no values to check outputs and "
+            "choose ranges with. Pass some hundred calibration images."
         )
     plain = [x.detach().cpu().contiguous() for x in values]
     if not all(x.isfinite().all() for x in plain):

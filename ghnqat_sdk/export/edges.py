@@ -74,8 +74,6 @@ def plan_edges(
 
 
 def _require_known(graph: Graph, given: Given, float_edges: Sequence[str]) -> None:
-    if isinstance(float_edges, str):
-        raise ArgumentError(f"float_edges={float_edges!r} is one name. Write [{float_edges!r}].")
     known = _edges_of(graph, integer_nodes(graph, given, ()), given, ())
     order = [*graph.inputs, *graph.makers()]
     for pattern in float_edges:

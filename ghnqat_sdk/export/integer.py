@@ -170,37 +170,47 @@ def _hard_gate(graph: Graph, node: Any) -> list[Any]:
     ]
 
 
-def finish_layers(graph: Graph) -> tuple[Roundings, int]:
+def finish_layers(graph: Graph) -> Roundings:
     """Weights as signed bytes, and biases as 32-bit integers in layers that compute in integers,
-    apart in others.
-
-    Returns:
-        What the weights' roundings cost, and how many layers are left to be simulated.
-    """
+    apart in others; returns what the weights' roundings cost."""
     makers, roundings, nodes = graph.makers(), Roundings(), []
+    rooms = _rooms(graph, makers)
     finished: set[str] = set()
-    simulated = 0
     for node in graph.nodes:
         weight = graph.stored_weight(node, makers)
         if weight is None:
             nodes += _held_in_float(graph, node) if _reads_levels(graph, node, makers) else [node]
             continue
-        step = _step_of_input(graph, node, makers)
-        bias = node.input[2] if len(node.input) > 2 and node.input[2] in graph.constants else None
+        step, bias = _step_of_input(graph, node, makers), _stored_bias(graph, node)
         if weight.output[0] not in finished:
-            room = (
-                graph.read(bias).abs() / (step * _BIAS_LEVELS) if bias and step else torch.zeros(())
-            )
-            to_signed_bytes(graph, weight, room, roundings)
+            to_signed_bytes(graph, weight, rooms[weight.output[0]], roundings)
             finished.add(weight.output[0])
         if step is None:
-            simulated += 1
             apart = bias is not None and node.op_type in LAYERS
             nodes += _with_bias_apart(graph, node, weight.input[0]) if apart else [node]
         else:
             nodes += _with_integer_bias(graph, node, weight, step) if bias else [node]
     graph.nodes = nodes
-    return roundings, simulated
+    return roundings
+
+
+def _stored_bias(graph: Graph, node: Any) -> str | None:
+    return node.input[2] if len(node.input) > 2 and node.input[2] in graph.constants else None
+
+
+def _rooms(graph: Graph, makers: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The smallest scales of each stored weight with which the biases of all layers that read it
+    are integers of 32 bits."""
+    rooms: dict[str, torch.Tensor] = {}
+    for node in graph.nodes:
+        weight = graph.stored_weight(node, makers)
+        if weight is None:
+            continue
+        step, bias = _step_of_input(graph, node, makers), _stored_bias(graph, node)
+        least = graph.read(bias).abs() / (step * _BIAS_LEVELS) if bias and step else torch.zeros(())
+        name = weight.output[0]
+        rooms[name] = torch.maximum(rooms.get(name, least), least)
+    return rooms
 
 
 def _reads_levels(graph: Graph, node: Any, makers: dict[str, Any]) -> bool:
@@ -234,17 +244,18 @@ def _step_of_input(graph: Graph, node: Any, makers: dict[str, Any]) -> float | N
 
 
 def _with_integer_bias(graph: Graph, node: Any, weight: Any, step: float) -> list[Any]:
-    """A layer whose bias is in multiples of (scale of the input) · (scale of the weight)."""
+    """A layer whose bias is in multiples of (scale of the input) · (scale of the weight), and of no
+    other layer that reads the same one from other levels."""
     from onnx import helper
 
-    bias = node.input[2]
+    bias, own = node.input[2], f"{node.output[0]}.bias"
     scale = graph.read(weight.input[1]).double() * step
     levels = (graph.read(bias).double() / scale).round().to(torch.int32)
     stored = [
-        graph.write(f"{bias}.levels", levels),
-        graph.write(f"{bias}.scale", scale.float()),
+        graph.write(f"{own}.levels", levels),
+        graph.write(f"{own}.scale", scale.float()),
     ]
-    node.input[2] = f"{bias}.dequantized"
+    node.input[2] = f"{own}.dequantized"
     return [helper.make_node("DequantizeLinear", stored, [node.input[2]], axis=0), node]
 
 

@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from ghnqat_sdk.export.observe import Range, observed_ranges
-from ghnqat_sdk.export.onnx_graph import Graph
+from ghnqat_sdk.export.onnx_graph import Graph, attributes
 
 LAYERS = {"Conv", "Gemm", "MatMul"}
 ACTIVATIONS = {"Relu", "Clip"}
 MOVES = {
-    "Concat", "DepthToSpace", "Flatten", "Gather", "MaxPool", "Reshape", "Slice", "SpaceToDepth",
-    "Split", "Squeeze", "Transpose", "Unsqueeze",
+    "Concat", "DepthToSpace", "Flatten", "Gather", "MaxPool", "Pad", "Reshape", "Slice",
+    "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
 }  # fmt: skip
 """Operations that compute nothing: what they read and what they give share one range."""
 ARITHMETIC = {
@@ -63,12 +63,28 @@ def take_out_quantizers(graph: Graph) -> Given:
         else:
             given.coarse.add(makers[levels.input[0]].input[0])
     for node in graph.nodes:
-        weight = graph.stored_weight(node, makers) if node.op_type in LAYERS else None
-        if weight is not None and node.input[0] in source:
+        if node.op_type not in LAYERS or graph.stored_weight(node, makers) is None:
+            continue
+        pad = makers.get(node.input[0])
+        # A convolution with another padding than zeros pads what it has quantized.
+        reader = pad if pad is not None and _moves_by_padding(graph, pad) else node
+        if reader.input[0] in source:
             given.layers.add(node.output[0])
-            node.input[0] = source[node.input[0]]
+            reader.input[0] = source[reader.input[0]]
+            if reader is pad:
+                given.ranges.setdefault(pad.output[0], []).extend(given.ranges[pad.input[0]])
     graph.drop_unread()
     return given
+
+
+def _moves_by_padding(graph: Graph, node: Any) -> bool:
+    """Whether a Pad adds but values that are there, or zeros, which have a level in every range."""
+    if node.op_type != "Pad":
+        return False
+    filling = node.input[2] if len(node.input) > 2 else ""
+    if attributes(node).get("mode", b"constant") != b"constant" or not filling:
+        return True
+    return filling in graph.constants and not graph.read(filling).any()
 
 
 def is_kept(name: str, given: Given, float_edges: Sequence[str]) -> bool:
@@ -148,6 +164,8 @@ def integer_nodes(
 def _has_integer_form(graph: Graph, node: Any) -> bool:
     if node.op_type == "BatchNormalization":  # of fixed statistics: others are a batch's
         return all(name in graph.constants for name in node.input[1:5])
+    if node.op_type == "Pad":
+        return _moves_by_padding(graph, node)
     return node.op_type in MOVES | ARITHMETIC | ACTIVATIONS
 
 

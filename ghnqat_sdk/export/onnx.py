@@ -20,8 +20,10 @@ from ghnqat_sdk.export.arguments import (
     NARROWEST,
     Storage,
     arguments_on_cpu,
+    checked_edges,
     checked_opset,
     checked_path,
+    checked_switch,
     require_float32,
     require_images_like,
     require_narrow,
@@ -46,15 +48,16 @@ from ghnqat_sdk.export.onnx_graph import (
 from ghnqat_sdk.export.program import Inputs, require_ranges, to_onnx, with_onnx_quantizers
 from ghnqat_sdk.export.report import Agreement, OnnxReport, Roundings
 from ghnqat_sdk.export.runtime import (
-    integer_convolutions,
+    integer_layers,
     milliseconds,
     packages,
     require_opset,
+    require_valid,
     runner,
 )
-from ghnqat_sdk.export.sizes import holding
+from ghnqat_sdk.export.sizes import Probes
 from ghnqat_sdk.export.storage import pack
-from ghnqat_sdk.export.weights import transpose_stored_weights
+from ghnqat_sdk.export.weights import count_layers, transpose_stored_weights
 from ghnqat_sdk.files import write_atomically
 from ghnqat_sdk.qat import fix_steps
 from ghnqat_sdk.quantization.outputs import outputs_on
@@ -106,6 +109,8 @@ def export_onnx(
     layers = require_exportable_layers(qmodel, "export_onnx")
     target = checked_path(path)
     opset = checked_opset(storage, opset)
+    float_edges = checked_edges(float_edges)
+    timing = checked_switch("timing", timing)
     require_opset(opset)
     require_narrow(storage, layers)
     inputs = arguments_on_cpu(batch)
@@ -117,9 +122,9 @@ def export_onnx(
     values = [*inputs.values()] if isinstance(inputs, dict) else [*inputs]
     with on_cpu_by_default():
         try:
-            holds = holding(bare, inputs)
-            proto = to_onnx(with_onnx_quantizers(bare, inputs), inputs, opset, holds)
-            made = _integer_form(Graph(proto), values, storage, float_edges)
+            probes = Probes(bare, inputs)
+            proto, norms = to_onnx(with_onnx_quantizers(bare, inputs), inputs, opset, probes)
+            made = _integer_form(Graph(proto), norms, values, storage, float_edges)
             _write_facts(made.graph.model, values, images)
             report = _checked(made, target, values, expected, opset, timing)
         except ExportError:
@@ -139,7 +144,8 @@ class _Made:
     roundings: Roundings
     folded: int
     kept: int
-    simulated: int
+    stored: int
+    in_float: int
 
     @property
     def content(self) -> bytes:
@@ -147,12 +153,15 @@ class _Made:
 
 
 def _integer_form(
-    graph: Graph, values: list[Tensor], storage: Storage, float_edges: Sequence[str]
+    graph: Graph,
+    norms: int,
+    values: list[Tensor],
+    storage: Storage,
+    float_edges: Sequence[str],
 ) -> _Made:
     """What torch exported, changed step by step into what the runtime takes best."""
     rename_values(graph)
     separate_constants(graph)
-    norms = graph.count("BatchNormalization")
     fold_batch_norms(graph)
     kept = graph.count("BatchNormalization")
     twin = float_twin(graph)
@@ -162,13 +171,14 @@ def _integer_form(
     edges = plan_edges(graph, given, values, float_edges)
     norms_as_convolutions(graph, edges)
     quantize_edges(graph, edges)
-    roundings, simulated = finish_layers(graph)
+    roundings = finish_layers(graph)
+    layers = count_layers(graph)
     if storage != "int8":
         pack(graph, NARROWEST[storage])
     graph.store()
     shorten_names(graph, edges.ranges)
     graph.model.graph.ClearField("value_info")  # shapes that a runtime finds by itself
-    return _Made(graph, twin, edges, roundings, norms - kept, kept, simulated)
+    return _Made(graph, twin, edges, roundings, norms - kept, kept, *layers)
 
 
 def _checked(
@@ -184,28 +194,27 @@ def _checked(
     Raises:
         ExportError: it refuses it, or gives other outputs.
     """
-    onnx, _ = packages()
-    onnx.checker.check_model(made.graph.model)
+    require_valid(made.graph.model)
     content = made.content
     agreement = Agreement.of(runner(content)(values), expected)
-    times = None
-    if timing:
-        times = milliseconds([made.float_content, content], [x[:1].contiguous() for x in values])
+    times = _times(made, values) if timing else None
+    convolutions, products = integer_layers(content)
     report = OnnxReport(
         path=path,
         size=len(content),
         float_size=len(made.float_content),
         agreement=agreement,
         convolutions=made.graph.count("Conv"),
-        integer_convolutions=integer_convolutions(content),
-        simulated=made.simulated,
+        integer_convolutions=convolutions,
+        simulated=max(0, made.stored - convolutions - products),
+        in_float=made.in_float,
         folded=made.folded,
         kept=made.kept,
         edges=made.edges.ranges,
         roundings=made.roundings,
         opset=opset,
-        dynamic=_dynamic(made.graph),
-        milliseconds=(times[0], times[1]) if times else None,
+        dynamic=made.graph.dynamic(),
+        milliseconds=times,
     )
     if not agreement.close:
         raise ExportError(
@@ -215,13 +224,13 @@ def _checked(
     return report
 
 
-def _dynamic(graph: Graph) -> tuple[str, ...]:
-    """What may vary of the first input."""
-    dimensions = graph.model.graph.input[0].type.tensor_type.shape.dim
-    names = ("batch", "", "height", "width") if len(dimensions) == 4 else ("batch",)
-    return tuple(
-        name for name, each in zip(names, dimensions, strict=False) if name and each.dim_param
-    )
+def _times(made: _Made, values: list[Tensor]) -> tuple[float, float]:
+    """Milliseconds for one row, in float and as made; where the batch size is fixed, its share of
+    the batch."""
+    rows = 1 if "batch" in made.graph.dynamic() else len(values[0])
+    several = [x[:rows].contiguous() for x in values]
+    before, after = milliseconds([made.float_content, made.content], several)
+    return before / rows, after / rows
 
 
 def _require_repeatable(

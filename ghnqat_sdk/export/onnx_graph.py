@@ -82,6 +82,13 @@ class Graph:
         kinds = {each.name: each.type.tensor_type for each in (*proto.input, *proto.value_info)}
         return {n: len(kind.shape.dim) for n, kind in kinds.items() if kind.HasField("shape")}
 
+    def dynamic(self) -> tuple[str, ...]:
+        """What may vary of the first input, of "batch", "height" and "width"."""
+        dimensions = self.model.graph.input[0].type.tensor_type.shape.dim
+        names = ("batch", "", "height", "width") if len(dimensions) == 4 else ("batch",)
+        pairs = zip(names, dimensions, strict=False)
+        return tuple(name for name, each in pairs if name and each.dim_param)
+
     def declare(self, name: str) -> None:
         """Say of a new value that it is a float tensor."""
         from onnx import TensorProto, helper

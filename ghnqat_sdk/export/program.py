@@ -3,10 +3,7 @@ operators."""
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -15,6 +12,8 @@ from torch import Tensor, nn
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.calls import Call
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.export.recorded import quiet_export, recorded_for_any
+from ghnqat_sdk.export.sizes import Probes
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers, fixed_input_range
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
@@ -175,33 +174,33 @@ def _other(x: Tensor) -> Tensor:
     return x / 2 if x.is_floating_point() else x
 
 
-def to_onnx(
-    model: nn.Module, inputs: Inputs, opset: int, holds: Callable[[Any, tuple[int, ...]], bool]
-) -> Any:
-    """A ModelProto for any batch size, and for any height and width where the model takes them.
+def to_onnx(model: nn.Module, inputs: Inputs, opset: int, probes: Probes) -> tuple[Any, int]:
+    """A ModelProto for any batch size, and for any height and width where the model takes them; and
+    how many batch norms the model has, of which torch folds those after float weights.
 
-    torch may take a size for a constant, such as the window of an adaptive pooling or the branch
-    of a condition: `holds` says whether a proto is right when such dimensions vary.
+    torch may take a size for a constant, such as the window of an adaptive pooling: `probes` say
+    whether a proto is right when such dimensions vary. A branch by size is right for some sizes
+    only, as torch knows; such dimensions do not vary.
 
     Raises:
         ArgumentError: torch cannot export the model.
     """
-    args: tuple[Tensor, ...] = ()
-    kwargs: dict[str, Tensor] = {}
-    if isinstance(inputs, dict):
-        kwargs = {name: _two_rows(x) for name, x in inputs.items()}
-    else:
-        args = tuple(_two_rows(x) for x in inputs)
     errors: list[Exception] = []
     for dimensions in _DYNAMIC:
-        shapes = [_varying(x, dimensions) for x in (*args, *kwargs.values())]
+        if not probes.dimensions.issuperset(dimensions):
+            continue
         try:
-            proto = _exported(model, args, kwargs, shapes, opset)
+            recorded, lowest = recorded_for_any(model, inputs, dimensions)
+            with quiet_export(), torch.no_grad():
+                program = torch.onnx.export(
+                    recorded, dynamo=True, opset_version=opset, verbose=False
+                )
         except Exception as error:  # whatever the exporter meets in the user's model
             errors.append(error)
             continue
-        if not dimensions or holds(proto, dimensions):
-            return proto
+        proto = program.model_proto  # type: ignore[union-attr]
+        if not dimensions or probes.holds(proto, dimensions, lowest):
+            return proto, _batch_norms(recorded)
     cause = errors[-1].__cause__ or errors[-1]
     reason = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
     raise ArgumentError(
@@ -210,43 +209,6 @@ def to_onnx(
     ) from errors[-1]
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch says of sizes that it cannot tell beforehand: it finds another way by
-    itself."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    disabled = logger.disabled
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            logger.disabled = True
-            yield
-        finally:
-            logger.disabled = disabled
-
-
-def _two_rows(x: Tensor) -> Tensor:
-    """torch.export takes a single row for a constant, and remembers a layout other than the
-    usual."""
-    return (x if len(x) > 1 else torch.cat([x, x])).contiguous()
-
-
-def _varying(x: Tensor, dimensions: tuple[int, ...]) -> dict[int, Any]:
-    """What torch.export is told of one input; only images have a height and a width."""
-    mine = dimensions if x.ndim == 4 else dimensions[:1]
-    return dict.fromkeys(mine, torch.export.Dim.AUTO)
-
-
-def _exported(
-    model: nn.Module,
-    args: tuple[Tensor, ...],
-    kwargs: dict[str, Tensor],
-    shapes: list[dict[int, Any]],
-    opset: int,
-) -> Any:
-    dynamic = tuple(shapes) if args else dict(zip(kwargs, shapes, strict=True))
-    with _quiet(), torch.no_grad():
-        # By itself torch.onnx goes on with a mere recording where this fails: of one branch only.
-        recorded = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
-        program = torch.onnx.export(recorded, dynamo=True, opset_version=opset, verbose=False)
-    return program.model_proto  # type: ignore[union-attr]
+def _batch_norms(recorded: Any) -> int:
+    calls = (node for node in recorded.graph.nodes if node.op == "call_function")
+    return sum("batch_norm" in str(call.target) for call in calls)

@@ -62,6 +62,7 @@ class Agreement:
             raise ExportError(
                 f"ONNX Runtime gives outputs of shapes {shapes[0]}; the model gives {shapes[1]}."
             )
+        got, expected = ([each.float() for each in outputs] for outputs in (got, expected))
         pairs = list(zip(got, expected, strict=True))
         count = len(expected[0]) if expected[0].ndim else 1
         chosen = [each[0].reshape(count, -1).argmax(1) for each in (got, expected)]
@@ -104,6 +105,7 @@ class OnnxReport:
         integer_convolutions: Those that ONNX Runtime computes in integers, by the graph that it
             runs.
         simulated: Layers with quantized weights that it computes in float.
+        in_float: Layers whose weights are float.
         folded: Batch norms that became part of a layer.
         kept: Batch norms that follow no layer and stay.
         edges: Values that are 8-bit integers at run time, name to (low, high) range; `float_edges`
@@ -122,6 +124,7 @@ class OnnxReport:
     convolutions: int
     integer_convolutions: int
     simulated: int
+    in_float: int
     folded: int
     kept: int
     edges: dict[str, tuple[float, float]]
@@ -139,9 +142,11 @@ class OnnxReport:
         ]
         if self.simulated:
             lines.append(
-                f"  simulated in float: {self.simulated} layers (integer kernels need 8-bit "
-                "activations)"
+                f"  simulated in float: {self.simulated} layers (integer kernels read and give 8 "
+                "bits, and there are none for transposed convolutions)"
             )
+        if self.in_float:
+            lines.append(f"  in float: {self.in_float} layers, by their bits")
         if self.roundings.rounded:
             lines.append(
                 f"  8-bit weights of {self.roundings.rounded} of {self.roundings.channels} "

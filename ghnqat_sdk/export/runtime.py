@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ghnqat_sdk.errors import ArgumentError, ExportError
 
-_INTEGER = {"QLinearConv", "ConvInteger"}
+_CONVOLUTIONS = {"QLinearConv", "ConvInteger"}
+_PRODUCTS = {"QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"}
 _REPEATS = 5  # of which a time is the median
 
 
@@ -96,6 +97,19 @@ def require_opset(opset: int) -> None:
         ) from error
 
 
+def require_valid(model: Any) -> None:
+    """Raise for a ModelProto that is not valid ONNX.
+
+    Raises:
+        ExportError: what is wrong with it.
+    """
+    onnx, _ = packages()
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"The exported model is not valid ONNX: {error}") from error
+
+
 def session_of(model: Any, *, optimized: Path | None = None, threads: int = 0) -> Any:
     """`new_session` of a ModelProto or its bytes.
 
@@ -129,15 +143,18 @@ def runner(model: Any) -> Callable[[Sequence[Tensor]], list[Tensor]]:
     return run
 
 
-def integer_convolutions(content: bytes) -> int:
-    """How many convolutions ONNX Runtime runs in integers, read from the graph that it
-    optimizes."""
+def integer_layers(content: bytes) -> tuple[int, int]:
+    """How many convolutions ONNX Runtime runs in integers, and how many linear layers, read from
+    the graph that it optimizes."""
     onnx, _ = packages()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
         session_of(content, optimized=path)
         kinds = Counter(node.op_type for node in onnx.load(path).graph.node)
-    return sum(kinds[kind] for kind in _INTEGER)
+    convolutions, products = (
+        sum(kinds[each] for each in group) for group in (_CONVOLUTIONS, _PRODUCTS)
+    )
+    return convolutions, products
 
 
 def milliseconds(models: Sequence[bytes], inputs: Sequence[Tensor]) -> list[float]:

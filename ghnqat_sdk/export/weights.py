@@ -10,11 +10,24 @@ from torch import Tensor
 from ghnqat_sdk.export.onnx_graph import Graph, attributes
 from ghnqat_sdk.export.report import Roundings
 
+_WITH_WEIGHT = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+
 
 def channel_axis(weight: Any) -> int:
     """The dimension of a stored weight whose entries have a scale each, by its
     DequantizeLinear."""
     return attributes(weight).get("axis", 1)
+
+
+def count_layers(graph: Graph) -> tuple[int, int]:
+    """How many layers have a stored weight, and how many a float one."""
+    makers, stored, in_float = graph.makers(), 0, 0
+    for node in graph.nodes:
+        if graph.stored_weight(node, makers) is not None:
+            stored += 1
+        elif node.op_type in _WITH_WEIGHT and node.input[1] in graph.constants:
+            in_float += len(graph.constants[node.input[1]].dims) > 1
+    return stored, in_float
 
 
 def transpose_stored_weights(graph: Graph) -> None:

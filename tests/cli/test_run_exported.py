@@ -67,14 +67,16 @@ def test_a_line_for_each_image_and_the_time_if_asked_for(exported, pictures, cap
     assert facts["threads"] == 2
 
 
-def test_what_cannot_be_meant_is_one_line(exported, pictures, tmp_path, capsys, monkeypatch):
+def test_what_cannot_be_meant_or_is_damaged_is_one_line(
+    exported, pictures, tmp_path, capsys, monkeypatch
+):
     no_image, no_model = tmp_path / "notes.txt", tmp_path / "no.onnx"
     no_image.write_text("no image")
     no_model.write_text("no model")
     for line, status, advice in [
         (["missing.onnx", pictures[0]], 2, "is no file"),
         ([str(exported[0]), "missing.jpg"], 2, "is no file"),
-        ([str(exported[0]), str(no_image)], 2, "not a readable image"),
+        ([str(exported[0]), str(no_image)], 1, "not a readable image"),
         ([str(exported[1]), pictures[0]], 2, "no mean, std, classes in its metadata"),
         ([str(no_model), pictures[0]], 1, "Name a file that export_onnx wrote"),
     ]:

@@ -235,6 +235,57 @@ def test_a_norm_by_the_statistics_of_each_batch_stays_float(quantized, images, t
     assert report.agreement.relative_error < 5e-3
 
 
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_paddings_of_values_that_are_there_move_integers(mode, quantized, images, tmp_path):
+    padded = nn.Conv2d(6, 6, 3, padding=1, padding_mode=mode)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), padded, nn.ReLU(), nn.Conv2d(6, 4, 1))
+    report = export_onnx(quantized(model), tmp_path / "m.onnx", images)
+    assert (report.integer_convolutions, report.simulated) == (3, 0)
+    assert report.agreement.relative_error < 5e-3
+
+
+def test_each_call_of_a_layer_has_a_bias_on_levels_of_its_own(quantized, images, tmp_path):
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.conv = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, padding=1)
+            nn.init.constant_(self.conv.bias, 1.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.stem(x))
+            return self.conv(F.relu(self.conv(10 * x))).mean((2, 3))
+
+    report = export_onnx(quantized(Twice()), tmp_path / "m.onnx", images)
+    assert report.integer_convolutions == report.convolutions == 3
+    assert report.agreement.relative_error < 1e-3
+
+
+def test_layers_without_a_bias_that_the_runtime_fuses_are_exact_at_4_bits(
+    quantized, images, tmp_path
+):
+    convolutions = [nn.Conv2d(n, 6, 3, bias=False) for n in (3, 6, 6)]
+    model = nn.Sequential(*(m for conv in convolutions for m in (conv, nn.ReLU())))
+    qmodel = quantized(model, (4, 4))
+    report = export_onnx(qmodel, tmp_path / "m.onnx", images)
+    assert report.integer_convolutions + report.simulated == report.convolutions == 3
+    with torch.no_grad():  # far beyond the ranges: levels are clipped to 4 bits
+        difference = outputs(tmp_path / "m.onnx", 9 * images) - qmodel(9 * images)
+    assert difference.abs().max() < 1e-5
+
+
+def test_every_layer_and_every_norm_is_in_the_report(quantized, images, tmp_path):
+    model = nn.Sequential(
+        *(*conv_norm(3, 6), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6), nn.ReLU6()),
+        *(nn.Conv2d(6, 6, 1), nn.Flatten(), nn.Linear(216, 5)),
+    )
+    bits = {"0": (32, 8), "3": (8, 32), "5": (32, 32), "7": (8, 8)}
+    report = export_onnx(quantized(model, bits), tmp_path / "m.onnx", images)
+    assert (report.convolutions, report.integer_convolutions) == (3, 0)
+    assert (report.simulated, report.in_float) == (1, 2)
+    assert (report.folded, report.kept) == (1, 0)
+    assert "in float: 2 layers" in str(report)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_float_weights_stay_float_between_integers(bias, quantized, images, tmp_path):
     model = nn.Sequential(

@@ -42,8 +42,13 @@ def test_bad_input_is_refused(quantized, images, tmp_path):
         export_onnx(qmodel, path, images[:, :2])
     with pytest.raises(ArgumentError, match=r"compiled.+model\._orig_mod"):
         export_onnx(torch.compile(qmodel), path, images)
-    with pytest.raises(ArgumentError, match="storage='int3' is unknown"):
-        export_onnx(qmodel, path, images, storage="int3")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="null character"):
+        export_onnx(qmodel, "m\0.onnx", images)
+    for storage in ("int3", ["int4"]):
+        with pytest.raises(ArgumentError, match=r"storage=.+ is unknown"):
+            export_onnx(qmodel, path, images, storage=storage)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="timing='yes' is neither True nor False"):
+        export_onnx(qmodel, path, images, timing="yes")  # type: ignore[arg-type]
     for storage, opset in (("int8", 20), ("int2", 21), ("int8", 999), ("int8", "21")):
         with pytest.raises(ArgumentError, match=f"opset={opset!r} is not one"):
             export_onnx(qmodel, path, images, storage=storage, opset=opset)
@@ -67,6 +72,48 @@ def test_roundings_that_no_runtime_knows_are_refused(export_to, images, tmp_path
 def test_unknown_float_edges_are_refused_with_the_names_there_are(quantized, images, tmp_path):
     with pytest.raises(ArgumentError, match=r"'nothing', and no value .* x, conv\.conv"):
         export_onnx(quantized(Pointwise()), tmp_path / "m.onnx", images, float_edges=["nothing"])
+
+
+@pytest.mark.parametrize("names", ["x", None, 3, [3]])
+def test_float_edges_that_are_no_names_are_refused_at_once(
+    names, quantized, images, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(export, "to_onnx", None)
+    with pytest.raises(ArgumentError, match=r"float_edges=.+ is .+ Write"):
+        export_onnx(quantized(Pointwise()), tmp_path / "m.onnx", images, float_edges=names)
+
+
+def test_a_batch_without_values_is_refused_for_that(quantized, images, tmp_path):
+    qmodel = quantized(Pointwise())
+    for batch in (images[:0], (images[..., :0],), {}, ()):
+        with pytest.raises(ArgumentError, match="batch without images"):
+            export_onnx(qmodel, tmp_path / "m.onnx", batch)
+    with pytest.raises(ArgumentError, match="meta device"):
+        export_onnx(qmodel, tmp_path / "m.onnx", images.to("meta"))
+
+
+def test_a_model_with_a_boolean_output_is_compared(quantized, images, tmp_path):
+    class Deciding(Pointwise):
+        def forward(self, x):
+            y = super().forward(x)
+            return y, y > 9
+
+    report = export_onnx(quantized(Deciding()), tmp_path / "m.onnx", images)
+    assert report.agreement.relative_error < 1e-2
+
+
+def test_a_graph_that_is_not_valid_is_an_error_of_the_package(
+    quantized, images, tmp_path, monkeypatch
+):
+    finish = export.shorten_names
+
+    def damage(graph, kept):
+        finish(graph, kept)
+        graph.model.graph.node.append(graph.model.graph.node[0])
+
+    monkeypatch.setattr(export, "shorten_names", damage)
+    with pytest.raises(ExportError, match="not valid ONNX"):
+        export_onnx(quantized(Pointwise()), tmp_path / "m.onnx", images)
 
 
 def test_a_file_that_cannot_be_written_is_named(quantized, images, tmp_path):
