@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ghnqat_sdk.export import export_onnx
 from ghnqat_sdk.export.onnx_graph import Graph, float_twin, fold_batch_norms, separate_constants
 from ghnqat_sdk.export.program import require_ranges, to_onnx, with_onnx_quantizers
-from ghnqat_sdk.export.runtime import integer_convolutions, runner, session_of
+from ghnqat_sdk.export.runtime import integer_layers, runner, session_of
 from ghnqat_sdk.export.sizes import Probes
 
 OURS = {"w8a8": ((8, 8), "int8"), "w4a8": ((4, 8), "int4")}
@@ -91,7 +91,7 @@ def make(name: str, images: Images, folder: Path) -> dict[str, Any]:
             (folder / "float.onnx").write_bytes(in_float)
             own_quantizer(folder / "float.onnx", images.calibration, folder / "own.onnx")
             own = (folder / "own.onnx").read_bytes()
-            facts["own"] = {"fused": integer_convolutions(own)}
+            facts["own"] = {"fused": integer_layers(own)[0]}
         facts[kind] = _exported(qmodel, storage, images, folder / f"{kind}.onnx")
     return facts
 

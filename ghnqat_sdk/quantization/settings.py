@@ -66,7 +66,7 @@ class LayerSettings(Part):
     rules: Rules | None = None
     """Where they are not those of the first layer."""
     input_rules: Rules | None = None
-    """Of its input, where they are not those of its weight: a learned step rounds to nearest."""
+    """Of its input, where they are not those of its weight."""
 
     @classmethod
     def of(cls, layer: Any, rules: Rules) -> LayerSettings:

@@ -47,7 +47,7 @@ def test_bad_input_is_refused(quantized, images, tmp_path):
     for storage in ("int3", ["int4"]):
         with pytest.raises(ArgumentError, match=r"storage=.+ is unknown"):
             export_onnx(qmodel, path, images, storage=storage)  # type: ignore[arg-type]
-    with pytest.raises(ArgumentError, match="timing='yes' is neither True nor False"):
+    with pytest.raises(ArgumentError, match="timing='yes' is a str; expected True or False"):
         export_onnx(qmodel, path, images, timing="yes")  # type: ignore[arg-type]
     for storage, opset in (("int8", 20), ("int2", 21), ("int8", 999), ("int8", "21")):
         with pytest.raises(ArgumentError, match=f"opset={opset!r} is not one"):

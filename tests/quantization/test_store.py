@@ -196,7 +196,7 @@ def test_what_no_file_can_hold_of_a_model_is_not_blamed_on_the_folder(qmodel, tm
 def test_a_model_that_cannot_be_copied_is_not_blamed_on_the_file(qmodel, saved, tmp_path):
     mine = cnn()
     mine.lock = threading.Lock()
-    with pytest.raises(ArgumentError, match="lock cannot be copied"):
+    with pytest.raises(ArgumentError, match=r"lock.* cannot be copied"):
         load_quantized(mine, saved)
     qmodel.lock = mine.lock
     assert load_quantized(cnn(), save_quantized(qmodel, tmp_path / "locked"))
