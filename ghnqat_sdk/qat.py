@@ -3,9 +3,6 @@ oscillation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -13,13 +10,15 @@ from ghnqat_sdk.advice import require_module
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.choices import require_switches
 from ghnqat_sdk.copying import copy_module
-from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.quantization.added import take_in_norms
 from ghnqat_sdk.quantization.convert import fix_learned_steps
 from ghnqat_sdk.quantization.layers import used_weight
-from ghnqat_sdk.quantization.lookup import require_calibrated_layers, require_fake_quantized_layers
+from ghnqat_sdk.quantization.lookup import (
+    require_calibrated_layers,
+    require_fake_quantized_layers,
+    require_nearest,
+)
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer, LearnedStepQuantizer
-from ghnqat_sdk.quantization.roundings import NEAREST
 from ghnqat_sdk.quantization.state import states_of
 
 
@@ -40,7 +39,8 @@ def learn_steps(qmodel: nn.Module) -> list[nn.Parameter]:
             nearest level.
     """
     layers = require_calibrated_layers(qmodel, "learn_steps")
-    _require_nearest(layers)
+    what, otherwise = "Learned steps round to the nearest level", ", or train without learn_steps"
+    require_nearest(layers, what, otherwise)
     steps: list[nn.Parameter] = []
     for layer in layers.values():
         for name, tensor in (("weight_quantizer", used_weight(layer)), ("input_quantizer", None)):
@@ -65,17 +65,6 @@ def _learned(
         return None
     with torch.inference_mode(False):  # its tensors could never be trained
         return LearnedStepQuantizer(quantizer, low, high).to(device)
-
-
-def _require_nearest(layers: Mapping[str, Any]) -> None:
-    for name, layer in layers.items():
-        for quantizer in (layer.weight_quantizer, layer.input_quantizer):
-            if quantizer.bits != FLOAT_BITS and quantizer.rounding != NEAREST:
-                raise ArgumentError(
-                    f"Learned steps round to the nearest level, and {name!r} has "
-                    f"{quantizer.rounding!r}. Write from_float(to_float(qmodel), bits) and "
-                    "calibrate that, or train without learn_steps."
-                )
 
 
 def fix_steps(qmodel: nn.Module, *, inplace: bool = False) -> nn.Module:

@@ -113,6 +113,7 @@ def _check_classes(options: Namespace) -> None:
 
 
 def _predict(options: Namespace) -> None:
+    from ghnqat_sdk.heads.fitting import fit_head_to_images
     from ghnqat_sdk.prediction import prediction_report
 
     images = None if options.data is None else _images(options)
@@ -120,7 +121,7 @@ def _predict(options: Namespace) -> None:
     if options.input is not None:
         traced(model, options.input)  # a shape that does not fit is found before weights are read
     qmodel = predicted(options, model, options.head if images is None else "keep")
-    heads = None if images is None else _fitted(qmodel, images)
+    heads = None if images is None else fit_head_to_images(qmodel, images)
     if options.output is not None:
         _save(qmodel, options.output)
     _print(options, prediction_report(qmodel), heads)
@@ -148,13 +149,6 @@ def _images(options: Namespace) -> ImageSet:
             f"{len(images)} images of --data have fewer. {advice}"
         )
     return images
-
-
-def _fitted(qmodel: nn.Module, images: ImageSet) -> HeadReport:
-    """The model is calibrated afterwards, and its head written."""
-    from ghnqat_sdk.heads.fitting import fit_head_to_images
-
-    return fit_head_to_images(qmodel, images)
 
 
 def _print(options: Namespace, report: PredictionReport, heads: HeadReport | None) -> None:

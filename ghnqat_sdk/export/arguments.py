@@ -47,12 +47,6 @@ def checked_edges(float_edges: Any) -> tuple[str, ...]:
     return tuple(float_edges)
 
 
-def checked_switch(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ArgumentError(f"{name}={value!r} is neither True nor False. Write {name}=True.")
-    return value
-
-
 def checked_opset(storage: Any, opset: Any) -> int:
     """The opset to write; the lowest for the storage if None."""
     onnx, _ = packages()

@@ -6,11 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.refusals import refuse_wrapped
-from ghnqat_sdk.quantization.lookup import require_calibrated_layers
-from ghnqat_sdk.quantization.roundings import NEAREST
+from ghnqat_sdk.quantization.lookup import require_calibrated_layers, require_nearest
 
 
 def require_exportable_layers(qmodel: nn.Module, caller: str) -> dict[str, Any]:
@@ -23,12 +21,5 @@ def require_exportable_layers(qmodel: nn.Module, caller: str) -> dict[str, Any]:
     """
     layers = require_calibrated_layers(qmodel, caller)
     refuse_wrapped(qmodel, ArgumentError)
-    for name, layer in layers.items():
-        for quantizer in (layer.weight_quantizer, layer.input_quantizer):
-            if quantizer.bits != FLOAT_BITS and quantizer.rounding != NEAREST:
-                raise ArgumentError(
-                    f"{caller} writes values that are rounded to the nearest level, and {name!r} "
-                    f"has {quantizer.rounding!r}. Write from_float(to_float(qmodel), bits) and "
-                    "calibrate that."
-                )
+    require_nearest(layers, f"{caller} writes values that are rounded to the nearest level")
     return layers

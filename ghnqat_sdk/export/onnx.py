@@ -23,7 +23,6 @@ from ghnqat_sdk.export.arguments import (
     checked_edges,
     checked_opset,
     checked_path,
-    checked_switch,
     require_float32,
     require_images_like,
     require_narrow,
@@ -110,7 +109,6 @@ def export_onnx(
     target = checked_path(path)
     opset = checked_opset(storage, opset)
     float_edges = checked_edges(float_edges)
-    timing = checked_switch("timing", timing)
     require_opset(opset)
     require_narrow(storage, layers)
     inputs = arguments_on_cpu(batch)

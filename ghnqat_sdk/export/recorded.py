@@ -17,9 +17,8 @@ from ghnqat_sdk.export.sizes import other_size
 
 _NO_END = 2**62
 """Larger than any size."""
-
-
 _SCALES = (1.0, 2.0, 4.0)
+"""Of the images that a model is recorded with."""
 
 
 class _BoundedError(Exception):

@@ -21,12 +21,7 @@ from ghnqat_sdk.graph.ops import BY_NAME, op_of
 from ghnqat_sdk.graph.refusals import QUANTIZERS, refuse_hidden, refuse_wrapped, why_shapeless
 from ghnqat_sdk.graph.trace import trace_with_call
 from ghnqat_sdk.quantization.calibrate import calibrate
-from ghnqat_sdk.quantization.classes import (
-    CHANGED,
-    MEMBERS,
-    change_class,
-    float_class,
-)
+from ghnqat_sdk.quantization.classes import CHANGED, MEMBERS, change_class, float_class
 from ghnqat_sdk.quantization.lookup import all_in_float, fake_quantized_layers
 from ghnqat_sdk.quantization.norms import is_norm
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer, LearnedStepQuantizer

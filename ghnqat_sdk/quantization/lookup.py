@@ -11,6 +11,7 @@ from torch import nn
 from ghnqat_sdk.bits import FLOAT_BITS, Bits
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.quantization.layers import FakeQuantizedLayer
+from ghnqat_sdk.quantization.roundings import NEAREST
 
 
 def fake_quantized_layers(model: nn.Module) -> dict[str, Any]:
@@ -59,6 +60,21 @@ def require_calibrated_layers(qmodel: Any, caller: str) -> dict[str, Any]:
             f"calibrate(qmodel, batches) first."
         )
     return layers
+
+
+def require_nearest(layers: Mapping[str, Any], what: str, otherwise: str = "") -> None:
+    """Raise for fake-quantized layers that round other than to the nearest level.
+
+    Raises:
+        ArgumentError: the message begins with `what`, names the layer, and ends with `otherwise`.
+    """
+    for name, layer in layers.items():
+        for quantizer in (layer.weight_quantizer, layer.input_quantizer):
+            if quantizer.bits != FLOAT_BITS and quantizer.rounding != NEAREST:
+                raise ArgumentError(
+                    f"{what}, and {name!r} has {quantizer.rounding!r}. Write "
+                    f"from_float(to_float(qmodel), bits) and calibrate that{otherwise}."
+                )
 
 
 def fixed_input_range(name: str, layer: Any) -> tuple[float, float]:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import nn
 
 from ghnqat_sdk.bits import FLOAT_BITS, Pair, parse_bits
 from ghnqat_sdk.calls import Call
+from ghnqat_sdk.checks import is_number
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.errors import ArgumentError, TraceError
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
@@ -224,12 +224,7 @@ def check_budget(weight_bytes: Any, bit_operations: Any) -> float:
         ArgumentError: not one, or no number above 0.
     """
     given = [value for value in (weight_bytes, bit_operations) if value is not None]
-    if (
-        len(given) != 1
-        or isinstance(given[0], bool)
-        or not isinstance(given[0], Real)
-        or not float(given[0]) > 0
-    ):
+    if len(given) != 1 or not is_number(given[0]) or not float(given[0]) > 0:
         raise ArgumentError(
             f"One budget above 0 is needed; got weight_bytes={weight_bytes!r}, "
             f"bit_operations={bit_operations!r}. Write weight_bytes=100_000 or bit_operations=1e8."
