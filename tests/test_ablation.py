@@ -60,3 +60,19 @@ def test_a_variant_trains_and_goes_on(ablation, data, tmp_path):
     assert header == "| | families W4/A4 | mean | images | processor, s |"
     assert [row.split(" | ")[0] for row in rows] == ["| first", "| again", "| more"]
     assert " | 16 | " in rows[2]
+
+
+def test_stage_networks_are_affordable_the_same_each_time_and_know_their_blocks(benchmark_module):
+    stages = benchmark_module("stage_networks")
+    space = stages.StageNetworks("train")
+    assert {space[index].norm for index in range(40)} == {"batch", "none"}
+    for index in range(5):
+        found = space[index]
+        stages.network.cache_clear()
+        assert space[index].plan == found.plan
+        assert found.plan != stages.StageNetworks("val")[index].plan
+        assert found.macs <= stages.MOST_MACS
+        model = found.build()
+        assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+        assert 3 <= len(model.block_ends()) <= 10
+        assert sum(p.numel() for p in model.parameters()) == found.parameter_count
