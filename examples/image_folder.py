@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.plot:
         plot(counts, train.classes, options.plot)
     if options.output:
-        export(qmodel, options.output, batches[0][0][:8])
+        export(qmodel, options.output, train)
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -126,10 +126,13 @@ def plot(counts: Tensor, classes: Sequence[str], path: str) -> None:
     figure.savefig(path)
 
 
-def export(qmodel: nn.Module, path: str, images: Tensor) -> None:
+def export(qmodel: nn.Module, path: str, train: ImageSet) -> None:
+    """What training leaves in float gets its ranges from 256 images; the file says which size,
+    normalization and classes they have."""
     from ghnqat_sdk.export import export_onnx
 
-    print(export_onnx(qmodel.eval(), path, images))
+    ((images, _),) = train.sample(256, seed=0).batches(256)
+    print(export_onnx(qmodel.eval(), path, images, images=train))
 
 
 if __name__ == "__main__":

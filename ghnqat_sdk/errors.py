@@ -70,7 +70,8 @@ class GhnqatWarning(UserWarning):
 
 
 class UncalibratedWarning(GhnqatWarning):
-    """An evaluation that depends on its batch, because `calibrate` has not been called."""
+    """An evaluation that depends on its batch: `calibrate` has not been called, or no image of it
+    reached a part that runs now."""
 
 
 class ReplacedWeightsWarning(GhnqatWarning):

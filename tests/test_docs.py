@@ -30,7 +30,7 @@ SMALL = {
     "qat_finetune": ["--steps", "2", "--batch", "8", "--images", "20"],
     "image_folder": [
         *("--model", "squeezenet1_1", "--size", "32", "--steps", "2", "--batch", "8"),
-        *("--plot", "confused.png"),
+        *("--plot", "confused.png", "--output", "model.onnx"),
     ],
     "inspect_graph": ["resnet18"],
     "search_under_budget": [

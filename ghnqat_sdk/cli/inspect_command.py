@@ -88,10 +88,11 @@ def _check(options: Namespace) -> None:
             require_matplotlib(option)
 
 
-def _image_size(sizes: tuple[int, ...] | None) -> int:
-    """Side of the images that --input asks for."""
+def _image_size(sizes: tuple[int, ...] | None) -> int | None:
+    """Side of the images that --input asks for; without it they are as the hypernetwork knows
+    them."""
     if sizes is None:
-        return 32
+        return None
     if len(sizes) != 4 or sizes[1] != 3 or sizes[2] != sizes[3] or sizes[3] < 8:
         text = ",".join(map(str, sizes))
         raise ArgumentError(
@@ -175,8 +176,8 @@ def _random_batch(call: Call) -> tuple[Any, str]:
 
 
 def _calibrated_on(options: Namespace, qmodel: nn.Module, like: Known) -> tuple[Any, str]:
-    """Validation images of the folder, of the size that --input says and normalized like known
-    ones, after calibration on training images."""
+    """Validation images of the folder, like known ones or of the size that --input says, after
+    calibration on training images."""
     from ghnqat_sdk.data import load_images_like
     from ghnqat_sdk.quantization.calibrate import calibrate
 
@@ -188,7 +189,8 @@ def _calibrated_on(options: Namespace, qmodel: nn.Module, like: Known) -> tuple[
     calibration = train.sample(512, seed=0)
     calibrate(qmodel, calibration.batches(64))
     ((images, _),) = validation.sample(64, seed=0).batches(64)
-    words = f"{len(images)} validation images {size}×{size} of {options.data}"
+    side = images.shape[-1]
+    words = f"{len(images)} validation images {side}×{side} of {options.data}"
     return images, f"{words}, calibrated on {len(calibration)} others"
 
 

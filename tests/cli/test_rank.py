@@ -83,6 +83,14 @@ def test_results_are_kept_and_a_picture_is_drawn(rank, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+KNOWN = TrainingImages(size=24, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+
+
+def knowing(images, like):
+    """An untrained hypernetwork, for images of another kind."""
+    return GraphHypernetwork(like.config.model_copy(update={"images": images}))
+
+
 @pytest.mark.parametrize(
     ("command", "module"),
     [
@@ -93,9 +101,7 @@ def test_results_are_kept_and_a_picture_is_drawn(rank, tmp_path):
 def test_images_are_read_as_those_of_the_hypernetwork(
     command, module, small, tmp_path, data, monkeypatch
 ):
-    known = TrainingImages(size=24, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-    other = GraphHypernetwork(small.config.model_copy(update={"images": known}))
-    save_pretrained(other, tmp_path / "other")
+    save_pretrained(knowing(KNOWN, small), tmp_path / "other")
     taken = []
 
     def noted(*arguments, **settings):
@@ -107,8 +113,15 @@ def test_images_are_read_as_those_of_the_hypernetwork(
     words = ["--data", str(data), "--hypernetwork", str(tmp_path / "other")]
     assert main([*command, *words]) == 2
     assert {(*images.images.shape[2:], images.mean, images.std) for images in taken} == {
-        (24, 24, known.mean, known.std)
+        (24, 24, KNOWN.mean, KNOWN.std)
     }
+
+
+def test_inspect_measures_on_images_of_the_size_of_the_hypernetwork(small, tmp_path, data, capsys):
+    save_pretrained(knowing(KNOWN, small), tmp_path / "other")
+    words = ["--data", str(data), "--hypernetwork", str(tmp_path / "other"), "--bits", "4,4"]
+    assert main(["inspect", NETWORKS[0], *words]) == 0
+    assert "measured on 20 validation images 24×24" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ SPLITS: dict[str, Split] = {
 
 
 class DeepNets:
-    """One split of the re-created DeepNets-1M: a `Space` of `DeepNet`.
+    """One split of ConvNets-250K (re-created): a `Space` of `DeepNet`.
 
     Args:
         split: train, val, id, deep, wide or bn-free; deep-train and deep-val are as long as deep.
