@@ -28,7 +28,7 @@ from ghnqat_sdk.graph.annotate import (
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.graph.trace import trace_with_call
-from ghnqat_sdk.heads import calibrate_and_fit, heads_to_keep
+from ghnqat_sdk.heads import advice_on, calibrate_and_fit, heads_to_keep
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, hypernetwork_of
 from ghnqat_sdk.prediction import PredictionReport, keep_report
@@ -130,7 +130,7 @@ def predict_quantized_params(
                 )
                 report = report.with_fitted(fitted)
             if head == "auto" and mismatched:  # inside: the warning may be an error
-                warnings.warn(mismatched[0].advice, RandomHeadWarning, stacklevel=2)
+                warnings.warn(advice_on(mismatched), RandomHeadWarning, stacklevel=2)
         keep_report(result, report)
     return result
 
