@@ -28,13 +28,14 @@ from ghnqat_sdk.graph.annotate import (
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.graph.trace import trace_with_call
-from ghnqat_sdk.heads import calibrate_and_fit, heads_to_keep
+from ghnqat_sdk.heads import advice_on, calibrate_and_fit, heads_to_keep
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import DEFAULT, hypernetwork_of
 from ghnqat_sdk.prediction import PredictionReport, keep_report
 from ghnqat_sdk.quantization.convert import require_layers, to_fake_quantized, to_float
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 from ghnqat_sdk.quantization.ranges import RangeRule, range_rule
+from ghnqat_sdk.quantization.state import restored_after_failure
 from ghnqat_sdk.quantization.unquantized import note_graph
 
 _FLOAT = Bits(FLOAT_BITS, FLOAT_BITS)
@@ -128,9 +129,9 @@ def predict_quantized_params(
                     result, calibration, ghn.config, graph, fit=head == "fit"
                 )
                 report = report.with_fitted(fitted)
+            if head == "auto" and mismatched:  # inside: the warning may be an error
+                warnings.warn(advice_on(mismatched), RandomHeadWarning, stacklevel=2)
         keep_report(result, report)
-    if head == "auto" and mismatched:
-        warnings.warn(mismatched[0].advice, RandomHeadWarning, stacklevel=2)
     return result
 
 
@@ -170,27 +171,20 @@ def _restored_after_failure(
     """Where `model` is changed in place: the float model that it was, with its values, if the block
     fails.
 
-    Yields the values by name, for `copy_into` to add those that predicted ones replace.
+    Yields parameters' values by name, for `copy_into` to add those that predicted ones replace.
     """
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    before = {name: x.detach().clone() for name, x in tensors if name not in predicted}
-    derived = [  # weights that hooks keep as attributes, in no parameter or buffer
-        (module, name, x)
-        for module in model.modules()
-        for name, x in vars(module).items()
-        if isinstance(x, Tensor)
-    ]
-    try:
-        yield before
-    except BaseException:
-        to_float(model, inplace=True)
-        with torch.no_grad():
-            for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-                if name in before:
-                    tensor.copy_(before[name])
-        for module, name, value in derived:
-            vars(module)[name] = value
-        raise
+    parameters = model.named_parameters()
+    before = {name: x.detach().clone() for name, x in parameters if name not in predicted}
+    with restored_after_failure(model):
+        try:
+            yield before
+        except BaseException:
+            to_float(model, inplace=True)
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if name in before:
+                        parameter.copy_(before[name])
+            raise
 
 
 def _refuse_expanded(model: nn.Module) -> None:

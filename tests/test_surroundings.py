@@ -10,14 +10,14 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import ghnqat_sdk as gq
-from ghnqat_sdk.errors import ReplacedWeightsWarning
+from ghnqat_sdk.errors import ReplacedWeightsWarning, UnfamiliarDataWarning
 
 IMAGES = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def cnn() -> nn.Sequential:
+def cnn(classes: int = 10) -> nn.Sequential:
     torch.manual_seed(0)
-    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, classes)
     return nn.Sequential(*layers)
 
 
@@ -131,13 +131,22 @@ def test_a_prediction_of_a_trained_model_says_once_that_it_replaces_weights(smal
         assert "from_float(model, bits=(4, 4))" in str(caught[0].message)
 
 
-def test_a_warning_that_is_an_error_changes_nothing(small):
-    model = cnn()
-    model(IMAGES)
+@pytest.mark.filterwarnings("error::ghnqat_sdk.errors.GhnqatWarning")
+@pytest.mark.parametrize(
+    ("classes", "scale", "expected"),
+    [(10, 1, ReplacedWeightsWarning), (7, 1, gq.RandomHeadWarning), (10, 9, UnfamiliarDataWarning)],
+)
+def test_a_warning_that_is_an_error_changes_nothing(small, classes, scale, expected):
+    model = cnn(classes)
+    if expected is ReplacedWeightsWarning:
+        model(IMAGES)
     before = values(model)
-    with pytest.raises(ReplacedWeightsWarning):
-        gq.predict_quantized_params(model, hypernetwork=small, inplace=True)
+    with pytest.raises(expected):
+        gq.predict_quantized_params(
+            model, hypernetwork=small, calibration=[scale * IMAGES], inplace=True
+        )
     torch.testing.assert_close(values(model), before, rtol=0, atol=0)
+    assert type(model[0]) is nn.Conv2d
 
 
 def learning(qmodel: nn.Module) -> nn.Module:

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.quantization.computed import storing
 from ghnqat_sdk.quantization.convert import to_float
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 from ghnqat_sdk.quantization.norms import CalibratedNorm
@@ -32,7 +33,7 @@ def require_foldable(qmodel: nn.Module) -> None:
         )
     for name, layer in fake_quantized_layers(qmodel).items():
         if layer.weight_quantizer.bits != FLOAT_BITS and "weight" not in layer._parameters:
-            raise computed_weight(name)
+            raise computed_weight(name, layer)
     modules = [each for each in qmodel.named_modules() if not isinstance(each[1], FakeQuantizer)]
     for (name, layer), (norm_name, norm) in pairwise(modules):
         if not getattr(layer, "transposed", False) or layer.groups == 1:
@@ -49,13 +50,13 @@ def _channels_of(norm: Any) -> int | None:
     return getattr(norm, "num_features", None)
 
 
-def computed_weight(name: str) -> ArgumentError:
+def computed_weight(name: str, layer: Any) -> ArgumentError:
     """What is wrong with a weight that its layer has not stored."""
+    call = storing(name, layer)
     return ArgumentError(
         f"The weight of {name!r} is computed whenever the layer is called, and PT2E quantizes "
-        "stored weights alone. Write export_onnx(qmodel, 'model.onnx', images); or, before the "
-        "model is quantized, torch.nn.utils.parametrize.remove_parametrizations(layer, "
-        "'weight') where that computes it, or torch.nn.utils.prune.remove(layer, 'weight')."
+        "stored weights alone. Write export_onnx(qmodel, 'model.onnx', images)"
+        + (f"; or, before pt2e_quantizer, {call}." if call else ".")
     )
 
 

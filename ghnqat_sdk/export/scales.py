@@ -133,7 +133,7 @@ class _Weights:
     def numbers(self, node: Any, name: str, layer: Any, as_bytes: bool) -> Numbers:
         """How a layer quantizes its weight, which is put on these levels where bytes are to be
         signed."""
-        _require_stored(name, node)
+        _require_stored(name, layer, node)
         axis = int(node.target in _TRANSPOSED)
         weight = operator.attrgetter(node.args[1].target)(self._model).detach()
         affine = _folded_numbers(name, layer, weight, axis)
@@ -168,9 +168,9 @@ class _Weights:
         setattr(self._model.get_submodule(owner), last, frozen)
 
 
-def _require_stored(name: str, node: Any) -> None:
+def _require_stored(name: str, layer: Any, node: Any) -> None:
     if node.args[1].op != "get_attr":
-        raise computed_weight(name)
+        raise computed_weight(name, layer)
 
 
 def _require_unfolded(name: str, layer: Any, weight: Tensor) -> None:

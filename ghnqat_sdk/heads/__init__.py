@@ -10,6 +10,13 @@ unlike.py       how images differ from those that are known
 """
 
 from ghnqat_sdk.heads.fitting import HeadReport, calibrate_and_fit, fit_head, fit_head_to_folder
-from ghnqat_sdk.heads.kept import heads_to_keep
+from ghnqat_sdk.heads.kept import advice_on, heads_to_keep
 
-__all__ = ["HeadReport", "calibrate_and_fit", "fit_head", "fit_head_to_folder", "heads_to_keep"]
+__all__ = [
+    "HeadReport",
+    "advice_on",
+    "calibrate_and_fit",
+    "fit_head",
+    "fit_head_to_folder",
+    "heads_to_keep",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ghnqat_sdk.graph.torch_calls import argument
 from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.heads.labels import LABELLED, TRAIN_INSTEAD
 from ghnqat_sdk.heads.ridge import ClassSums, Linear, Ridge, best_scale, choose_strength
+from ghnqat_sdk.quantization.computed import storing
 from ghnqat_sdk.quantization.convert import to_float
 from ghnqat_sdk.quantization.state import evaluating
 
@@ -214,17 +215,24 @@ def can_be_classifier(layer: Any) -> bool:
 
 
 def refuse_fixed(name: str, layer: Any) -> None:
+    """Raise for a layer whose weight and bias are not what its parameters say."""
     learned = any(True for _ in layer.weight_quantizer.parameters())
     if learned or getattr(layer.weight_quantizer, "frozen_range", None) is not None:
         raise ArgumentError(
             f"The weight of {name!r} has {'learned' if learned else 'fixed'} steps, which belong "
             "to the old weight. Call fit_head before learn_steps."
         )
-    if type(layer.weight) is not nn.Parameter:
-        raise ArgumentError(
-            f"The weight of {name!r} is computed by a parametrization. Remove it before: "
-            f"torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')."
-        )
+    tensors: tuple[tuple[Literal["weight", "bias"], Any], ...] = (
+        ("weight", layer.weight),
+        ("bias", layer.bias),
+    )
+    for what, tensor in tensors:
+        if tensor is not None and type(tensor) is not nn.Parameter:
+            call = storing(name, layer, what) or f"layer.{what} = nn.Parameter(...)"
+            raise ArgumentError(
+                f"The {what} of {name!r} is computed whenever the layer is called; expected a "
+                f"parameter, which can be written. Before fit_head, write {call}."
+            )
 
 
 class Use(NamedTuple):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ghnqat_sdk.choices import HeadChoice
+from ghnqat_sdk.errors import first_few
 from ghnqat_sdk.graph.graph import ComputationGraph, Head
 
 
@@ -23,6 +24,7 @@ class GraphHead(NamedTuple):
         fitted: Whether `fit_head` can fit it: such a layer, for a whole image, and no more behind
             it than a bias and single numbers.
         dense: Whether it tells classes apart at each place of an image.
+        alone: Whether the model has no other head.
     """
 
     name: str
@@ -32,6 +34,7 @@ class GraphHead(NamedTuple):
     tabled: bool
     fitted: bool
     dense: bool
+    alone: bool
 
     @property
     def unlike(self) -> bool:
@@ -49,8 +52,13 @@ class GraphHead(NamedTuple):
         )
 
     @property
+    def told(self) -> str:
+        """It among others that keep their values."""
+        return f"{self.name!r} ({f'{self.classes} classes' if self.tabled else _OTHER})"
+
+    @property
     def advice(self) -> str:
-        """What to do about that."""
+        """What to do where it is the only one that keeps its values."""
         why = (
             f"it has {self.classes} classes, the hypernetwork {self.hypernetwork_classes}"
             if self.tabled
@@ -63,6 +71,8 @@ class GraphHead(NamedTuple):
 
     @property
     def _fitting(self) -> str:
+        if not self.alone:
+            return "Train it: it is one of several heads."
         if self.fitted:
             return (
                 "Fit it to labelled images: ghnqat_sdk.fit_head(qmodel, batches), or head='fit' "
@@ -77,6 +87,18 @@ class GraphHead(NamedTuple):
 
 
 _OTHER = "no linear layer or 1 × 1 convolution"
+_NAMED = 4
+
+
+def advice_on(heads: list[GraphHead]) -> str:
+    """What to do about one head or more that keep their values."""
+    if len(heads) == 1:
+        return heads[0].advice
+    return (
+        f"{first_few([head.told for head in heads], _NAMED)} keep their values: the hypernetwork "
+        f"makes linear layers and 1 × 1 convolutions of {heads[0].hypernetwork_classes} classes. "
+        "Train them: they are several heads. head='predict' predicts them all the same."
+    )
 
 
 def heads_to_keep(
@@ -102,7 +124,10 @@ def _heads(graph: ComputationGraph, num_classes: int) -> Iterator[GraphHead]:
         dense = weight in graph.dense
         fitted = tabled and not dense and _scores_alone(graph, head)
         name = node.module or weight
-        yield GraphHead(name, head.classes, num_classes, head.parameters, tabled, fitted, dense)
+        alone = len(graph.heads) == 1
+        yield GraphHead(
+            name, head.classes, num_classes, head.parameters, tabled, fitted, dense, alone
+        )
 
 
 def _scores_alone(graph: ComputationGraph, head: Head) -> bool:

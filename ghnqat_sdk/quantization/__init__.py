@@ -11,6 +11,7 @@ classes.py     which class stands for which of torch's or a user's
 convert.py     a model becomes fake-quantized, and float again
 unquantized.py what it computes in float, by its graph
 added.py       what was put in afterwards
+computed.py    weights that are computed at each call, and what stores them
 state.py       what the layers of one model know in common
 lookup.py      the layers of a model, and running them at other bits
 

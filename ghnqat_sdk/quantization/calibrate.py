@@ -22,7 +22,7 @@ from ghnqat_sdk.quantization.lookup import not_fake_quantized
 from ghnqat_sdk.quantization.normalized import images_of, not_normalized
 from ghnqat_sdk.quantization.norms import batchwise_norms, calibrated_norms, count_batches
 from ghnqat_sdk.quantization.observers import Method, Observed, layers_with_ranges, observing
-from ghnqat_sdk.quantization.state import signature_of, states_of
+from ghnqat_sdk.quantization.state import restored_after_failure, signature_of, states_of
 
 _METHODS: tuple[Method, ...] = get_args(Method)
 _BY_DISTRIBUTION = ("percentile", "mse")
@@ -74,7 +74,7 @@ def calibrate(
     Raises:
         ArgumentError: no batches, a batch that is no tensor, a model that is not fake-quantized or
             cannot be run on the batches, values that are not finite, an unknown method, or a
-            percentile for another one.
+            percentile for another one. The model is then as it was.
 
     Warns:
         UnfamiliarDataWarning: a predicted model gets images that are not normalized or keeps
@@ -87,12 +87,14 @@ def calibrate(
         if images is not None and all(state.normalized for state in states_of(qmodel)):
             remarks.append(not_normalized(images))
 
-    report = calibrate_and_look(
-        qmodel, batches, look, method=method, percentile=percentile, progress=progress
-    )
-    remarks = [*filter(None, remarks), *report.remarks]
-    if remarks:
-        warnings.warn(" ".join(remarks), UnfamiliarDataWarning, stacklevel=2)
+    require_fake_quantized(qmodel)
+    with restored_after_failure(qmodel):  # as where the warning is an error
+        report = calibrate_and_look(
+            qmodel, batches, look, method=method, percentile=percentile, progress=progress
+        )
+        remarks = [*filter(None, remarks), *report.remarks]
+        if remarks:
+            warnings.warn(" ".join(remarks), UnfamiliarDataWarning, stacklevel=2)
     return report
 
 

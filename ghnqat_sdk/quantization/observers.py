@@ -19,7 +19,7 @@ from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 from ghnqat_sdk.quantization.norms import calibrated_norms
 from ghnqat_sdk.quantization.quantizers import LearnedStepQuantizer
 from ghnqat_sdk.quantization.ranges import min_max_range
-from ghnqat_sdk.quantization.state import evaluating, states_of
+from ghnqat_sdk.quantization.state import in_evaluation, states_of
 
 BINS = 2048
 BLOCK = 2**18
@@ -238,7 +238,7 @@ def observing(
             quantizer.observe = inputs.get(name)
         for name, norm in observed.items():
             norm.observe = norms.get(name)
-        with evaluating(qmodel), torch.no_grad():
+        with in_evaluation(qmodel), torch.no_grad():
             yield
     finally:
         for state, before in zip(states, calibrated, strict=True):

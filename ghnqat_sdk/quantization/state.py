@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from ghnqat_sdk.bits import Bits
 from ghnqat_sdk.calls import Signature
@@ -47,7 +48,6 @@ class QuantizationState:
     def check_calibrated(self) -> bool:
         """Whether to use stored statistics; says once that they are missing."""
         if not self.calibrated and self.warn and not torch.compiler.is_compiling():
-            self.warn = False
             warnings.warn(
                 "This fake-quantized model is evaluated before calibration: batch norm uses the "
                 "statistics of each batch, and activation ranges follow each batch, so a result "
@@ -56,12 +56,12 @@ class QuantizationState:
                 UncalibratedWarning,
                 stacklevel=3,
             )
+            self.warn = False  # only now: as an error, it is raised by every such evaluation
         return self.calibrated
 
     def tell_unreached(self) -> None:
         """Say once that something runs that no image reached while calibrating."""
         if self.warn_unreached and not torch.compiler.is_compiling():
-            self.warn_unreached = False
             warnings.warn(
                 "A part of this calibrated model is evaluated that no image reached while "
                 "calibrating: its activation ranges, and the statistics of its norms, follow each "
@@ -70,6 +70,7 @@ class QuantizationState:
                 UncalibratedWarning,
                 stacklevel=3,
             )
+            self.warn_unreached = False
 
 
 def states_of(model: nn.Module) -> list[QuantizationState]:
@@ -92,7 +93,21 @@ def signature_of(model: nn.Module) -> Signature:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, without the warning before calibration; afterwards all is as before.
 
-    Random number generators, too: a model may draw from them in evaluation.
+    What a forward brings up to date, too: counters and averages in buffers, attributes of modules.
+    """
+    kept = _Kept(model)
+    with in_evaluation(model):
+        try:
+            yield
+        finally:
+            kept.restore()
+
+
+@contextmanager
+def in_evaluation(model: nn.Module) -> Iterator[None]:
+    """As `evaluating`, but what a forward writes into its modules stays.
+
+    Random number generators are as before: a model may draw from them in evaluation.
     """
     states = states_of(model)
     warned = [(state.warn, state.warn_unreached) for state in states]
@@ -105,6 +120,55 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         finally:
             for state, before in zip(states, warned, strict=True):
                 state.warn, state.warn_unreached = before
+
+
+@contextmanager
+def restored_after_failure(model: nn.Module) -> Iterator[None]:
+    """All but the parameters and the tree of a model is as it was before, if the block fails."""
+    kept = _Kept(model)
+    try:
+        yield
+    except BaseException:
+        kept.restore()
+        raise
+
+
+class _Kept:
+    """All but the parameters of a model, as it was: classes and attributes of its modules, values
+    of its buffers, and what its layers know in common.
+
+    Attributes go together with buffers: a forward may keep a grid in a buffer, and the size that it
+    is for beside it. Lazy layers are left out, so that they keep the sizes that they find.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = [each for each in model.modules() if not isinstance(each, LazyModuleMixin)]
+        self._kinds = [(module, type(module)) for module in modules]
+        held = [each for module in modules for each in (vars(module), module._buffers)]
+        held += map(vars, states_of(model))
+        # Those of TorchScript keep their buffers in no dict, and cannot replace them.
+        self._attributes = [(each, each.copy()) for each in held if isinstance(each, dict)]
+        buffers = [each for module in modules for each in module.buffers(recurse=False)]
+        self._values = [(each, each.detach().clone()) for each in buffers if not each.is_meta]
+
+    def restore(self) -> None:
+        """Put everything back, values into the tensors that there were."""
+        for module, kind in self._kinds:
+            if type(module) is not kind:
+                object.__setattr__(module, "__class__", kind)
+        for now, before in self._attributes:
+            if now.keys() != before.keys() or any(now[n] is not x for n, x in before.items()):
+                now.clear()
+                now.update(before)
+        with torch.no_grad():
+            for buffer, value in self._values:
+                if not _equal(buffer, value):  # a write would spoil a graph that has saved it
+                    buffer.copy_(value)
+
+
+def _equal(x: Tensor, y: Tensor) -> bool:
+    """Whether tensors of one layout are; sparse ones cannot be compared."""
+    return x.layout == torch.strided and torch.equal(x, y)
 
 
 @contextmanager

@@ -62,14 +62,14 @@ def test_norms_after_one_weight_are_refused(no_search):
         converted(qmodel, pt2e_quantizer(qmodel))
 
 
-def test_computed_weights_are_named(no_search):
-    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
-    qmodel = calibrated(nn.Sequential(conv, nn.ReLU()), (4, 8))
-    with pytest.raises(ArgumentError, match=r"weight of '0' is computed.+remove_parametrizations"):
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("compute", [nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm])
+def test_computed_weights_are_refused_with_the_call_that_stores_them(no_search, compute):
+    qmodel = calibrated(nn.Sequential(compute(nn.Conv2d(3, 4, 3)), nn.ReLU()), (4, 8))
+    with pytest.raises(ArgumentError, match=r"weight of '0' is computed") as error:
         converted(qmodel, pt2e_quantizer(qmodel))
-    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
-    nn.utils.parametrize.remove_parametrizations(conv, "weight")
-    qmodel = calibrated(nn.Sequential(conv, nn.ReLU()), (4, 8))
+    call = str(error.value).rpartition("before pt2e_quantizer, ")[2].rstrip(".")
+    exec(call, {"torch": torch, "qmodel": qmodel})
     converted(qmodel, pt2e_quantizer(qmodel))
 
 

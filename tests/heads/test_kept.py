@@ -103,6 +103,31 @@ def test_heads_of_other_kinds_are_kept_and_said_so_whatever_their_classes(small,
     assert all(map(torch.equal, values, model[2].parameters()))
 
 
+def several(*classes: int) -> nn.Module:
+    def forward(m, f):
+        return [head(f.mean((2, 3))) for head in m.children()]
+
+    heads = {f"head{index}": nn.Linear(12, each) for index, each in enumerate(classes)}
+    return network(Model(forward, **heads))
+
+
+def test_all_heads_that_are_kept_are_named(small):
+    kept, (message,) = predict(several(3, 4), small, "auto")
+    assert set(kept) == parameters_of_head(several(3, 4))
+    assert "'2.head0' (3 classes); '2.head1' (4 classes) keep their values" in message
+    assert "Train them" in message
+    assert "fit" not in message
+    _, (message,) = predict(several(2, 3, 4, 5, 6, 7), small, "auto")
+    assert "'2.head3' (5 classes); and 2 more keep their values" in message
+
+
+def test_one_head_of_several_is_to_be_trained(small):
+    kept, (message,) = predict(several(3, 10), small, "auto")
+    assert set(kept) == {"2.head0.weight", "2.head0.bias"}
+    assert "Train it" in message
+    assert "fit" not in message
+
+
 def test_a_backbone_of_features_is_predicted_in_whole(small):
     layers = [nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU()]
     pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]

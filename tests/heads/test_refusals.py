@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import ghnqat_sdk as gq
 from ghnqat_sdk.heads import HeadReport
@@ -47,3 +48,28 @@ def test_what_names_no_column_of_the_labels_is_refused(layers):
 def test_strengths_that_are_none_are_refused(ridge):
     with pytest.raises(gq.ArgumentError, match=r"Write ridge='auto' or ridge=0\.1"):
         fitted(TwoHeads(), layers={"first": 0, "second": 1}, ridge=ridge)
+
+
+COMPUTED = {
+    "parametrization": parametrizations.weight_norm,
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "pruned twice": lambda layer: prune.random_unstructured(COMPUTED["pruned"](layer), "weight", 1),
+    "pruned bias": lambda layer: prune.l1_unstructured(layer, "bias", 0.5),
+    "weight norm": weight_norm,
+    "spectral norm": spectral_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("compute", COMPUTED.values(), ids=COMPUTED)
+def test_a_weight_that_is_computed_is_refused_with_the_call_that_stores_it(compute):
+    torch.manual_seed(0)
+    pool = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *pool, compute(nn.Linear(8, 3)))
+    qmodel = gq.from_float(model, (8, 8))
+    gq.calibrate(qmodel, [IMAGES])
+    batches = [(IMAGES, LABELS[:, 0])]
+    with pytest.raises(gq.ArgumentError, match="is computed") as error:
+        gq.fit_head(qmodel, batches)
+    exec(str(error.value).rpartition("write ")[2].rstrip("."), {"torch": torch, "qmodel": qmodel})
+    assert gq.fit_head(qmodel, batches).heads[0].layer == "4"
