@@ -10,6 +10,8 @@ from ghnqat_sdk.advice import require_module
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.choices import require_switches
 from ghnqat_sdk.copying import copy_module
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.graph.refusals import refuse_wrapped
 from ghnqat_sdk.quantization.added import take_in_norms
 from ghnqat_sdk.quantization.convert import fix_learned_steps
 from ghnqat_sdk.quantization.layers import used_weight
@@ -76,9 +78,11 @@ def fix_steps(qmodel: nn.Module, *, inplace: bool = False) -> nn.Module:
         inplace: Change `qmodel` itself and return it.
 
     Raises:
-        ArgumentError: `qmodel` is no nn.Module, or `inplace` neither True nor False.
+        ArgumentError: `qmodel` is no nn.Module, wrapped or compiled, or `inplace` neither True nor
+            False.
     """
     require_module(qmodel, "fix_steps(qmodel)")
+    refuse_wrapped(qmodel, ArgumentError)
     require_switches(inplace=inplace)
     result = qmodel if inplace else copy_module(qmodel)
     fix_learned_steps(result)
