@@ -217,6 +217,10 @@ def test_one_value_per_channel_while_calibrating_asks_for_more_images(method):
     image = torch.randn(1, 3, 8, 8)
     with pytest.raises(gq.ArgumentError, match=r"while calibrating.+batches of two or more images"):
         gq.calibrate(gq.from_float(model), [image], method=method)
+
+
+@pytest.mark.filterwarnings("ignore::ghnqat_sdk.errors.UncalibratedWarning")
+def test_one_value_per_channel_before_calibration_asks_for_it():
+    qmodel = gq.from_float(nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4))).eval()
     with pytest.raises(gq.ArgumentError, match=r"before calibration.+Call ghnqat_sdk\.calibrate"):
-        with pytest.warns(gq.UncalibratedWarning):
-            gq.from_float(model).eval()(image)
+        qmodel(torch.randn(1, 3, 8, 8))
