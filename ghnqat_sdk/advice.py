@@ -5,7 +5,6 @@ Nothing is refused here: each rule looks at a run that has failed already.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ghnqat_sdk.calls import Call, tensors_in
 from ghnqat_sdk.errors import ArgumentError, GhnqatError
+from ghnqat_sdk.signatures import names_advice, parameters_of
 
 ONE_IMAGE = (
     "This is one image, without N. Write images[None], or for a data set "
@@ -116,13 +116,7 @@ def _names(model: nn.Module, call: Call, error: Exception) -> str | None:
     names = _parameters(model)
     if names is None or not (unknown := [name for name in call.kwargs if name not in names]):
         return None
-    taken = [name for name in call.kwargs if name in names]
-    kept = {name: name for name in taken} or {names[0]: unknown[0]} if names else {}
-    entries = ", ".join(f"{name!r}: batch[{given!r}]" for name, given in kept.items())
-    return (
-        f"forward takes {', '.join(map(repr, names))}, and not {', '.join(map(repr, unknown))}. "
-        f"Leave out labels: write {{{entries}}}."
-    )
+    return names_advice(names, call.kwargs, unknown)
 
 
 def _count(model: nn.Module, call: Call, error: Exception) -> str | None:
@@ -186,9 +180,8 @@ def _shape(model: nn.Module, call: Call, error: Exception) -> str | None:
 
 def _parameters(model: nn.Module) -> list[str] | None:
     """Names of forward's arguments; None where it takes any, or nobody can say."""
-    try:
-        parameters = list(inspect.signature(model.forward).parameters.values())
-    except (TypeError, ValueError):  # written in C
+    parameters = parameters_of(model)
+    if parameters is None:
         return None
     if any(each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in parameters):
         return None

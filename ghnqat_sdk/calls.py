@@ -11,19 +11,9 @@ import torch
 from torch import Tensor
 
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.signatures import Signature
 
-
-@dataclass(frozen=True)
-class Signature:
-    """Which entries of a batch are a model's inputs; what follows them are labels.
-
-    Attributes:
-        positional: How many entries of a tuple or list, from the first.
-        keywords: Which entries of a mapping; None for all of them.
-    """
-
-    positional: int = 1
-    keywords: tuple[str, ...] | None = None
+_PLAIN = (bool, int, float, complex, str, type(None))
 
 
 @dataclass(frozen=True)
@@ -55,6 +45,7 @@ class Call:
     @classmethod
     def of_batch(cls, batch: Any, signature: Signature) -> Call:
         """What an entry of a DataLoader means: the first entries are inputs, what follows labels.
+        In a mapping, `Signature.takes` tells them apart.
 
         Examples:
             >>> images, labels = torch.empty(8, 3, 32, 32), torch.zeros(8)
@@ -62,12 +53,12 @@ class Call:
             [(8, 3, 32, 32)]
 
         Raises:
-            ArgumentError: a tensor whose rows cannot be cut: sparse, for example.
+            ArgumentError: a tensor whose rows cannot be cut, a sparse one for example, or an entry
+                of a mapping that is neither an input nor a label.
         """
         whole = cls.of(batch)
         if whole.kwargs:
-            wanted = signature.keywords or tuple(whole.kwargs)
-            call = cls(kwargs={name: x for name, x in whole.kwargs.items() if name in wanted})
+            call = cls(kwargs=signature.inputs_of(whole.kwargs))
         else:
             call = cls(whole.args[: signature.positional])
         for tensor in call.tensors():
@@ -117,28 +108,50 @@ class Call:
 
     @property
     def rows(self) -> int:
-        """N, the first size that all its tensors share, or how many images are listed.
+        """N, the first size that all its tensors with dimensions share, or how many images are
+        listed.
 
         Raises:
             ArgumentError: there is no tensor with rows, or the tensors differ in N.
         """
         if self.listed:
             return self.listed
-        lengths = {len(tensor) for tensor in self.tensors() if tensor.ndim}
-        if len(lengths) != 1:
+        sizes = [(tensor.ndim, len(tensor)) for tensor in self.tensors() if tensor.ndim]
+        if not sizes:
             raise ArgumentError(
-                f"A batch has tensors of shapes {self.shapes()}; expected (N, ...) with one N in "
-                f"all of them. Write, for example, [images] for one batch of images (N, C, H, W)."
+                f"A batch has tensors of shapes {self.shapes()}; expected (N, ...). Write, for "
+                f"example, [images] for one batch of images (N, C, H, W)."
             )
-        return lengths.pop()
+        _, rows = max(sizes)
+        for key, tensor in self.by_key():
+            if tensor.ndim and len(tensor) != rows:
+                raise ArgumentError(_other_rows(key, tensor, rows))
+        return rows
+
+    def by_key(self) -> Iterator[tuple[int | str, Tensor]]:
+        """Every tensor with the place or the name of the argument that it is in."""
+        arguments: list[tuple[int | str, Any]] = [*enumerate(self.args), *self.kwargs.items()]
+        for key, argument in arguments:
+            for tensor in tensors_in(argument):
+                yield key, tensor
+
+    def without_rows(self) -> list[object]:
+        """What all rows share: numbers, words, and the values of tensors without dimensions."""
+        leaves = leaves_in((self.args, self.kwargs))
+        return [
+            (each.dtype, each.item()) if isinstance(each, Tensor) else each
+            for each in leaves
+            if (each.ndim == 0 if isinstance(each, Tensor) else isinstance(each, _PLAIN))
+        ]
 
     def shapes(self) -> list[tuple[int, ...]]:
         """Of its tensors."""
         return [tuple(tensor.shape) for tensor in self.tensors()]
 
     def kind(self) -> list[tuple[object, ...]]:
-        """The shape of one row and the type of each tensor: what may be put into one batch."""
-        return [(*tensor.shape[1:], tensor.dtype) for tensor in self.tensors()]
+        """The argument, the shape of one row and the type of each tensor: what may be put into one
+        batch."""
+        return [(key, *tensor.shape[1:], tensor.dtype) for key, tensor in self.by_key()]
 
     def cut(self, start: int, stop: int) -> Call:
         """Rows `start` to `stop`; what has no rows stays."""
@@ -146,7 +159,7 @@ class Call:
 
     @staticmethod
     def joined(calls: Sequence[Call]) -> Call:
-        """The rows of all `calls`, one after the other; what has no rows is that of the first."""
+        """The rows of all `calls`, one after the other; what has no rows is the same in all."""
         columns = zip(*(call.tensors() for call in calls), strict=True)
         joined = iter([torch.cat(column) if column[0].ndim else column[0] for column in columns])
         return calls[0].map(lambda _: next(joined))
@@ -154,17 +167,22 @@ class Call:
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Every tensor inside nested tuples, lists, dicts and dataclasses."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
+    return (leaf for leaf in leaves_in(value) if isinstance(leaf, Tensor))
+
+
+def leaves_in(value: Any) -> Iterator[Any]:
+    """All that is inside nested tuples, lists, dicts and dataclasses, tensors or not."""
+    if isinstance(value, Mapping):
         for item in value.values():
-            yield from tensors_in(item)
+            yield from leaves_in(item)
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from tensors_in(item)
+            yield from leaves_in(item)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for each in dataclasses.fields(value):
-            yield from tensors_in(getattr(value, each.name))
+            yield from leaves_in(getattr(value, each.name))
+    else:
+        yield value
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
@@ -183,6 +201,16 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
         changed = {name: map_tensors(getattr(value, name), function) for name in names}
         return dataclasses.replace(value, **changed)
     return value
+
+
+def _other_rows(key: int | str, tensor: Tensor, rows: int) -> str:
+    shared = f"batch[{key!r}]" + ("" if len(tensor) == 1 else "[None]")
+    others = tensor.ndim - (len(tensor) == 1)
+    return (
+        f"In a batch of N = {rows}, input {key!r} has shape {tuple(tensor.shape)}; expected {rows} "
+        f"rows, or a tensor without dimensions. Expand it to {rows} rows where it is the same for "
+        f"all images: {shared}.expand({', '.join(map(str, (rows, *[-1] * others)))})."
+    )
 
 
 def _require_dense(tensor: Tensor) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.graph.layers import quantizable_layers
+from ghnqat_sdk.graph.refusals import refuse_wrapped
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 
 _ATTRIBUTE = "ghnqat_report"
@@ -91,8 +92,11 @@ def prediction_report(qmodel: nn.Module) -> PredictionReport:
     in the whole.
 
     Raises:
-        ArgumentError: the model does not come from `predict_quantized_params`.
+        ArgumentError: the model does not come from `predict_quantized_params`, or is wrapped or
+            compiled.
     """
+    if isinstance(qmodel, nn.Module):
+        refuse_wrapped(qmodel, ArgumentError)
     parts = _reports(qmodel) if isinstance(qmodel, nn.Module) else {}
     if not parts:
         raise ArgumentError(

@@ -10,10 +10,13 @@ from ghnqat_sdk.advice import require_module
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.choices import require_switches
 from ghnqat_sdk.copying import copy_module
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.graph.refusals import refuse_wrapped
 from ghnqat_sdk.quantization.added import take_in_norms
 from ghnqat_sdk.quantization.convert import fix_learned_steps
 from ghnqat_sdk.quantization.layers import used_weight
 from ghnqat_sdk.quantization.lookup import (
+    layers_in_any,
     require_calibrated_layers,
     require_fake_quantized_layers,
     require_nearest,
@@ -76,9 +79,11 @@ def fix_steps(qmodel: nn.Module, *, inplace: bool = False) -> nn.Module:
         inplace: Change `qmodel` itself and return it.
 
     Raises:
-        ArgumentError: `qmodel` is no nn.Module, or `inplace` neither True nor False.
+        ArgumentError: `qmodel` is no nn.Module, wrapped or compiled, or `inplace` neither True nor
+            False.
     """
     require_module(qmodel, "fix_steps(qmodel)")
+    refuse_wrapped(qmodel, ArgumentError)
     require_switches(inplace=inplace)
     result = qmodel if inplace else copy_module(qmodel)
     fix_learned_steps(result)
@@ -126,7 +131,7 @@ def oscillation_loss(qmodel: nn.Module) -> Tensor:
         ArgumentError: the model is not fake-quantized.
     """
     total: Tensor | None = None
-    for layer in require_fake_quantized_layers(qmodel, "oscillation_loss").values():
+    for layer in layers_in_any(qmodel, "oscillation_loss").values():
         if layer.weight_quantizer.bits == FLOAT_BITS:
             continue
         weight = used_weight(layer)

@@ -78,7 +78,7 @@ BATCHES = {
     "a dict": ({"input": IMAGES}, "[images]"),
     "bytes": ([IMAGES.byte()], "Write images.float() / 255"),
     "doubles": ([IMAGES.double()], "Write images.float()"),
-    "dicts with labels": ([{"input": IMAGES, "y": LABELS}], "write {'input': batch['input']}"),
+    "dicts with more": ([{"input": IMAGES, "id": LABELS}], "write {'input': batch['input']}"),
     "lists in lists": ([[[IMAGES], LABELS]], "Entry 0 is a list of 1."),
 }
 
@@ -103,7 +103,8 @@ FOLLOWED = {
     "grey": [IMAGES[:, :1][:, [0, 0, 0]]],
     "channels second": [IMAGES.movedim(1, -1).movedim(-1, 1)],
     "an array": [torch.from_numpy(IMAGES.numpy())],
-    "without labels": [{"input": IMAGES}],
+    "without more": [{"input": IMAGES}],
+    "labels by name": [{"input": IMAGES, "y": LABELS}],
 }
 
 
@@ -114,7 +115,8 @@ def test_what_is_advised_is_taken(kind):
 
 LABELLED = {
     "a data set": (DATASET, "DataLoader(dataset, batch_size=64)"),
-    "a dict": ([{"x": IMAGES, "y": LABELS}], "[(batch['x'], batch['y'])]"),
+    "a dict": ([{"x": IMAGES, "y": LABELS}], "{'input': batch['x'], 'y': batch['y']}"),
+    "a dict of images": ([{"input": IMAGES}], "[{'input': batch['input'], 'labels': labels}]"),
     "images alone": ([IMAGES], "[(images, labels)]"),
     "images alone in a tuple": ([(IMAGES,)], "[(images, labels)]"),
     "numbers": ([(IMAGES, LABELS.tolist())], "torch.tensor(labels)"),

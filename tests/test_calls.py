@@ -7,7 +7,8 @@ from functional_model import Model
 from torch import Tensor, nn
 
 import ghnqat_sdk as gq
-from ghnqat_sdk.calls import Call, Signature, map_tensors
+from ghnqat_sdk.calls import Call, map_tensors
+from ghnqat_sdk.signatures import Signature
 
 IMAGE, MASK = torch.randn(8, 3, 6, 6), torch.randn(8, 1, 6, 6)
 Pair = namedtuple("Pair", "image mask")

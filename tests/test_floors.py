@@ -15,7 +15,7 @@ FLOORS = (
     (
         *("advice", "bits", "calls", "checks", "choices", "copying", "devices", "errors"),
         *("configs", "files", "filling", "functions", "generators", "plotting", "plugins"),
-        *("progress", "version"),
+        *("progress", "signatures", "version"),
     ),
     ("graph", "quantization"),
     ("hypernetwork",),

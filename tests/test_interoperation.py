@@ -227,6 +227,38 @@ def test_a_compiled_model_trains_and_sees_a_new_calibration(qmodel):
     torch.testing.assert_close(fresh, other.eval()(IMAGES), rtol=1e-3, atol=1e-3)
 
 
+CALLS = {
+    "calibrate": lambda model: gq.calibrate(model, BATCHES),
+    "fit_head": lambda model: gq.fit_head(model, [(IMAGES, torch.arange(32) % 2)]),
+    "quantization_report": lambda model: gq.quantization_report(model, IMAGES),
+    "prediction_report": gq.prediction_report,
+    "learn_steps": gq.qat.learn_steps,
+    "freeze_batch_norm": gq.qat.freeze_batch_norm,
+    "fix_steps": gq.qat.fix_steps,
+    "to_float": gq.to_float,
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_what_takes_a_model_refuses_wrapped_ones_with_what_to_pass(call, wrap, qmodel):
+    with pytest.raises(gq.ArgumentError, match=r"Pass .+ model\.(_orig_mod|module)$"):
+        CALLS[call](wrap(qmodel))
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_a_loss_takes_wrapped_models(wrap, qmodel):
+    assert torch.equal(gq.qat.oscillation_loss(wrap(qmodel)), gq.qat.oscillation_loss(qmodel))
+
+
+@pytest.mark.parametrize("call", ["calibrate", "fit_head", "quantization_report"])
+def test_a_module_that_was_compiled_in_place_is_looked_at_uncompiled(call, qmodel):
+    other = copy.deepcopy(qmodel)
+    qmodel.compile(fullgraph=True, backend="eager")
+    assert str(CALLS[call](qmodel)) == str(CALLS[call](other))
+    torch.testing.assert_close(qmodel.eval()(IMAGES), other.eval()(IMAGES))
+
+
 @pytest.fixture
 def alone() -> Iterator[None]:
     """A process group of one."""

@@ -6,8 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.graph.refusals import refuse_wrapped
 from ghnqat_sdk.quantization.lookup import require_calibrated_layers, require_nearest
 
 
@@ -20,6 +18,5 @@ def require_exportable_layers(qmodel: nn.Module, caller: str) -> dict[str, Any]:
             message names it and `caller`.
     """
     layers = require_calibrated_layers(qmodel, caller)
-    refuse_wrapped(qmodel, ArgumentError)
     require_nearest(layers, f"{caller} writes values that are rounded to the nearest level")
     return layers

@@ -17,7 +17,7 @@ from ghnqat_sdk.export.sizes import Probes
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
 from ghnqat_sdk.quantization.lookup import fake_quantized_layers, fixed_input_range
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
-from ghnqat_sdk.quantization.state import evaluating
+from ghnqat_sdk.quantization.state import evaluating, uncompiled
 
 Inputs = dict[str, Tensor] | tuple[Tensor, ...]
 """Keyword arguments or positional ones."""
@@ -148,7 +148,7 @@ def _weights_given(bare: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     """
     layers = fake_quantized_layers(bare)
     given: dict[str, list[Tensor]] = {name: [] for name in layers}
-    with evaluating(bare), ExitStack() as stack:
+    with evaluating(bare), uncompiled(), ExitStack() as stack:
         for name, layer in layers.items():
             layer.weight_quantizer.observe = given[name].append
             stack.callback(setattr, layer.weight_quantizer, "observe", None)

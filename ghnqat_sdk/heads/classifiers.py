@@ -19,7 +19,7 @@ from ghnqat_sdk.heads.labels import LABELLED, TRAIN_INSTEAD
 from ghnqat_sdk.heads.ridge import ClassSums, Linear, Ridge, best_scale, choose_strength
 from ghnqat_sdk.quantization.computed import storing
 from ghnqat_sdk.quantization.convert import to_float
-from ghnqat_sdk.quantization.state import evaluating
+from ghnqat_sdk.quantization.state import evaluating, uncompiled
 
 HELD_OUT_EACH = 5
 """Every fifth image of each class is held out, to choose the strength and to measure with."""
@@ -272,6 +272,7 @@ def last_layer(qmodel: nn.Module, layers: dict[str, Any], call: Call) -> dict[st
 
     with torch.no_grad(), ExitStack() as stack:
         stack.enter_context(evaluating(qmodel))
+        stack.enter_context(uncompiled())
         for name, layer in layers.items():
             stack.callback(layer.register_forward_hook(keep(name)).remove)
         result = run_batch(qmodel, call)

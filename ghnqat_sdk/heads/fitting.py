@@ -37,7 +37,7 @@ from ghnqat_sdk.prediction import note_fitted
 from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.quantization.calibrate import calibrate, calibrate_and_look
 from ghnqat_sdk.quantization.lookup import require_fake_quantized_layers
-from ghnqat_sdk.quantization.state import evaluating, signature_of
+from ghnqat_sdk.quantization.state import evaluating, signature_of, uncompiled
 
 BATCH = 64
 """Images of a data folder that are run at once."""
@@ -86,8 +86,8 @@ def fit_head(
         qmodel: From `predict_quantized_params` or `from_float`, its classifier a linear layer or a
             1 × 1 convolution, which need not have a bias. Its scores, averaged over places, are the
             model's output but for what keeps their order, such as a softmax.
-        batches: (images, labels) as a DataLoader gives them: labels (N,), or (N, L) or L tensors
-            (N,) more for several classifiers.
+        batches: (images, labels) as a DataLoader gives them, or dicts as for `calibrate`: labels
+            (N,), or (N, L) or L tensors (N,) more for several classifiers.
         ridge: Strength, in units of the mean variance of the features within a class, or "auto".
         layers: The classifier's name; or, for several, each name with the column of its labels. By
             default the one before the output.
@@ -119,7 +119,7 @@ def fit_head(
     columns, rectified = _chosen(qmodel, layers, *first)
     heads = [Classifier(name, layers_of[name], column) for name, column in columns.items()]
     whole: Iterable[Labelled] = chain([first], stream)
-    with torch.no_grad(), evaluating(qmodel):
+    with torch.no_grad(), evaluating(qmodel), uncompiled():
         for call, labels in progress_bar(whole, "fitting the head") if progress else whole:
             _run_heard(qmodel, call, heads)
             heads = _reached(heads, named=layers is not None)

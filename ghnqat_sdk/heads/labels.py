@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ghnqat_sdk.advice import require_batches
-from ghnqat_sdk.calls import Call, Signature
+from ghnqat_sdk.calls import Call
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.signatures import LABELS, Signature
 
 LABELLED = "fit_head(qmodel, [(images, labels)])"
 TRAIN_INSTEAD = "Train it instead: loss = cross_entropy(qmodel.train()(images), labels)."
@@ -31,17 +32,14 @@ def labelled(batches: Any, signature: Signature, device: torch.device) -> Iterat
 def _labels_of(batch: Any, signature: Signature) -> list[Any]:
     """What follows the model's inputs."""
     if isinstance(batch, Mapping):
-        inputs = signature.keywords or ()
-        labels = [value for name, value in batch.items() if name not in inputs]
-        if inputs and labels:
+        labels = [value for name, value in batch.items() if not signature.takes(name)]
+        if labels:
             return labels
-        if len(batch) < 2:
-            raise ArgumentError(f"fit_head got a batch without labels. Write {LABELLED}.")
-        names = [*batch]
-        first, last = (repr(name) for name in (names[0], names[-1]))
+        entries = "".join(f"{name!r}: batch[{name!r}], " for name in batch)
         raise ArgumentError(
-            f"fit_head got a batch of {type(batch).__name__}, without labels that could be told "
-            f"from inputs. Write fit_head(qmodel, [(batch[{first}], batch[{last}])])."
+            f"fit_head got a batch of {type(batch).__name__} without labels, an entry called one "
+            f"of {', '.join(map(repr, LABELS))}. Write fit_head(qmodel, [{{{entries}'labels': "
+            "labels}])."
         )
     if isinstance(batch, (tuple, list)) and len(batch) > signature.positional:
         return list(batch[signature.positional :])

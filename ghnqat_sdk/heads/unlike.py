@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ghnqat_sdk.calls import Call, Signature
+from ghnqat_sdk.calls import Call
 from ghnqat_sdk.graph.graph import ComputationGraph
 from ghnqat_sdk.quantization.normalized import images_of, not_normalized
+from ghnqat_sdk.signatures import Signature
 
 if TYPE_CHECKING:
     from ghnqat_sdk.hypernetwork.ghn import HypernetworkConfig

@@ -13,6 +13,7 @@ from ghnqat_sdk.advice import run_batch
 from ghnqat_sdk.calls import Call
 from ghnqat_sdk.checks import is_number
 from ghnqat_sdk.errors import ArgumentError, UnfamiliarDataWarning
+from ghnqat_sdk.graph.refusals import refuse_wrapped
 from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.quantization.added import stale_statistics, take_in_norms
 from ghnqat_sdk.quantization.calibration_report import CalibrationReport, collapsed
@@ -62,8 +63,9 @@ def calibrate(
         qmodel: From `predict_quantized_params` or `from_float`.
         batches: Tensors (N, C, H, W), or tuples and lists as a DataLoader gives: the first n
             entries are the model's inputs, n as in the `example_inputs` that it was predicted with
-            and otherwise one, what follows are labels. Or dicts of keyword arguments. All tensors
-            have N rows.
+            and otherwise one, what follows are labels. Or dicts: what forward takes by name, and
+            labels as "label", "labels", "target", "targets" or "y". All tensors with dimensions
+            have N rows; what has none is the same for all of them.
         method: How activation ranges are chosen.
         percentile: For the method of that name alone, in (50, 100]; 99.9 by default.
         progress: Show a bar, on terminals only.
@@ -72,9 +74,10 @@ def calibrate(
         What was fixed. Calling again replaces it.
 
     Raises:
-        ArgumentError: no batches, a batch that is no tensor, a model that is not fake-quantized or
-            cannot be run on the batches, values that are not finite, an unknown method, or a
-            percentile for another one. The model is then as it was.
+        ArgumentError: no batches, a batch that is no tensor, a dict with an entry that is neither
+            input nor label, a model that is not fake-quantized, wrapped, compiled or cannot be run
+            on the batches, values that are not finite, an unknown method, or a percentile for
+            another one. The model is then as it was.
 
     Warns:
         UnfamiliarDataWarning: a predicted model gets images that are not normalized or keeps
@@ -283,3 +286,4 @@ def require_fake_quantized(qmodel: Any) -> None:
     """Raises an ArgumentError unless something of `qmodel` can be calibrated."""
     if not isinstance(qmodel, nn.Module) or not states_of(qmodel):
         raise not_fake_quantized(qmodel, "calibrate")
+    refuse_wrapped(qmodel, ArgumentError)

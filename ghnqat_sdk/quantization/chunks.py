@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ghnqat_sdk.advice import require_batches, tensor_of
-from ghnqat_sdk.calls import Call, Signature
+from ghnqat_sdk.calls import Call
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.signatures import Signature
 
 RANGE_ROWS = 64
 """Images whose ranges are averaged: the batch whose ranges a model is predicted for."""
@@ -32,7 +33,8 @@ def rows_together(call: Call) -> int:
 
 def chunks_of(batches: Iterable[Any], signature: Signature) -> Iterator[Call]:
     """The same rows in chunks of `rows_together`, whatever the batches: the last has `RANGE_ROWS`
-    or more where there are so many."""
+    or more where there are so many. What has no rows, such as a number, is the same in a chunk: a
+    batch with another one starts anew."""
     batches = require_batches(batches, "calibrate", "calibrate(qmodel, [images])")
     waiting: list[Call] = []
     rows = 0
@@ -44,8 +46,13 @@ def chunks_of(batches: Iterable[Any], signature: Signature) -> Iterator[Call]:
         if waiting and waiting[0].kind() != arrived.kind():
             raise ArgumentError(
                 f"calibrate got batches of different kinds: {waiting[0].kind()}, then "
-                f"{arrived.kind()}. Pass the same arguments with images of one size in every batch."
+                f"{arrived.kind()}. Pass the same arguments, in one order and with images of one "
+                "size, in every batch."
             )
+        if waiting and waiting[0].without_rows() != arrived.without_rows():
+            if rows:
+                yield Call.joined(waiting)
+            waiting, rows = [], 0
         waiting.append(arrived)
         rows += arrived.rows
         together = rows_together(arrived)
@@ -67,17 +74,17 @@ def _cut(call: Call, together: int) -> Iterator[Call]:
 
 
 def _checked(call: Call, batch: Any) -> Call:
-    if not call.tensors() or any(tensor.ndim == 0 for tensor in call.tensors()):
+    with_rows = [tensor for tensor in call.tensors() if tensor.ndim]
+    if not with_rows:
         raise ArgumentError(
             f"calibrate got a batch of type {type(batch).__name__}; expected tensors (N, C, H, W), "
             f"tuples that start with the model's inputs, or dicts of keyword arguments. Write "
             f"calibrate(qmodel, [{tensor_of(batch) if hasattr(batch, '__array__') else 'images'}]) "
             "for a single batch."
         )
-    several = len({len(x) for x in call.tensors()}) > 1 and not call.listed
-    if several or call.tensors()[0].ndim < 2:
+    if all(tensor.ndim < 2 for tensor in with_rows):
         raise ArgumentError(
-            f"calibrate got a batch with shapes {call.shapes()}; expected (N, ...) with one N. "
-            f"Write calibrate(qmodel, [images]) for a single batch."
+            f"calibrate got a batch with shapes {call.shapes()}; expected (N, ...). Write "
+            f"calibrate(qmodel, [images]) for a single batch."
         )
     return call

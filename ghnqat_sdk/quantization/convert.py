@@ -197,10 +197,11 @@ def to_float(
         inplace: Change `model` itself and return it.
 
     Raises:
-        ArgumentError: `model` is no nn.Module, `inplace` neither True nor False, or the batches
-            are not for the model.
+        ArgumentError: `model` is no nn.Module, wrapped or compiled, `inplace` neither True nor
+            False, or the batches are not for the model.
     """
     require_module(model, "to_float(qmodel)")
+    refuse_wrapped(model, ArgumentError)
     require_switches(inplace=inplace)
     result = model if inplace else copy_module(model)
     if calibration is not None:

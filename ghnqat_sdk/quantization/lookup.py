@@ -10,6 +10,7 @@ from torch import nn
 
 from ghnqat_sdk.bits import FLOAT_BITS, Bits
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.graph.refusals import refuse_wrapped
 from ghnqat_sdk.quantization.layers import FakeQuantizedLayer
 from ghnqat_sdk.quantization.roundings import NEAREST
 
@@ -31,9 +32,17 @@ def require_fake_quantized_layers(qmodel: Any, caller: str) -> dict[str, Any]:
     """As `fake_quantized_layers`, of a model that has some.
 
     Raises:
-        ArgumentError: `qmodel` is no fake-quantized model; the message names `caller`, the
-            function that needs one.
+        ArgumentError: `qmodel` is no fake-quantized model, or wrapped or compiled; the message
+            names `caller`, the function that needs one, or what to pass.
     """
+    layers = layers_in_any(qmodel, caller)
+    refuse_wrapped(qmodel, ArgumentError)
+    return layers
+
+
+def layers_in_any(qmodel: Any, caller: str) -> dict[str, Any]:
+    """As `require_fake_quantized_layers`, of a wrapped or compiled model as well: where names do
+    not matter."""
     layers = fake_quantized_layers(qmodel) if isinstance(qmodel, nn.Module) else {}
     if not layers:
         raise not_fake_quantized(qmodel, caller)

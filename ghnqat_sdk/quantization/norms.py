@@ -55,10 +55,17 @@ class CalibratedNorm:
         if op is None or op.statistics != "batch" or input.ndim < 2:
             return
         if input.numel() // max(1, input.shape[1]) < 2:
+            when, instead = (
+                ("while calibrating", "Pass batches of two or more images.")
+                if self.quantization.calibrating
+                else (
+                    "before calibration",
+                    "Call ghnqat_sdk.calibrate(model, batches) first, or pass two or more images.",
+                )
+            )
             raise ArgumentError(
                 f"Batch norm got an input of shape {tuple(input.shape)}, one value per channel, "
-                f"before calibration, when it needs the statistics of a batch. Call "
-                f"ghnqat_sdk.calibrate(model, batches) first, or pass two or more images."
+                f"{when}, when it needs the statistics of a batch. {instead}"
             )
 
 

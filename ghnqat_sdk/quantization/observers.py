@@ -19,7 +19,7 @@ from ghnqat_sdk.quantization.lookup import fake_quantized_layers
 from ghnqat_sdk.quantization.norms import calibrated_norms
 from ghnqat_sdk.quantization.quantizers import LearnedStepQuantizer
 from ghnqat_sdk.quantization.ranges import min_max_range
-from ghnqat_sdk.quantization.state import in_evaluation, states_of
+from ghnqat_sdk.quantization.state import in_evaluation, states_of, uncompiled
 
 BINS = 2048
 BLOCK = 2**18
@@ -232,17 +232,17 @@ def observing(
     observed = calibrated_norms(qmodel)
     try:
         for state in states:
-            state.calibrated = False
+            state.calibrated, state.calibrating = False, True
         for name, quantizer in quantizers.items():
             quantizer.frozen_range = ranges.get(name)
             quantizer.observe = inputs.get(name)
         for name, norm in observed.items():
             norm.observe = norms.get(name)
-        with in_evaluation(qmodel), torch.no_grad():
+        with in_evaluation(qmodel), uncompiled(), torch.no_grad():
             yield
     finally:
         for state, before in zip(states, calibrated, strict=True):
-            state.calibrated = before
+            state.calibrated, state.calibrating = before, False
         for name, quantizer in quantizers.items():
             quantizer.frozen_range = frozen[name]
             quantizer.observe = None

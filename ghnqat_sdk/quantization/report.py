@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -23,7 +23,7 @@ from ghnqat_sdk.quantization.functional import scale_and_zero_point
 from ghnqat_sdk.quantization.lookup import all_in_float, layer_at, require_fake_quantized_layers
 from ghnqat_sdk.quantization.outputs import finite_run_on, output_difference, run_on
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer
-from ghnqat_sdk.quantization.state import evaluating
+from ghnqat_sdk.quantization.state import evaluating, signature_of, uncompiled
 
 
 @dataclass(frozen=True)
@@ -150,16 +150,18 @@ def quantization_report(qmodel: nn.Module, batch: Any) -> QuantizationReport:
 
     Args:
         qmodel: From `predict_quantized_params` or `from_float`; calibrated or not.
-        batch: A tensor (N, C, H, W), a tuple of arguments, or a dict of keyword arguments.
+        batch: A tensor (N, C, H, W), a tuple of arguments, or a dict as for `calibrate`.
 
     Raises:
-        ArgumentError: the model has no fake-quantized layer, or cannot be run on the batch.
+        ArgumentError: the model has no fake-quantized layer, is wrapped or compiled, or cannot be
+            run on the batch.
     """
     layers = require_fake_quantized_layers(qmodel, "quantization_report")
-    call = Call.of(batch)
+    named = isinstance(batch, Mapping)
+    call = Call.of_batch(batch, signature_of(qmodel)) if named else Call.of(batch)
     inputs: dict[str, list[Tensor]] = {}
     weights: dict[str, list[Tensor]] = {}
-    with evaluating(qmodel):
+    with evaluating(qmodel), uncompiled():
         with (
             _seeing({n: layer.input_quantizer for n, layer in layers.items()}, inputs),
             _seeing({n: layer.weight_quantizer for n, layer in layers.items()}, weights),

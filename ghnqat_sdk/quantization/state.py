@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ghnqat_sdk.bits import Bits
-from ghnqat_sdk.calls import Signature
 from ghnqat_sdk.devices import at_home
 from ghnqat_sdk.errors import UncalibratedWarning
 from ghnqat_sdk.generators import random_numbers_stay
+from ghnqat_sdk.signatures import Signature
 
 
 @dataclass
@@ -30,6 +31,7 @@ class QuantizationState:
         signature: Which entries of a batch are the model's inputs.
         calibrated: Whether evaluation uses stored statistics and ranges, not those of the batch.
         normalized: Whether it was predicted, and so made for normalized images.
+        calibrating: Whether `calibrate` is running the model.
         frozen_norms: Whether training uses the stored statistics as well.
         warn: Whether an uncalibrated evaluation still has to be pointed out.
         warn_unreached: Whether that of a part which no image reached while calibrating has to.
@@ -41,6 +43,7 @@ class QuantizationState:
     signature: Signature = field(default_factory=Signature)
     calibrated: bool = False
     normalized: bool = False
+    calibrating: bool = False
     frozen_norms: bool = False
     warn: bool = True
     warn_unreached: bool = True
@@ -84,9 +87,10 @@ def states_of(model: nn.Module) -> list[QuantizationState]:
 
 
 def signature_of(model: nn.Module) -> Signature:
-    """Which entries of a batch are the model's inputs: as at its trace, one where it has parts."""
+    """Which entries of a batch are the model's inputs: as at its trace, one where it has parts; by
+    name, what its forward takes."""
     states = states_of(model)
-    return states[0].signature if len(states) == 1 else Signature()
+    return (states[0].signature if len(states) == 1 else Signature()).of(model)
 
 
 @contextmanager
@@ -120,6 +124,14 @@ def in_evaluation(model: nn.Module) -> Iterator[None]:
         finally:
             for state, before in zip(states, warned, strict=True):
                 state.warn, state.warn_unreached = before
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """Around what looks at layers while a model runs: what is compiled of it runs as it is written,
+    as what looks is no part of a graph."""
+    if "torch._dynamo" not in sys.modules:  # a slow import; nothing is compiled without it
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 @contextmanager

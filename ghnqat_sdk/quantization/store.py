@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ghnqat_sdk.calls import Signature
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, problems
 from ghnqat_sdk.files import digest, replacing, require_folder, write_atomically
@@ -26,6 +25,7 @@ from ghnqat_sdk.quantization.norms import calibrated_norms
 from ghnqat_sdk.quantization.quantizers import FakeQuantizer, FrozenRange
 from ghnqat_sdk.quantization.settings import LayerSettings, QuantizationSettings, Rules
 from ghnqat_sdk.quantization.state import signature_of, states_of
+from ghnqat_sdk.signatures import Signature
 
 SETTINGS_FILE = "quantization.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -42,7 +42,6 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
         CheckpointError: the folder cannot be written.
     """
     require_fake_quantized_layers(qmodel, "save_quantized")
-    refuse_wrapped(qmodel, ArgumentError)
     folder = require_folder(folder, "save_quantized(qmodel, 'my-model')")
     _refuse_mixed(qmodel)
     qmodel = copy_module(qmodel, share=True)  # gone when it is written

@@ -42,8 +42,28 @@ def test_several_inputs_come_as_dicts_and_the_batch_size_does_not_matter(images)
 def test_wrong_dicts_are_refused(batches):
     model = Difference()
     to_fake_quantized(model, (4, 4), MinMaxRanges())
-    with pytest.raises(ArgumentError, match=r"calibrate got|missing .* argument"):
+    with pytest.raises(ArgumentError, match=r"calibrate got|missing .* argument|N = 3"):
         calibrate(model, batches)
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, t, x):
+        return self.conv(x * t)
+
+
+def test_a_number_for_all_images_is_calibrated_with(images):
+    model = Scaled()
+    to_fake_quantized(model, (4, 4), MinMaxRanges())
+    parts = zip((1.0, 1.0, 3.0), images.split(100), strict=True)
+    batches = [{"t": torch.tensor(t), "x": x} for t, x in parts]
+    report = calibrate(model, batches, method="min-max")
+    scaled = torch.cat([batch["t"] * batch["x"] for batch in batches])
+    assert report.ranges["conv"] == (scaled.min().item(), scaled.max().item())
+    assert report.images == 256
 
 
 @pytest.mark.parametrize("method", ["mean", "min-max", "percentile", "mse"])

@@ -209,3 +209,18 @@ def test_statistics_of_a_norm_that_averages_over_all_batches_are_not_replaced_by
     of_batch = 3 * (norm.running_mean - before) + before
     assert norm.num_batches_tracked == 3
     assert (norm.running_mean - before).norm() < 0.5 * (of_batch - before).norm()
+
+
+@pytest.mark.parametrize("method", ["auto", "percentile"])
+def test_one_value_per_channel_while_calibrating_asks_for_more_images(method):
+    model = nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4))
+    image = torch.randn(1, 3, 8, 8)
+    with pytest.raises(gq.ArgumentError, match=r"while calibrating.+batches of two or more images"):
+        gq.calibrate(gq.from_float(model), [image], method=method)
+
+
+@pytest.mark.filterwarnings("ignore::ghnqat_sdk.errors.UncalibratedWarning")
+def test_one_value_per_channel_before_calibration_asks_for_it():
+    qmodel = gq.from_float(nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4))).eval()
+    with pytest.raises(gq.ArgumentError, match=r"before calibration.+Call ghnqat_sdk\.calibrate"):
+        qmodel(torch.randn(1, 3, 8, 8))
