@@ -1,4 +1,4 @@
-"""Small networks of mixed blocks, for trials of training: unlike both spaces, and never trained on.
+"""Small networks of mixed blocks, for trials of training: the weights that ship know none of them.
 
     PYTHONPATH=benchmarks python benchmarks/ablation.py --data data/cifar10 --steps 1000 \\
         --set 'networks=[{"space": "custom", "factory": "stage_networks.StageNetworks"}]' \\
