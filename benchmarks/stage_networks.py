@@ -12,41 +12,27 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar, cast
 
 from ghnqat_sdk.training.spaces.blocks import Style
-from ghnqat_sdk.training.spaces.described import Described, check_index, check_split
+from ghnqat_sdk.training.spaces.described import check_index, check_split
+from ghnqat_sdk.training.spaces.families import FamilyNet
 from ghnqat_sdk.training.spaces.family_blocks import Kind
-from ghnqat_sdk.training.spaces.family_network import Head, Network, Plan, Stage, Stem, describe
-from ghnqat_sdk.training.spaces.protocol import Norm
+from ghnqat_sdk.training.spaces.family_network import Head, Plan, Stage, Stem
 
 SPLITS = {"train": 250_000, "val": 400}
 MOST_MACS = 12e6
 BLOCKS = ("plain", "separable", "separable", "inverted", "inverted", "basic", "bottleneck")
 
 
-@dataclass(frozen=True)
-class StageNetwork(Described):
+class StageNetwork(FamilyNet):
     """One of them, an `Architecture`."""
 
-    space: ClassVar[str] = "stages"
-    family: ClassVar[str] = "mixed"
-    split: str
-    index: int
-    plan: Plan
-
-    @property
-    def norm(self) -> Norm:
-        return cast(Norm, self.plan.style.norm)
+    space = "stages"
 
     @property
     def simple(self) -> bool:
         return self.norm == "batch"
-
-    def describe(self, num_classes: int) -> Network:
-        return describe(self.plan, num_classes)
 
 
 class StageNetworks:
@@ -77,7 +63,7 @@ def drawn(rng: random.Random) -> Plan:
     """Nothing is known of its cost."""
     bare = rng.random() < 0.1
     return Plan(
-        family=StageNetwork.family,
+        family="mixed",
         style=Style("none" if bare else "batch", "relu", bias=bare),
         base=rng.choice([16, 24, 32, 48]),
         most=512,
