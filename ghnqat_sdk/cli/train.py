@@ -20,6 +20,7 @@ from ghnqat_sdk.cli.console import (
 )
 from ghnqat_sdk.cli.paths import FOLDER, check_output_folder
 from ghnqat_sdk.cli.train_adapt import add_adapt
+from ghnqat_sdk.cli.train_async import add_async
 from ghnqat_sdk.cli.train_run import add_decay, add_run
 from ghnqat_sdk.cli.train_teacher import add_teacher
 
@@ -34,6 +35,7 @@ def make_parser() -> Parser:
     parser, commands = new_parser("ghnqat-train", "Train graph hypernetworks (GHN-QAT).")
     add_run(commands)
     add_decay(commands)
+    add_async(commands)
     add_teacher(commands)
     add_adapt(commands)
     _add_recipes(commands)

@@ -16,6 +16,7 @@ A run:
     state.py        what a trainer holds, as tensors and facts
     checkpoint.py   these as one file
     distributed.py  several processes
+    asynchronous/   several that share weights and wait for none
     process.py      settings of the whole process
     reports.py      progress, and what a step measured
     validation.py   accuracy of unseen networks while training

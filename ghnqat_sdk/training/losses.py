@@ -26,6 +26,9 @@ class Losses:
         images: Training images.
         features: The teacher's over these images; with `hints`, or neither.
         hints: What compares them with blocks of a network.
+
+    Attributes:
+        fading: What the weight of hints is multiplied by, beside what the config says of a step.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Losses:
         self.images = images
         self.features = features
         self.hints = hints
+        self.fading = 1.0
 
     def of_step(
         self,
@@ -51,7 +55,7 @@ class Losses:
         """Of each network; what is random follows from (seed, step, rank)."""
         source = f"{self.config.seed}/{step}/{rank}"
         rng = random.Random(f"{source}/images")
-        hint_weight = self.config.hint_weight_at(step)
+        hint_weight = self.fading * self.config.hint_weight_at(step)
         with own_random_numbers(f"{source}/noise"):
             return [
                 self._of_network(*one, hint_weight, rng)

@@ -121,12 +121,12 @@ class Run:
             CheckpointError: it diverges, or a file cannot be written; the last checkpoint stays.
         """
         self._check_that_nothing_is_lost()
-        self._write_config()
+        self.write_config()
         for report in self.trainer.steps(steps):
             self._recent.append(report)
             last = report.step == steps
             if last or report.step % self.config.validation.every == 0:
-                self._validate()
+                self.validate()
             if last or report.step % self.config.checkpoint_every == 0:
                 self.save()
             yield report
@@ -153,13 +153,18 @@ class Run:
         self._saved = self.progress.step
         self.processes.wait()
 
-    def _write_config(self) -> None:
+    def write_config(self) -> None:
+        """Write it to the folder, as `ghnqat-train run --resume` reads it."""
         if self.processes.rank == 0:
             _write_config(self.config, self.folder)
         self.processes.wait()
 
-    def _validate(self) -> None:
-        """Log mean top-1 of the validation networks; the best weights so far go to `best/`."""
+    def validate(self) -> None:
+        """Log mean top-1 of the validation networks; the best weights so far go to `best/`.
+
+        Raises:
+            CheckpointError: it has diverged, or a file cannot be written.
+        """
         check_learning(self.trainer, self.folder, self._saved)
         figures = self.validation.figures(self.trainer.averaged(), self.processes)
         if self.processes.rank == 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +31,20 @@ from ghnqat_sdk.training.sampler import Draw
 
 Predicted = dict[str, Tensor]
 """Parameters of one network, by name."""
+
+
+class Learned(NamedTuple):
+    """What gradients of a step are of.
+
+    Attributes:
+        drawn: The networks.
+        results: What each of them gave.
+        unfit: How many were drawn besides, and are for images of other sizes.
+    """
+
+    drawn: list[Draw]
+    results: list[NetworkLoss]
+    unfit: int
 
 
 class Trainer:
@@ -91,24 +106,29 @@ class Trainer:
         assert isinstance(module, GraphHypernetwork)
         return module.eval()
 
-    def _step(self, step: int) -> StepReport:
-        """One step, counted from zero; its report counts those that are done.
+    def learn(self, step: int) -> Learned:
+        """Put gradients of what this process draws in a step, counted from zero, into `gradients`.
 
-        Gradients come in two stages: first those of each loss by the predicted tensors, network by
+        They come in two stages: first those of each loss by the predicted tensors, network by
         network, so that one network's activations are alive at a time. Then one backward pass takes
         all of them through the hypernetwork, whose prediction was one pass as well.
         """
-        rate = self._set_learning_rate(step)
         all_drawn = self.sampler.step(step, self.processes.rank, self.processes.size)
         drawn, networks = self.networks.of_step(all_drawn)
         predicted = self._predict(networks, drawn)
         results = self.losses.of_step(step, self.processes.rank, networks, drawn, predicted)
         self.gradients.zero()
         self._backward(step, predicted, results)
+        return Learned(drawn, results, len(all_drawn) - len(drawn))
+
+    def _step(self, step: int) -> StepReport:
+        """One step, counted from zero; its report counts those that are done."""
+        rate = self._set_learning_rate(step)
+        drawn, results, unfit = self.learn(step)
         norm = self._update(step)
         finite = [result.finite for result in results]
         self.progress.count(drawn, finite, self.processes.size)
-        self.progress.skipped_networks += len(all_drawn) - len(drawn)
+        self.progress.skipped_networks += unfit
         reports = [
             NetworkReport(draw, result.loss, result.hint, result.accuracy)
             for draw, result in zip(drawn, results, strict=True)

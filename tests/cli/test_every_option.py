@@ -84,7 +84,7 @@ def options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 
 GOOD = {
     "model": "deepnets/id/20", "name": "all-bits", "run": "run", "data": "{data}", "output": "new",
-    "steps": "1", "exported": "model.onnx", "images": "cat.jpg",
+    "steps": "1", "minutes": "1", "exported": "model.onnx", "images": "cat.jpg",
 }  # fmt: skip
 
 

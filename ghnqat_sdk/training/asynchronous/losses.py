@@ -31,9 +31,6 @@ class DeviceLosses(Losses):
         losses: The run's; `features` lie on the device already.
         compute: With the device.
         sharers: Processes that share it.
-
-    Attributes:
-        fading: What the weight of hints is multiplied by.
     """
 
     def __init__(self, losses: Losses, compute: ComputeConfig, sharers: int) -> None:
@@ -41,7 +38,6 @@ class DeviceLosses(Losses):
         self.of_run = losses.hints
         hints = None if losses.hints is None else copy.deepcopy(losses.hints).to(compute.device)
         super().__init__(config, losses.images.to(compute.device), losses.features, hints)
-        self.fading = 1.0
         if compute.device.startswith("cuda"):
             torch.cuda.set_per_process_memory_fraction(_SHARE_OF_MEMORY / sharers)
 
@@ -69,9 +65,8 @@ class DeviceLosses(Losses):
         there = moved(predicted, predicted, device)
         seed = rng.getrandbits(62)
         while True:
-            given = (network, draw, there, hint_weight * self.fading, random.Random(seed))
             try:
-                found = super()._of_network(*given)
+                found = super()._of_network(network, draw, there, hint_weight, random.Random(seed))
                 break
             except torch.OutOfMemoryError:
                 draw = draw._replace(images=draw.images // 2)

@@ -1,0 +1,158 @@
+"""`ghnqat-train async`: go on with a run for some minutes, by processes that share its weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ghnqat_sdk.cli.arguments import Real, Whole, assignment
+from ghnqat_sdk.cli.console import add_command, add_json_flag
+from ghnqat_sdk.cli.paths import FOLDER, IMAGES, check_image_folder, check_output_folder
+from ghnqat_sdk.cli.train_config import run_config
+from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.progress import working
+from ghnqat_sdk.training.folder import CHECKPOINT_FILE, RUN_FILE
+
+if TYPE_CHECKING:
+    from ghnqat_sdk.training.run import Run
+
+MOST_MINUTES = 1e5
+MOST_PROCESSES = 1024
+MOST_NETWORKS = 4096
+
+
+def add_async(commands: Any) -> None:
+    """Add `ghnqat-train async` to the parser's commands."""
+    command = add_command(
+        commands,
+        "async",
+        "continue a run by processes that wait for none",
+        check=_check,
+        run=_run,
+        description="Continue a stable run for some minutes by processes on this machine that "
+        "share its weights and do not wait for each other, on a GPU if compute.device says so. "
+        "With --decay the learning rate falls to zero and hints fade in the last share of the "
+        "time: the run keeps what was before, and --output gets the weights to use.",
+    )
+    command.add_argument("run", type=FOLDER, metavar="RUN", help="folder of the run")
+    command.add_argument(
+        "--data",
+        type=IMAGES,
+        required=True,
+        help="image folder (train/<class>/*.jpg) or torchvision's CIFAR-10",
+    )
+    command.add_argument("--minutes", type=Real(0.01, MOST_MINUTES), required=True)
+    command.add_argument(
+        "--processes",
+        type=Whole(1, MOST_PROCESSES),
+        default=os.cpu_count() or 1,
+        help="of one thread each (default: one for each core)",
+    )
+    command.add_argument(
+        "--gather",
+        type=Whole(1, MOST_NETWORKS),
+        help="networks of a step (default: sampling.meta_batch for each process)",
+    )
+    command.add_argument("--decay", type=Real(0, 1), default=0.0, help="share of the minutes")
+    command.add_argument(
+        "--output", type=FOLDER, metavar="FOLDER", help="of the decayed weights, with --decay"
+    )
+    command.add_argument(
+        "--set",
+        action="append",
+        type=assignment,
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field of the run, as optimizer.learning_rate=0.001",
+    )
+    add_json_flag(command)
+
+
+def _check(options: Namespace) -> None:
+    if not (Path(options.run, CHECKPOINT_FILE).is_file() and Path(options.run, RUN_FILE).is_file()):
+        raise ArgumentError(
+            f"RUN {options.run!r} holds no run to go on with. Train its first steps: ghnqat-train "
+            f"run --output {options.run} --steps 1000"
+        )
+    if bool(options.decay) != (options.output is not None):
+        raise ArgumentError(
+            "--decay and --output belong together: the share of the minutes in which the rate "
+            "falls, and the folder of the weights that come out. Write both, or none of them"
+        )
+    if options.output is not None:
+        check_output_folder("--output", options.output)
+        if Path(options.output).resolve() == Path(options.run).resolve():
+            raise ArgumentError("--output is the folder of the run. Choose another one")
+    check_image_folder(options.data, "train")
+
+
+def _run(options: Namespace) -> None:
+    with working("loading torch"):
+        from ghnqat_sdk.hypernetwork.pretrained import save_pretrained
+        from ghnqat_sdk.training.process import settle_process
+
+        settle_process()
+    run = _opened(options)
+    _follow(run, options)
+    if options.output is None:
+        run.validate()
+        run.save()
+        figures = {}
+    else:
+        save_pretrained(run.trainer.averaged(), options.output)
+        figures = run.validation.figures(run.trainer.averaged(), run.processes)
+    _say(run, figures, options)
+
+
+def _opened(options: Namespace) -> Run:
+    from ghnqat_sdk.training.checkpoint import load_training_state
+    from ghnqat_sdk.training.distributed import Processes
+    from ghnqat_sdk.training.initial import check_parts
+    from ghnqat_sdk.training.run import Run, open_features
+    from ghnqat_sdk.training.state import check_run_images
+
+    source = {"output": options.run, "config": None, "recipe": None, "set": options.set}
+    config = run_config(Namespace(**source), resume=True)
+    check_parts(config)
+    with working("loading images and the state"):
+        train, validation = (config.data.load(options.data, part) for part in ("train", "val"))
+        state = load_training_state(Path(options.run))
+        check_run_images(options.run, {} if state is None else state[1], train)
+        features = open_features(config, train, Processes())
+        run = Run(config, options.run, train, validation, features=features)
+        run.resume()
+    return run
+
+
+def _follow(run: Run, options: Namespace) -> None:
+    from tqdm import tqdm
+
+    from ghnqat_sdk.training.asynchronous.run import train_together
+
+    together = train_together(
+        run, options.minutes, options.processes, decay=options.decay, gather=options.gather
+    )
+    bar_format = "{percentage:3.0f}%|{bar}| {postfix}"
+    with tqdm(total=60 * options.minutes, bar_format=bar_format, disable=None) as bar:
+        for standing in together:
+            bar.update(min(standing.seconds, bar.total) - bar.n)
+            bar.set_postfix(
+                step=standing.step,
+                images=f"{standing.images / 1e6:.2f}M",
+                loss=f"{standing.loss:.3g}",
+                refresh=False,
+            )
+
+
+def _say(run: Run, figures: dict[str, float], options: Namespace) -> None:
+    mean = sum(figures.values()) / len(figures) if figures else run.progress.best
+    if options.json:
+        print(json.dumps({**vars(run.progress), "validation": figures}))
+        return
+    facts = f"{run.folder}: {run.progress.step} steps, {run.progress.images / 1e6:.2f} M images"
+    print(facts if options.output else f"{facts}, best validation {mean:.1f} %")
+    if options.output:
+        print(f"{options.output}: validation {mean:.1f} %")

@@ -1,0 +1,112 @@
+"""What each of the processes does that train a run together."""
+
+from __future__ import annotations
+
+import signal
+import time
+from multiprocessing import parent_process
+from multiprocessing.synchronize import Lock
+from typing import NamedTuple
+
+import torch
+
+from ghnqat_sdk.data import ImageSet
+from ghnqat_sdk.training.asynchronous.losses import DeviceLosses
+from ghnqat_sdk.training.asynchronous.plan import Plan
+from ghnqat_sdk.training.asynchronous.pool import Fact, Pool, flat_of
+from ghnqat_sdk.training.compute import ComputeConfig
+from ghnqat_sdk.training.config import RunConfig
+from ghnqat_sdk.training.distributed import Processes
+from ghnqat_sdk.training.features import FeatureCache
+from ghnqat_sdk.training.process import settle_process, sparing_old_objects
+from ghnqat_sdk.training.teacher import load_teacher
+from ghnqat_sdk.training.trainer import Trainer
+
+_STEPS_BETWEEN_SPARINGS = 40
+
+
+class Work(NamedTuple):
+    """What all processes are given.
+
+    Attributes:
+        config: Of what they draw, as JSON, which imports what is the user's own where it is read;
+            its `compute` is where predicted networks are.
+        train: Training images.
+        pool: The weights.
+        lock: Held by whoever changes the pool.
+        plan: How long, and how fast.
+        processes: How many share the work.
+    """
+
+    config: str
+    train: ImageSet
+    pool: Pool
+    lock: Lock
+    plan: Plan
+    processes: int
+
+
+def work(rank: int, given: Work) -> None:
+    """All that one process does, until the pool says stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who interrupts the first process stops all
+    torch.set_num_threads(1)
+    settle_process()
+    pool = given.pool
+    trainer = trainer_of(rank, given)
+    weights = _in_one_buffer(trainer)
+    step = pool.start.step
+    with sparing_old_objects() as spare:
+        while not pool.facts[Fact.STOP] and not _alone():
+            weights.copy_(pool.weights)
+            learn(trainer, step, pool, given.lock, given.plan)
+            step += 1
+            if step % _STEPS_BETWEEN_SPARINGS == 0:
+                spare()
+
+
+def _alone() -> bool:
+    """Whether the process that started this one was killed."""
+    parent = parent_process()
+    return parent is not None and not parent.is_alive()
+
+
+def trainer_of(rank: int, given: Work) -> Trainer:
+    """The trainer of one process: its hypernetwork is on the processor, and networks are where the
+    config says."""
+    there = RunConfig.model_validate_json(given.config)
+    compute = there.compute
+    beside = compute.model_copy(update={"device": ComputeConfig().device})
+    config = there.model_copy(update={"compute": beside})
+    features = _features_of(config, given.train, compute.device)
+    processes = Processes(rank, given.processes)
+    trainer = Trainer(config, given.train, features=features, processes=processes)
+    if compute.device != beside.device:
+        trainer.losses = DeviceLosses(trainer.losses, compute, given.processes)
+    return trainer
+
+
+def _features_of(config: RunConfig, train: ImageSet, device: str) -> FeatureCache | None:
+    if config.hints is None:
+        return None
+    teacher = load_teacher(config.hints.teacher, train.classes)
+    return FeatureCache.open(config.hints.features, teacher, train).to(device)
+
+
+def _in_one_buffer(trainer: Trainer) -> torch.Tensor:
+    """The trainer's parameters, (P,), each of which is a part of it from here on."""
+    weights = flat_of(trainer.parameters)
+    parts = weights.split([parameter.numel() for parameter in trainer.parameters])
+    for parameter, part in zip(trainer.parameters, parts, strict=True):
+        parameter.data = part.view_as(parameter)
+    return weights
+
+
+def learn(trainer: Trainer, step: int, pool: Pool, lock: Lock, plan: Plan) -> None:
+    """Some networks learn, and the pool gets what they gave."""
+    started = time.process_time()
+    trainer.losses.fading = plan.hint()
+    drawn, results, unfit = trainer.learn(step)
+    with lock:
+        pool.facts[Fact.SKIPPED] += unfit
+        pool.count(drawn, results, time.process_time() - started)
+        pool.add(trainer.gradients.flat, len(drawn), plan)
