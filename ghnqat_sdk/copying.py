@@ -130,6 +130,13 @@ class _Copier:
         twin.extend(self.copied(item, f"{name}[{index}]") for index, item in enumerate(value))
         return twin
 
+    def of_set(self, value: set[Any], name: str) -> Any:
+        """Entry by entry; every module has one, of names of buffers."""
+        twin: set[Any] = set()
+        self.memo[id(value)] = twin
+        twin.update(self.copied(item, f"an entry of {name}") for item in value)
+        return twin
+
     def of_tuple(self, value: tuple[Any, ...], name: str) -> Any:
         """Entry by entry, where an entry may change."""
         if all(type(item) in _ATOMS for item in value):
@@ -219,6 +226,7 @@ _MAKERS: dict[type, Callable[[_Copier, Any, str], Any]] = {
     dict: _Copier.of_dict,
     OrderedDict: _Copier.of_dict,
     list: _Copier.of_list,
+    set: _Copier.of_set,
     tuple: _Copier.of_tuple,
     Tensor: _Copier.of_tensor,
     nn.Parameter: _Copier.of_tensor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import sys
 from collections.abc import Iterator
@@ -42,5 +43,5 @@ def seed_generators() -> tuple[Any, ...]:
 def generator_states() -> tuple[Any, ...]:
     """Of the same generators, to be compared."""
     numpy = sys.modules.get("numpy")
-    drawn = None if numpy is None else str(numpy.random.get_state(legacy=False))
+    drawn = None if numpy is None else pickle.dumps(numpy.random.get_state(legacy=False))
     return random.getstate(), torch.get_rng_state().numpy().tobytes(), drawn

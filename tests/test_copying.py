@@ -261,3 +261,12 @@ def test_a_copy_is_what_deepcopy_gives():
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(one, other)
         assert one.requires_grad is other.requires_grad
+
+
+def test_a_set_of_modules_is_one_of_copies():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    model.chosen = {model[0], "name", ("a", 1)}
+    twin = copy_module(model)
+    assert twin.chosen == {twin[0], "name", ("a", 1)}
+    assert model.chosen == {model[0], "name", ("a", 1)}
+    assert twin[0]._non_persistent_buffers_set is not model[0]._non_persistent_buffers_set
