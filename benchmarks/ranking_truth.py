@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from ghnqat_sdk import calibrate, from_float
 from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.quantization.ranges import ClippedRanges
-from ghnqat_sdk.search.measuring import top1
+from ghnqat_sdk.search.scores import top1
 from ghnqat_sdk.training.compute import Setting
 from ghnqat_sdk.training.prepared import prepare_network
 from ghnqat_sdk.training.sampler import draw_batch

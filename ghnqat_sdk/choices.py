@@ -10,6 +10,9 @@ from ghnqat_sdk.errors import ArgumentError
 HeadChoice = Literal["auto", "predict", "keep", "fit"]
 """What happens to a classifier; see `predict_quantized_params`."""
 
+RankingOrder = Literal["accuracy", "training"]
+"""What networks are ranked by; see `rank_architectures`."""
+
 EvaluationProtocol = Literal["paper", "calibrated"]
 """How accuracy is measured; see `training/evaluation.py`."""
 

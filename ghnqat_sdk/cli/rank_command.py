@@ -5,8 +5,9 @@ from __future__ import annotations
 from argparse import Namespace
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from ghnqat_sdk.choices import RankingOrder
 from ghnqat_sdk.cli.arguments import MOST_IMAGES, SPACES, Real, Whole, model_name
 from ghnqat_sdk.cli.console import add_command, add_json_flag
 from ghnqat_sdk.cli.models import (
@@ -77,6 +78,13 @@ def add_rank(commands: Any) -> None:
         "--max-latency-ms",
         type=Real(1e-6, _MOST_COST),
         help="the same for milliseconds of the float network for one image, measured here",
+    )
+    parser.add_argument(
+        "--by",
+        choices=get_args(RankingOrder),
+        default="accuracy",
+        help="accuracy with predicted parameters, or how far a short training will come, told from "
+        "them, a first step, depth and multiply-accumulates (default: accuracy)",
     )
     parser.add_argument(
         "--processes", type=Whole(1, 256), default=1, help="that work at once (default: 1)"
@@ -188,6 +196,7 @@ def _ranking(options: Namespace) -> tuple[Ranking, int]:
             "latency_ms": options.max_latency_ms,
         },
         validation=held_out,
+        by=options.by,
         hypernetwork=hypernetwork,
         processes=options.processes,
         results=options.results,

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS, Pair, resolve_bits
-from ghnqat_sdk.calls import tensors_in
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.devices import on_cpu_by_default
-from ghnqat_sdk.errors import ArgumentError, GhnqatError
+from ghnqat_sdk.errors import GhnqatError
 from ghnqat_sdk.files import digest
 from ghnqat_sdk.generators import random_numbers_stay, seed_generators
 from ghnqat_sdk.graph.layers import quantizable_layers
+from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.predict import predict_quantized_params
 from ghnqat_sdk.prediction import FITTED, prediction_report
@@ -26,12 +26,14 @@ from ghnqat_sdk.quantization.state import evaluating
 from ghnqat_sdk.search.budget import COSTS, Budget
 from ghnqat_sdk.search.costs import counting_costs, latency_ms
 from ghnqat_sdk.search.identity import network_digest, values_digest
+from ghnqat_sdk.search.promise import depth, first_step
+from ghnqat_sdk.search.scores import BATCH, accuracy_and_loss
 
 Line = dict[str, Any]
 """What is known of one network: its name, and its digest, accuracy and costs, or why it has
 none."""
 
-_BATCH = 64
+_STEP_IMAGES = 64  # of a first step
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Study:
         measured: What their accuracy is of.
         hypernetwork: Predicts their parameters.
         budget: Networks beyond it are not predicted.
+        training: Whether what promises a fast training is measured as well.
     """
 
     bits: Pair | Mapping[str, Pair]
@@ -51,6 +54,7 @@ class Study:
     measured: ImageSet
     hypernetwork: GraphHypernetwork
     budget: Budget
+    training: bool = False
 
     def key(self) -> str:
         """What accuracies and costs follow from, beside the network."""
@@ -92,7 +96,15 @@ class Study:
             return {"beyond": excess}
         if not line:
             line = {"network": network, **self._accuracy(model, example)}
+        if self.training and "first_step" not in line:
+            line = {**line, **self._promise(model, example)}
         return {**line, **costs}
+
+    def _promise(self, model: nn.Module, example: Tensor) -> Line:
+        """Of a network that is then changed."""
+        images = self.fitting.sample(min(_STEP_IMAGES, len(self.fitting)), seed=0)
+        given = (images.normalize(images.images), images.labels, len(images.classes))
+        return {"depth": depth(trace(model, example)), "first_step": first_step(model, *given)}
 
     @torch.no_grad()
     def _costs(self, model: nn.Module, image: Tensor) -> dict[str, float]:
@@ -110,7 +122,7 @@ class Study:
         return costs
 
     def _accuracy(self, model: nn.Module, example: Tensor) -> Line:
-        """Top-1 in percent with predicted, calibrated parameters, and those that were not
+        """Top-1 in percent and loss with predicted, calibrated parameters, and those that were not
         predicted."""
         known_classes = self.hypernetwork.config.images.classes
         qmodel = predict_quantized_params(
@@ -118,12 +130,14 @@ class Study:
             self.bits,
             hypernetwork=self.hypernetwork,
             example_inputs=example,
-            calibration=list(self.fitting.batches(_BATCH)),
+            calibration=list(self.fitting.batches(BATCH)),
             head="auto" if self.fitting.classes == known_classes else "fit",
         )
         kept = [name for name, why in prediction_report(qmodel).kept.items() if why != FITTED]
+        accuracy, loss = accuracy_and_loss(qmodel, self.measured)
         return {
-            "accuracy": top1(qmodel, self.measured),
+            "accuracy": accuracy,
+            "loss": loss,
             "kept": kept,
             "values": values_digest(model, kept),
         }
@@ -159,41 +173,3 @@ def built(entry: Any, images: ImageSet) -> nn.Module:
     with on_cpu_by_default():  # where the images are
         model: nn.Module = entry.build(len(images.classes))
     return model
-
-
-@torch.no_grad()
-def top1(qmodel: nn.Module, images: ImageSet) -> float:
-    """In percent.
-
-    Raises:
-        ArgumentError: there is not one tensor of scores among the model's outputs, or scores are
-            not finite.
-    """
-    classes = len(images.classes)
-    with evaluating(qmodel):
-        hits = [
-            _scores(qmodel(x), len(y), classes).argmax(1) == y for x, y in images.batches(_BATCH)
-        ]
-    return 100 * int(torch.cat(hits).sum()) / len(images)
-
-
-def _scores(output: Any, rows: int, classes: int) -> Tensor:
-    """(rows, classes), the one tensor of that size among the outputs of a network.
-
-    Raises:
-        ArgumentError: none is, or several are.
-    """
-    tensors = list(tensors_in(output))
-    scores = [x for x in tensors if x.shape[:1] == (rows,) and x.numel() == rows * classes]
-    if len(scores) != 1:
-        raise ArgumentError(
-            f"Its outputs are of shapes {[tuple(x.shape) for x in tensors]}; expected one tensor "
-            f"of scores, {(rows, classes)}, for the {classes} classes of the images. Build it with "
-            f"as many outputs, or rank a network that returns its scores alone."
-        )
-    if not scores[0].isfinite().all():
-        raise ArgumentError(
-            "Its scores are not finite, with predicted and calibrated parameters. Look for a "
-            "division or a logarithm that parameters of other sizes do not survive."
-        )
-    return scores[0].reshape(rows, classes)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.plotting import figure_class, save_figure
 from ghnqat_sdk.search.budget import COSTS, Budget
+from ghnqat_sdk.search.promise import MEASURES, promises
 
 _NAMED = 4  # parameters in a table
 
@@ -29,6 +30,13 @@ class RankedNetwork:
             torch has; None where it was not measured.
         kept: Parameters that were not predicted, nor fitted: the accuracy is that of the values
             that they had, which may be random ones.
+        loss: Mean cross-entropy on the images that the accuracy is of.
+        depth: Operations on the longest path from an image to its scores; as the next two, None
+            where networks are not ranked by how they will train.
+        first_step: How far a first step of gradient descent from He's initialization lowers the
+            cross-entropy of its own images.
+        promise: Mean of the ranks in loss, first step, depth (the fewer the better) and
+            multiply-accumulates among all networks of the ranking, from 0 to 1.
     """
 
     name: str
@@ -37,6 +45,10 @@ class RankedNetwork:
     weight_bits: int
     latency_ms: float | None = None
     kept: tuple[str, ...] = ()
+    loss: float | None = None
+    depth: int | None = None
+    first_step: float | None = None
+    promise: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,7 @@ class Ranking:
     """Networks from the best to the worst; printed as a table.
 
     Attributes:
-        networks: By falling accuracy.
+        networks: By falling accuracy, or promise where there is one.
         failed: Name to the reason why a network has no accuracy.
         beyond: Name to what is beyond the budget; these networks were not predicted.
         budget: Within which networks were ranked.
@@ -90,13 +102,7 @@ class Ranking:
                 )
 
     def __str__(self) -> str:
-        width = max((len(network.name) for network in self.networks), default=7)
-        timed = any(network.latency_ms is not None for network in self.networks)
-        head = f"{'network':{width}}  {'accuracy':>9}  {'MACs':>14}  {'weight bits':>14}"
-        lines = [head + ("  latency, ms" if timed else "")]
-        for x in self.networks:
-            row = f"{x.name:{width}}  {x.accuracy:7.1f} %  {x.macs:14,}  {x.weight_bits:14,}"
-            lines.append(row if x.latency_ms is None else f"{row}  {x.latency_ms:11.2f}")
+        lines = self._table()
         lines += [
             f"{x.name}: not predicted, measured as given: {', '.join(x.kept[:_NAMED])}"
             + (f" and {len(x.kept) - _NAMED} more" if len(x.kept) > _NAMED else "")
@@ -105,6 +111,19 @@ class Ranking:
         ]
         lines += [f"{name}: {why}" for name, why in {**self.beyond, **self.failed}.items()]
         return "\n".join(lines)
+
+    def _table(self) -> list[str]:
+        width = max((len(network.name) for network in self.networks), default=7)
+        timed = any(network.latency_ms is not None for network in self.networks)
+        promising = any(network.promise is not None for network in self.networks)
+        head = f"{'network':{width}}  {'accuracy':>9}  {'MACs':>14}  {'weight bits':>14}"
+        head += f"  {'promise':>7}" if promising else ""
+        lines = [head + ("  latency, ms" if timed else "")]
+        for x in self.networks:
+            row = f"{x.name:{width}}  {x.accuracy:7.1f} %  {x.macs:14,}  {x.weight_bits:14,}"
+            row += "" if x.promise is None else f"  {x.promise:7.2f}"
+            lines.append(row if x.latency_ms is None else f"{row}  {x.latency_ms:11.2f}")
+        return lines
 
     def to_json(self) -> str:
         """For machines."""
@@ -135,6 +154,21 @@ class Ranking:
         axes.set_xlabel(COSTS[cost])
         axes.set_ylabel("accuracy, %")
         save_figure(figure, path, "ranking.plot('ranking.png')")
+
+
+def by_promise(ranking: Ranking) -> Ranking:
+    """The same networks by falling promise, which is of each among all of them."""
+    networks = ranking.networks
+    measures = [{name: getattr(network, name) for name in MEASURES} for network in networks]
+    promising = [
+        replace(network, promise=round(promise, 4))
+        for network, promise in zip(networks, promises(measures), strict=True)
+    ]
+    return replace(ranking, networks=tuple(sorted(promising, key=_order)))
+
+
+def _order(network: RankedNetwork) -> tuple[float, float]:
+    return -(network.promise or 0.0), -network.accuracy
 
 
 def _beats(other: RankedNetwork, network: RankedNetwork, costs: Iterable[str]) -> bool:

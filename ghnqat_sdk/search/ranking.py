@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
 from ghnqat_sdk.bits import Pair, parse_bits
 from ghnqat_sdk.checks import check_whole
+from ghnqat_sdk.choices import RankingOrder
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
@@ -20,7 +21,7 @@ from ghnqat_sdk.progress import progress_bar
 from ghnqat_sdk.search.budget import Budget
 from ghnqat_sdk.search.measuring import Line, Study
 from ghnqat_sdk.search.processes import lines_of
-from ghnqat_sdk.search.ranked import RankedNetwork, Ranking
+from ghnqat_sdk.search.ranked import RankedNetwork, Ranking, by_promise
 from ghnqat_sdk.search.results import append_line, known_lines, results_file
 
 _PAIRS = "rank_architectures([('small', model), ...], (4, 4), images)"
@@ -35,12 +36,14 @@ def rank_architectures(
     *,
     budget: Mapping[str, float | None] | None = None,
     validation: ImageSet | None = None,
+    by: RankingOrder = "accuracy",
     hypernetwork: str | Path | GraphHypernetwork = DEFAULT,
     processes: int = 1,
     results: str | Path | None = None,
     progress: bool = True,
 ) -> Ranking:
-    """Rank networks by their accuracy with predicted, calibrated parameters.
+    """Rank networks by their accuracy with predicted, calibrated parameters, or by how far a short
+    training of them will come.
 
     Where the images have other classes than the hypernetwork's, by name and order, each network's
     classifier is fitted to them (`fit_head`); otherwise it is predicted.
@@ -57,6 +60,8 @@ def rank_architectures(
             are measured where they are limited, and only alone on a machine are they to be trusted.
         validation: To measure with; by default every third of `images`, which is then used for
             nothing else.
+        by: "accuracy", or "training": the networks come by `RankedNetwork.promise`, which goes by
+            what is predicted, a first step of gradient descent, depth and multiply-accumulates.
         hypernetwork: As in `predict_quantized_params`.
         processes: How many work at once, each with a copy of the images.
         results: File of JSON lines, to which each network's is appended when it is known. What is
@@ -70,15 +75,19 @@ def rank_architectures(
 
     Raises:
         ArgumentError: an entry of another kind, a name given twice, bits or a budget that are none,
-            no networks, `validation` of other classes, or `results` that cannot be written.
+            no networks, `validation` of other classes, an unknown `by`, or `results` that cannot be
+            written.
     """
+    if by not in get_args(RankingOrder):
+        raise ArgumentError(f"by={by!r} is unknown. Write by='accuracy' or by='training'.")
     limits = Budget.of(budget)
     parsed = _parsed(bits)
     named = named_entries(models)
     fitting, measured = held_out(images, validation)
     check_whole("processes", processes, 1, "processes=2")
     file = None if results is None else results_file(results)
-    study = Study(parsed, fitting, measured, hypernetwork_of(hypernetwork), limits)
+    training = by == "training"
+    study = Study(parsed, fitting, measured, hypernetwork_of(hypernetwork), limits, training)
     key = study.key()
     known = {} if file is None else known_lines(file, key)
     entries = [(name, entry, known.get(name, {})) for name, entry in named.items()]
@@ -90,7 +99,8 @@ def rank_architectures(
         new = "beyond" not in line and line not in known.get(name, {}).values()
         if file is not None and new:
             append_line(file, key, line)
-    return _ranking([lines[name] for name in named], limits)
+    ranking = _ranking([lines[name] for name in named], limits)
+    return by_promise(ranking) if training else ranking
 
 
 def _parsed(bits: Pair | Mapping[str, Pair]) -> Pair | dict[str, Pair]:

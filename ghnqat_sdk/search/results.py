@@ -10,7 +10,7 @@ from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.search.measuring import Line
 
 _BEGINS = '{"study": '
-_NEEDED = {"name", "network", "accuracy", "kept", "values"}
+_NEEDED = {"name", "network", "accuracy", "loss", "kept", "values"}
 
 
 def results_file(path: Any) -> Path:

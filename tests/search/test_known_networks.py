@@ -144,7 +144,7 @@ def test_what_failed_is_tried_again(small, images, tmp_path, monkeypatch):
     path = tmp_path / "ranking.jsonl"
     models = [("a", cnn(4))]
     with monkeypatch.context() as patch:
-        patch.setattr(measuring, "top1", None)
+        patch.setattr(measuring, "accuracy_and_loss", None)
         report = rank_architectures(models, (4, 4), images, hypernetwork=small, results=path)
     assert report.failed["a"].startswith("TypeError: ")
     report = rank_architectures(models, (4, 4), images, hypernetwork=small, results=path)
