@@ -13,7 +13,7 @@ Writes results/ranking_evidence.json.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from hashlib import sha256
 from typing import Any
@@ -111,6 +111,14 @@ def figures(scores: Values, truth: Values, seconds: float) -> dict[str, Any]:
     }
 
 
+def once(nets: Iterable[str], scored: dict[str, dict[str, Any]]) -> list[str]:
+    """Those that a space has several times, under other names, count once."""
+    first: dict[Any, str] = {}
+    for net in nets:
+        first.setdefault(tuple(scored[net]["scores"].values()), net)
+    return list(first.values())
+
+
 def compared(
     scored: dict[str, dict[str, Any]], trained: dict[str, dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
@@ -175,7 +183,8 @@ def main() -> None:
     weights = sha256((SHIPPED / WEIGHTS_FILE).read_bytes()).hexdigest()
     scored = scored_networks(options, weights)
     lines = list(read_truth().values())
-    trained = {line["net"]: line for line in lines if line["seed"] == 0}
+    first = {line["net"]: line for line in lines if line["seed"] == 0 and line["net"] in scored}
+    trained = {net: first[net] for net in once(first, scored)}
     found = compared(scored, trained)
     print(table(found))
     chosen_by = {line["net"] for line in lines[:CHOSEN_BY]}
@@ -183,7 +192,7 @@ def main() -> None:
     fresh = compared(scored, others) if len(others) >= FEWEST else {}
     if fresh:
         print(f"\nThe {len(others)} networks that chose nothing:\n{table(fresh)}")
-    count = len(set(scored) & set(trained))
+    count = len(trained)
     deviation = noise(lines)
     summary = {"weights": weights, "networks": count, "between seeds": deviation}
     if deviation is not None:
