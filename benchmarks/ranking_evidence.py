@@ -4,7 +4,7 @@
 
 Scores of ranking_scores.py, one epoch of QAT, sums of ranks, and small regressions on several
 scores, each network left out of the fit that it is judged by; once more over the networks alone
-that came after these combinations were chosen. Columns: Kendall's τ and Spearman's ρ with bootstrap
+that were trained after the first sums of ranks were chosen. Columns: Kendall's τ and Spearman's ρ with bootstrap
 intervals of 95 %, the regret of choosing the best of the five that a measure likes most, and
 seconds of the processor for a network (medians). Needs scikit-learn (and SciPy, which it brings).
 Writes results/ranking_evidence.json.
@@ -16,6 +16,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from hashlib import sha256
+from math import isfinite
 from typing import Any
 
 import common
@@ -33,16 +34,22 @@ RESAMPLES = 2000
 CHOSEN = 5
 ONE_EPOCH = "one epoch of QAT"
 COMBINED = {
-    "predicted, depth, multiply-accumulates": ("predicted likelihood", "shallowness", "log macs"),
-    "the same, NASWOT": ("predicted likelihood", "shallowness", "log macs", "NASWOT"),
-    "depth, multiply-accumulates": ("shallowness", "log macs"),
+    "regression on predicted, gradient norm": ("predicted likelihood", "log gradient norm"),
+    "the same, depth, parameters": (
+        *("predicted likelihood", "log gradient norm"),
+        *("shallowness", "log parameters"),
+    ),
+    "regression on depth, multiply-accumulates": ("shallowness", "log macs"),
 }
 """Scores of each regression."""
 RANKS = {
+    "ranks of predicted, gradient norm": ("predicted likelihood", "less gradient"),
+    "the same on 128 images": ("predicted likelihood, 128 images", "less gradient"),
     "ranks of first step, depth, multiply-accumulates": ("first step", "shallowness", "macs"),
-    "the same, predicted": ("first step", "shallowness", "macs", "predicted likelihood"),
+    "these and predicted": ("first step", "shallowness", "macs", "predicted likelihood"),
 }
-"""Scores whose ranks are added up, without a fit."""
+"""Scores whose ranks are added up, without a fit. The first pair was chosen when all networks were
+trained, and both halves of them liked it; the last two when a third was."""
 CHOSEN_BY = 32  # lines of the truth, the first, that these and the length of the step are chosen by
 FEWEST = 8  # other networks that make a table of their own
 
@@ -111,6 +118,12 @@ def figures(scores: Values, truth: Values, seconds: float) -> dict[str, Any]:
     }
 
 
+def finite(scores: Values) -> list[float]:
+    """With the least in place of those that are not finite: a logarithm of zero."""
+    least = min(score for score in scores if isfinite(score))
+    return [score if isfinite(score) else least for score in scores]
+
+
 def once(nets: Iterable[str], scored: dict[str, dict[str, Any]]) -> list[str]:
     """Those that a space has several times, under other names, count once."""
     first: dict[Any, str] = {}
@@ -126,7 +139,8 @@ def compared(
     nets = [net for net in scored if net in trained]
     truth = [trained[net]["test"] for net in nets]
     columns = {
-        name: [scored[net]["scores"][name] for net in nets] for name in scored[nets[0]]["scores"]
+        name: finite([scored[net]["scores"][name] for net in nets])
+        for name in scored[nets[0]]["scores"]
     }
     seconds = {
         name: statistics.median(scored[net]["seconds"][name] for net in nets) for name in columns
@@ -134,9 +148,11 @@ def compared(
     epoch = statistics.median(trained[net]["seconds"] / EPOCHS for net in nets)
     found = {name: figures(values, truth, seconds[name]) for name, values in columns.items()}
     found[ONE_EPOCH] = figures([trained[net]["val"][0] for net in nets], truth, epoch)
-    for size in ("parameters", "macs"):
-        columns[f"log {size}"] = list(np.log(columns[size]))
-        seconds[f"log {size}"] = seconds[size]
+    for name in ("parameters", "macs", "gradient norm"):
+        columns[f"log {name}"] = list(np.log(columns[name]))
+        seconds[f"log {name}"] = seconds[name]
+    columns["less gradient"] = [-norm for norm in columns["gradient norm"]]
+    seconds["less gradient"] = seconds["gradient norm"]
     for name, parts in RANKS.items():
         values = sum_of_ranks([columns[part] for part in parts])
         found[name] = figures(values, truth, sum(seconds[part] for part in parts))

@@ -21,7 +21,7 @@ from ranking_truth import BITS
 from table1 import hypernetwork
 from torch import Tensor, nn
 
-from ghnqat_sdk import predict_quantized_params, trace
+from ghnqat_sdk import ComputationGraph, predict_quantized_params, trace
 from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.search import promise
 from ghnqat_sdk.training.spaces.protocol import Architecture
@@ -29,6 +29,7 @@ from ghnqat_sdk.training.spaces.protocol import Architecture
 CALIBRATION = 256
 MEASURED = 500
 BATCH = 64
+STEP = 0.03  # of a weight's norm
 CODED = 128  # images of NASWOT
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish)
 
@@ -51,7 +52,15 @@ def sizes(architecture: Architecture, data: str) -> Scores:
 
 def shallowness(architecture: Architecture, data: str) -> Scores:
     """Less the logarithm of how many operations are on the longest path from image to scores."""
-    return {"shallowness": -math.log(promise.depth(trace(architecture.build(10))))}
+    return {"shallowness": -math.log(depth(trace(architecture.build(10))))}
+
+
+def depth(graph: ComputationGraph) -> int:
+    """Nodes of the longest path."""
+    longest: list[int] = []
+    for node in range(len(graph)):
+        longest.append(1 + max((longest[i] for i in graph.predecessors[node]), default=0))
+    return max(longest)
 
 
 def predicted(architecture: Architecture, data: str) -> Scores:
@@ -91,17 +100,25 @@ def initial(architecture: Architecture) -> nn.Module:
 
 
 def gradient_norm(architecture: Architecture, data: str) -> Scores:
+    """As `ghnqat_sdk.search.promise` has it."""
     images, labels = next(images_of(data)[0].batches(BATCH))
-    model = initial(architecture).train()
-    nn.functional.cross_entropy(model(images), labels).backward()
-    norms = [p.grad.norm() for p in model.parameters() if p.grad is not None and p.ndim > 1]
-    return {"gradient norm": torch.stack(norms).sum().item()}
+    return {"gradient norm": promise.gradient_norm(architecture.build(10), images, labels, 10)}
 
 
 def first_step(architecture: Architecture, data: str) -> Scores:
-    """As `ghnqat_sdk.search.promise` has it."""
+    """How far a first step of gradient descent, which is as long as a share of each weight, lowers
+    the loss of the images that it was computed with."""
     images, labels = next(images_of(data)[0].batches(BATCH))
-    return {"first step": promise.first_step(architecture.build(10), images, labels, 10)}
+    model = initial(architecture).train()
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    before = nn.functional.cross_entropy(model(images), labels)
+    gradients = torch.autograd.grad(before, weights, allow_unused=True)
+    with torch.no_grad():
+        for weight, gradient in zip(weights, gradients, strict=True):
+            if gradient is not None and gradient.any():
+                weight.sub_(gradient * (STEP * weight.norm() / gradient.norm()))
+        after = nn.functional.cross_entropy(model(images), labels)
+    return {"first step": (before - after).item()}
 
 
 def synflow(architecture: Architecture, data: str) -> Scores:

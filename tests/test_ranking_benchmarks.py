@@ -93,7 +93,8 @@ def test_every_measure_is_compared_over_the_networks_that_were_trained(evidence)
         scores = {
             "parameters": 10.0 + i, "macs": 100.0 - i % 7, "predicted": float(i),
             "predicted likelihood": math.log(1 + i), "NASWOT": float(i % 5),
-            "shallowness": -float(i % 3), "first step": float(i),
+            "shallowness": -float(i % 3), "first step": float(i), "gradient norm": 40.0 - i,
+            "predicted likelihood, 128 images": float(i),
         }  # fmt: skip
         return {"scores": scores, "seconds": dict.fromkeys(scores, 0.5)}
 
@@ -107,3 +108,15 @@ def test_every_measure_is_compared_over_the_networks_that_were_trained(evidence)
     assert evidence.once(["n1", "n3", "again"], scored) == ["n1", "n3"]
     table = evidence.table(found)
     assert table.count("\n") == len(found) + 1
+
+
+def test_depth_is_the_longest_path(benchmark_module):
+    from torch import nn
+
+    from ghnqat_sdk import trace
+
+    scores = benchmark_module("ranking_scores")
+    short = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten())
+    model = nn.Sequential(short, nn.Linear(4 * 30 * 30, 10, bias=False))
+    longer = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), model)
+    assert scores.depth(trace(longer)) == scores.depth(trace(model)) + 1

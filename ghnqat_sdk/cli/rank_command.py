@@ -84,7 +84,7 @@ def add_rank(commands: Any) -> None:
         choices=get_args(RankingOrder),
         default="accuracy",
         help="accuracy with predicted parameters, or how far a short training will come, told from "
-        "them, a first step, depth and multiply-accumulates (default: accuracy)",
+        "them and the norm of the first gradient (default: accuracy)",
     )
     parser.add_argument(
         "--processes", type=Whole(1, 256), default=1, help="that work at once (default: 1)"

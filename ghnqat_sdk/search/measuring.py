@@ -18,7 +18,6 @@ from ghnqat_sdk.errors import GhnqatError
 from ghnqat_sdk.files import digest
 from ghnqat_sdk.generators import random_numbers_stay, seed_generators
 from ghnqat_sdk.graph.layers import quantizable_layers
-from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.predict import predict_quantized_params
 from ghnqat_sdk.prediction import FITTED, prediction_report
@@ -26,14 +25,14 @@ from ghnqat_sdk.quantization.state import evaluating
 from ghnqat_sdk.search.budget import COSTS, Budget
 from ghnqat_sdk.search.costs import counting_costs, latency_ms
 from ghnqat_sdk.search.identity import network_digest, values_digest
-from ghnqat_sdk.search.promise import depth, first_step
+from ghnqat_sdk.search.promise import gradient_norm
 from ghnqat_sdk.search.scores import BATCH, accuracy_and_loss
 
 Line = dict[str, Any]
 """What is known of one network: its name, and its digest, accuracy and costs, or why it has
 none."""
 
-_STEP_IMAGES = 64  # of a first step
+_TRAINED_ON = 64  # images, of a first gradient
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Study:
         measured: What their accuracy is of.
         hypernetwork: Predicts their parameters.
         budget: Networks beyond it are not predicted.
-        training: Whether what promises a fast training is measured as well.
+        training: Whether the norm of the first gradient is measured as well.
     """
 
     bits: Pair | Mapping[str, Pair]
@@ -96,15 +95,15 @@ class Study:
             return {"beyond": excess}
         if not line:
             line = {"network": network, **self._accuracy(model, example)}
-        if self.training and "first_step" not in line:
-            line = {**line, **self._promise(model, example)}
+        if self.training and "gradient_norm" not in line:
+            line = {**line, "gradient_norm": self._gradient_norm(model)}
         return {**line, **costs}
 
-    def _promise(self, model: nn.Module, example: Tensor) -> Line:
+    def _gradient_norm(self, model: nn.Module) -> float:
         """Of a network that is then changed."""
-        images = self.fitting.sample(min(_STEP_IMAGES, len(self.fitting)), seed=0)
-        given = (images.normalize(images.images), images.labels, len(images.classes))
-        return {"depth": depth(trace(model, example)), "first_step": first_step(model, *given)}
+        images = self.fitting.sample(min(_TRAINED_ON, len(self.fitting)), seed=0)
+        x = images.normalize(images.images)
+        return gradient_norm(model, x, images.labels, len(images.classes))
 
     @torch.no_grad()
     def _costs(self, model: nn.Module, image: Tensor) -> dict[str, float]:

@@ -31,12 +31,10 @@ class RankedNetwork:
         kept: Parameters that were not predicted, nor fitted: the accuracy is that of the values
             that they had, which may be random ones.
         loss: Mean cross-entropy on the images that the accuracy is of.
-        depth: Operations on the longest path from an image to its scores; as the next two, None
-            where networks are not ranked by how they will train.
-        first_step: How far a first step of gradient descent from He's initialization lowers the
-            cross-entropy of its own images.
-        promise: Mean of the ranks in loss, first step, depth (the fewer the better) and
-            multiply-accumulates among all networks of the ranking, from 0 to 1.
+        gradient_norm: Of the first gradient from He's initialization, summed over weights; as the
+            next, None where networks are not ranked by how they will train.
+        promise: Mean of the ranks in loss and gradient norm among all networks of the ranking, from
+            0 to 1, which is the best.
     """
 
     name: str
@@ -46,8 +44,7 @@ class RankedNetwork:
     latency_ms: float | None = None
     kept: tuple[str, ...] = ()
     loss: float | None = None
-    depth: int | None = None
-    first_step: float | None = None
+    gradient_norm: float | None = None
     promise: float | None = None
 
 

@@ -61,7 +61,7 @@ def rank_architectures(
         validation: To measure with; by default every third of `images`, which is then used for
             nothing else.
         by: "accuracy", or "training": the networks come by `RankedNetwork.promise`, which goes by
-            what is predicted, a first step of gradient descent, depth and multiply-accumulates.
+            the loss with predicted parameters and the norm of the first gradient.
         hypernetwork: As in `predict_quantized_params`.
         processes: How many work at once, each with a copy of the images.
         results: File of JSON lines, to which each network's is appended when it is known. What is

@@ -1,16 +1,16 @@
 """Networks ranked by how far a short training will bring them."""
 
 import json
+import math
 
 import pytest
 import torch
 from rankable import Giving, cnn, names
 from torch import nn
 
-from ghnqat_sdk import trace
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.search import measuring
-from ghnqat_sdk.search.promise import depth, first_step, promises
+from ghnqat_sdk.search.promise import draw_anew, gradient_norm, promises
 from ghnqat_sdk.search.ranking import rank_architectures
 
 
@@ -19,38 +19,32 @@ def example(images) -> tuple[torch.Tensor, torch.Tensor, int]:
 
 
 def test_a_network_is_promised_most_that_is_first_in_everything():
-    best = {"loss": 0.5, "first_step": 0.4, "depth": 10, "macs": 100}
-    worst = {"loss": 2.0, "first_step": -1.0, "depth": 90, "macs": 10}
-    between = {"loss": 1.0, "first_step": 0.4, "depth": 20, "macs": 50}
-    assert promises([between, best, worst]) == [0.5625, 0.9375, 0.0]
+    best = {"loss": 0.5, "gradient_norm": 1.0}
+    worst = {"loss": 2.0, "gradient_norm": float("inf")}
+    between = {"loss": 1.0, "gradient_norm": 1.0}
+    assert promises([between, best, worst]) == [0.625, 0.875, 0.0]
     assert promises([best]) == [0]
 
 
-def test_the_depth_is_that_of_the_longest_path():
-    short = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten())
-    model = nn.Sequential(short, nn.Linear(4 * 30 * 30, 10, bias=False))
-    longer = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), model)
-    assert depth(trace(longer)) == depth(trace(model)) + 1
-    beside = Giving(lambda scores: scores + scores.relu())
-    assert depth(trace(beside)) == depth(trace(Giving(lambda scores: scores.relu()))) + 1
-
-
-def test_a_first_step_lowers_the_loss_and_is_the_same_each_time(images):
-    found = {first_step(cnn(8), *example(images)) for _ in range(2)}
+def test_the_norm_is_that_of_a_first_gradient_each_time(images):
+    found = {gradient_norm(cnn(8), *example(images)) for _ in range(2)}
     assert len(found) == 1
-    assert 0 < found.pop() < 2
+    model = cnn(8)
+    draw_anew(model)
+    x, labels, _ = example(images)
+    nn.functional.cross_entropy(model.train()(x), labels).backward()
+    norms = [p.grad.norm().item() for p in model.parameters() if p.ndim > 1]
+    assert found.pop() == pytest.approx(sum(norms))
 
 
-def test_what_drops_out_is_the_same_before_and_after(images):
-    plain, dropping = cnn(8), cnn(8)
-    dropping[3] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Dropout(0.1))
-    steps = [first_step(model, *example(images)) for model in (plain, dropping)]
-    assert steps[1] == pytest.approx(steps[0], abs=0.1)
-    assert steps[1] > 0
+def test_a_deeper_network_of_the_same_width_has_the_larger_norm(images):
+    deep = cnn(8)
+    deep[2] = nn.Sequential(*[m for _ in range(6) for m in (nn.Conv2d(8, 8, 1), nn.ReLU())])
+    assert gradient_norm(deep, *example(images)) > gradient_norm(cnn(8), *example(images))
 
 
-def test_a_loss_that_is_not_finite_promises_nothing(images):
-    assert first_step(Giving(lambda scores: scores / 0), *example(images)) == -torch.inf
+def test_a_gradient_that_is_not_finite_is_infinite(images):
+    assert gradient_norm(Giving(lambda scores: scores / 0), *example(images)) == math.inf
 
 
 def test_networks_come_by_promise(small, images):
@@ -59,7 +53,7 @@ def test_networks_come_by_promise(small, images):
     ranking = rank_architectures(models, (4, 4), images, hypernetwork=small, by="training")
     found = [network.promise for network in ranking.networks]
     assert found == sorted(found, reverse=True)
-    assert {network.depth for network in ranking.networks} == {ranking.networks[0].depth}
+    assert all(network.gradient_norm > 0 for network in ranking.networks)
     after = [tensor for _, model in models for tensor in model.state_dict().values()]
     assert all(map(torch.equal, before, after))
     assert "promise" in str(ranking).splitlines()[0]

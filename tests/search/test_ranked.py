@@ -32,7 +32,7 @@ def test_a_ranking_is_printed_drawn_and_written_for_machines(tmp_path):
     written = json.loads(ranking().to_json())
     assert written["networks"][1] == {
         "name": "b", "accuracy": 80.0, "macs": 20, "weight_bits": 9, "latency_ms": None, "kept": [],
-        "loss": None, "depth": None, "first_step": None, "promise": None,
+        "loss": None, "gradient_norm": None, "promise": None,
     }  # fmt: skip
     ranking().plot(tmp_path / "ranking.png", "weight_bits")
     assert (tmp_path / "ranking.png").stat().st_size > 1000
