@@ -4,10 +4,10 @@
 
 Scores of ranking_scores.py, one epoch of QAT, sums of ranks, and small regressions on several
 scores, each network left out of the fit that it is judged by; once more over the networks alone
-that were trained after the first sums of ranks were chosen. Columns: Kendall's τ and Spearman's ρ with bootstrap
-intervals of 95 %, the regret of choosing the best of the five that a measure likes most, and
-seconds of the processor for a network (medians). Needs scikit-learn (and SciPy, which it brings).
-Writes results/ranking_evidence.json.
+that were trained after the first sums of ranks were chosen. Columns: Kendall's τ and Spearman's ρ
+with bootstrap intervals of 95 %, the regret of choosing the best of the five that a measure likes
+most, and seconds of the processor for a network (medians). Needs scikit-learn (and SciPy, which it
+brings). Writes results/ranking_evidence.json.
 """
 
 from __future__ import annotations

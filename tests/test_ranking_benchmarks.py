@@ -103,7 +103,7 @@ def test_every_measure_is_compared_over_the_networks_that_were_trained(evidence)
     found = evidence.compared(scored, trained)
     assert found["predicted"]["tau"] == 1
     assert found[evidence.ONE_EPOCH]["seconds"] == 10
-    assert found["depth, multiply-accumulates"]["seconds"] == 1.0
+    assert found["regression on depth, multiply-accumulates"]["seconds"] == 1.0
     scored["again"] = {**line(3), "seconds": {}}
     assert evidence.once(["n1", "n3", "again"], scored) == ["n1", "n3"]
     table = evidence.table(found)
