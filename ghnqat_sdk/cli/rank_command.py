@@ -64,21 +64,7 @@ def add_rank(commands: Any) -> None:
         "there are (default: 1000)",
     )
     parser.add_argument("--seed", type=Whole(0, 2**63 - 1), default=0, help="chooses the images")
-    parser.add_argument(
-        "--max-macs",
-        type=Real(1, _MOST_COST),
-        help="leave out networks of more multiply-accumulates, and name the Pareto front",
-    )
-    parser.add_argument(
-        "--max-weight-bits",
-        type=Real(1, _MOST_COST),
-        help="the same for the bits of all weights together",
-    )
-    parser.add_argument(
-        "--max-latency-ms",
-        type=Real(1e-6, _MOST_COST),
-        help="the same for milliseconds of the float network for one image, measured here",
-    )
+    _add_limits(parser)
     parser.add_argument(
         "--by",
         choices=get_args(RankingOrder),
@@ -94,6 +80,24 @@ def add_rank(commands: Any) -> None:
     )
     parser.add_argument("--plot", type=PICTURE, help="draw accuracy over multiply-accumulates")
     add_json_flag(parser)
+
+
+def _add_limits(parser: Any) -> None:
+    parser.add_argument(
+        "--max-macs",
+        type=Real(1, _MOST_COST),
+        help="leave out networks of more multiply-accumulates, and name the Pareto front",
+    )
+    parser.add_argument(
+        "--max-weight-bits",
+        type=Real(1, _MOST_COST),
+        help="the same for the bits of all weights together",
+    )
+    parser.add_argument(
+        "--max-latency-ms",
+        type=Real(1e-6, _MOST_COST),
+        help="the same for milliseconds of the float network for one image, measured here",
+    )
 
 
 def _add_networks(parser: Any) -> None:
