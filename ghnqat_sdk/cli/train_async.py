@@ -14,7 +14,7 @@ from ghnqat_sdk.cli.paths import FOLDER, IMAGES, check_image_folder, check_outpu
 from ghnqat_sdk.cli.train_config import run_config
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.progress import working
-from ghnqat_sdk.training.folder import CHECKPOINT_FILE, RUN_FILE
+from ghnqat_sdk.training.folder import CHECKPOINT_FILE, LAST_FOLDER, RUN_FILE
 
 if TYPE_CHECKING:
     from ghnqat_sdk.training.run import Run
@@ -98,9 +98,8 @@ def _run(options: Namespace) -> None:
     run = _opened(options)
     _follow(run, options)
     if options.output is None:
-        run.validate()
+        figures = run.validate()
         run.save()
-        figures = {}
     else:
         save_pretrained(run.trainer.averaged(), options.output)
         figures = run.validation.figures(run.trainer.averaged(), run.processes)
@@ -148,11 +147,10 @@ def _follow(run: Run, options: Namespace) -> None:
 
 
 def _say(run: Run, figures: dict[str, float], options: Namespace) -> None:
-    mean = sum(figures.values()) / len(figures) if figures else run.progress.best
     if options.json:
         print(json.dumps({**vars(run.progress), "validation": figures}))
         return
-    facts = f"{run.folder}: {run.progress.step} steps, {run.progress.images / 1e6:.2f} M images"
-    print(facts if options.output else f"{facts}, best validation {mean:.1f} %")
-    if options.output:
-        print(f"{options.output}: validation {mean:.1f} %")
+    images = f"{run.progress.images / 1e6:.2f} M images"
+    mean = f"validation {sum(figures.values()) / len(figures):.1f} %"
+    print(f"{run.folder}: {run.progress.step} steps, {images}")
+    print(f"{options.output or run.folder / LAST_FOLDER}: {mean}")

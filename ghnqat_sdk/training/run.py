@@ -159,8 +159,9 @@ class Run:
             _write_config(self.config, self.folder)
         self.processes.wait()
 
-    def validate(self) -> None:
-        """Log mean top-1 of the validation networks; the best weights so far go to `best/`.
+    def validate(self) -> dict[str, float]:
+        """Log mean top-1 of the validation networks, in percent by space and bits, and return it;
+        the best weights so far go to `best/`.
 
         Raises:
             CheckpointError: it has diverged, or a file cannot be written.
@@ -175,6 +176,7 @@ class Run:
                 save_pretrained(self.trainer.averaged(), self.folder / BEST_FOLDER)
         self._recent.clear()
         self.processes.wait()
+        return figures
 
     def _log(self, entry: dict[str, object]) -> None:
         facts = {

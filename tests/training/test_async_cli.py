@@ -33,7 +33,9 @@ def train(run, data, capsys):
 def test_a_run_goes_on_for_a_moment_and_is_validated(train, run):
     status, out, _ = train("--minutes", "0.01", "--processes", "1", "--set", "average=0.5")
     assert status == 0
-    assert out.startswith(f"{run}: 2 steps, 0.00 M images, best validation ")
+    first, second = out.splitlines()
+    assert first == f"{run}: 2 steps, 0.00 M images"
+    assert second.startswith(f"{run / 'last'}: validation ")
     assert load_config(run / "run.json").average == 0.5
     assert load_training_state(run)[1]["best"] >= 0
 
