@@ -5,7 +5,7 @@ main.py              `ghnqat`, with a file for each command: `demo_command.py`,
                      `rank_command.py`, `run_command.py`
 train.py             `ghnqat-train`, likewise: `train_teacher.py`, `train_run.py` (run and
                      decay), `train_async.py`, `train_adapt.py`
-train_config.py      the config of a run, from options
+train_config.py      the config of a run, from options that commands share
 console.py           one line for every mistake, exit statuses
 arguments.py         text to values, without disk or torch
 paths.py             files and folders, checked before anything slow

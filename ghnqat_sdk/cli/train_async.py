@@ -8,10 +8,11 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ghnqat_sdk.cli.arguments import Real, Whole, assignment
+from ghnqat_sdk.cli.arguments import Real, Whole
 from ghnqat_sdk.cli.console import add_command, add_json_flag
-from ghnqat_sdk.cli.paths import FOLDER, IMAGES, check_image_folder, check_output_folder
-from ghnqat_sdk.cli.train_config import run_config
+from ghnqat_sdk.cli.paths import FOLDER, check_image_folder, check_output_folder
+from ghnqat_sdk.cli.train_config import add_data, add_set, run_config
+from ghnqat_sdk.cli.train_run import facts_in, open_run
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.progress import working
 from ghnqat_sdk.training.folder import CHECKPOINT_FILE, LAST_FOLDER, RUN_FILE
@@ -38,12 +39,7 @@ def add_async(commands: Any) -> None:
         "time: the run keeps what was before, and --output gets the weights to use.",
     )
     command.add_argument("run", type=FOLDER, metavar="RUN", help="folder of the run")
-    command.add_argument(
-        "--data",
-        type=IMAGES,
-        required=True,
-        help="image folder (train/<class>/*.jpg) or torchvision's CIFAR-10",
-    )
+    add_data(command)
     command.add_argument("--minutes", type=Real(0.01, MOST_MINUTES), required=True)
     command.add_argument(
         "--processes",
@@ -60,14 +56,7 @@ def add_async(commands: Any) -> None:
     command.add_argument(
         "--output", type=FOLDER, metavar="FOLDER", help="of the decayed weights, with --decay"
     )
-    command.add_argument(
-        "--set",
-        action="append",
-        type=assignment,
-        default=[],
-        metavar="FIELD=VALUE",
-        help="change a field of the run, as optimizer.learning_rate=0.001",
-    )
+    add_set(command)
     add_json_flag(command)
 
 
@@ -107,23 +96,13 @@ def _run(options: Namespace) -> None:
 
 
 def _opened(options: Namespace) -> Run:
-    from ghnqat_sdk.training.checkpoint import load_training_state
     from ghnqat_sdk.training.distributed import Processes
     from ghnqat_sdk.training.initial import check_parts
-    from ghnqat_sdk.training.run import Run, open_features
-    from ghnqat_sdk.training.state import check_run_images
 
     source = {"output": options.run, "config": None, "recipe": None, "set": options.set}
     config = run_config(Namespace(**source), resume=True)
     check_parts(config)
-    with working("loading images and the state"):
-        train, validation = (config.data.load(options.data, part) for part in ("train", "val"))
-        state = load_training_state(Path(options.run))
-        check_run_images(options.run, {} if state is None else state[1], train)
-        features = open_features(config, train, Processes())
-        run = Run(config, options.run, train, validation, features=features)
-        run.resume()
-    return run
+    return open_run(config, options.run, options.data, facts_in(options.run), Processes())
 
 
 def _follow(run: Run, options: Namespace) -> None:

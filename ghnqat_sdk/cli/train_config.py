@@ -1,13 +1,15 @@
-"""The config of a run, from a recipe or a file and the fields that the command line changes."""
+"""What commands of training take alike, and the config of a run: from a recipe or a file, and the
+fields that the command line changes."""
 
 from __future__ import annotations
 
 import json
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ghnqat_sdk.cli.paths import check_hypernetwork
+from ghnqat_sdk.cli.arguments import assignment
+from ghnqat_sdk.cli.paths import IMAGES, check_hypernetwork
 from ghnqat_sdk.errors import ArgumentError, problems
 from ghnqat_sdk.training.folder import RUN_FILE
 
@@ -15,6 +17,28 @@ if TYPE_CHECKING:
     from ghnqat_sdk.training.config import RunConfig
 
 _SEE = "See: ghnqat-train recipes all-bits"
+
+
+def add_data(parser: ArgumentParser) -> None:
+    """Images to train on."""
+    parser.add_argument(
+        "--data",
+        type=IMAGES,
+        required=True,
+        help="image folder (train/<class>/*.jpg) or torchvision's CIFAR-10",
+    )
+
+
+def add_set(parser: ArgumentParser) -> None:
+    """What changes fields of a run."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        type=assignment,
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field, as sampling.meta_batch=4",
+    )
 
 
 def run_config(options: Namespace, resume: bool) -> RunConfig:

@@ -9,23 +9,23 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ghnqat_sdk.cli.arguments import Real, Whole, assignment, recipe_name
+from ghnqat_sdk.cli.arguments import Real, Whole, recipe_name
 from ghnqat_sdk.cli.console import add_command, add_json_flag
 from ghnqat_sdk.cli.paths import (
     FILE,
     FOLDER,
-    IMAGES,
     check_image_folder,
     check_input_file,
     check_output_folder,
 )
-from ghnqat_sdk.cli.train_config import run_config
+from ghnqat_sdk.cli.train_config import add_data, add_set, run_config
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.progress import working
 from ghnqat_sdk.training.folder import CHECKPOINT_FILE, RUN_FILE
 
 if TYPE_CHECKING:
     from ghnqat_sdk.training.config import RunConfig
+    from ghnqat_sdk.training.distributed import Processes
     from ghnqat_sdk.training.reports import Progress, StepReport
     from ghnqat_sdk.training.run import Run
 
@@ -56,14 +56,7 @@ def add_run(commands: Any) -> None:
         help="a name that `ghnqat-train recipes` lists (default: all-bits)",
     )
     source.add_argument("--config", type=FILE, metavar="FILE", help="a run's config as JSON")
-    run.add_argument(
-        "--set",
-        action="append",
-        type=assignment,
-        default=[],
-        metavar="FIELD=VALUE",
-        help="change a field, as sampling.meta_batch=4",
-    )
+    add_set(run)
     run.add_argument("--resume", action="store_true", help="continue the run in --output")
 
 
@@ -91,12 +84,7 @@ def add_decay(commands: Any) -> None:
 
 
 def _add_training(parser: ArgumentParser, output: str, steps: str) -> None:
-    parser.add_argument(
-        "--data",
-        type=IMAGES,
-        required=True,
-        help="image folder (train/<class>/*.jpg) or torchvision's CIFAR-10",
-    )
+    add_data(parser)
     parser.add_argument("--output", type=FOLDER, required=True, metavar="FOLDER", help=output)
     parser.add_argument("--steps", type=Whole(1, MOST_STEPS), required=True, help=steps)
     parser.add_argument(
@@ -198,8 +186,6 @@ def _train(config: RunConfig, options: Namespace, steps: int, advice: str) -> No
     from ghnqat_sdk.training.distributed import Processes
     from ghnqat_sdk.training.initial import check_parts
     from ghnqat_sdk.training.process import settle_process
-    from ghnqat_sdk.training.run import Run, open_features
-    from ghnqat_sdk.training.state import check_run_images
 
     facts = _checked_facts(options.output, steps, advice)
     settle_process()
@@ -207,30 +193,44 @@ def _train(config: RunConfig, options: Namespace, steps: int, advice: str) -> No
     torch.set_num_threads(options.threads)
     processes = Processes.from_environment()
     try:
-        with working("loading images and the state"):
-            train, validation = (config.data.load(options.data, part) for part in ("train", "val"))
-            # Before features of other images take the place of what is on disk.
-            check_run_images(options.output, facts, train)
-            features = open_features(config, train, processes)
-            run = Run(
-                config, options.output, train, validation, features=features, processes=processes
-            )
-            run.resume()  # which finds nothing to resume in the folder of a new run
+        run = open_run(config, options.output, options.data, facts, processes)
         _follow(run, steps, options.json)
     finally:
         processes.leave()
 
 
+def open_run(
+    config: RunConfig, folder: str, data: str, facts: dict[str, Any], processes: Processes
+) -> Run:
+    """The run in a folder, resumed where there is a state, of which `facts` are."""
+    from ghnqat_sdk.training.run import Run, open_features
+    from ghnqat_sdk.training.state import check_run_images
+
+    with working("loading images and the state"):
+        train, validation = (config.data.load(data, part) for part in ("train", "val"))
+        # Before features of other images take the place of what is on disk.
+        check_run_images(folder, facts, train)
+        features = open_features(config, train, processes)
+        run = Run(config, folder, train, validation, features=features, processes=processes)
+        run.resume()  # which finds nothing to resume in the folder of a new run
+    return run
+
+
 def _checked_facts(output: str, steps: int, advice: str) -> dict[str, Any]:
     """Of the state in a folder, none where it holds none; a state of so many steps is refused."""
-    from ghnqat_sdk.training.checkpoint import load_training_state
-
-    state = load_training_state(Path(output))
-    facts = {} if state is None else state[1]
+    facts = facts_in(output)
     done = facts.get("step", 0)
     if done >= steps:
         raise ArgumentError(f"{output!r} has done {done} steps, {advice}")
     return facts
+
+
+def facts_in(folder: str) -> dict[str, Any]:
+    """Of the state in a folder, none where it holds none."""
+    from ghnqat_sdk.training.checkpoint import load_training_state
+
+    state = load_training_state(Path(folder))
+    return {} if state is None else state[1]
 
 
 def _follow(run: Run, steps: int, as_json: bool) -> None:

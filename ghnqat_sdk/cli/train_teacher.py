@@ -12,11 +12,11 @@ from ghnqat_sdk.cli.arguments import Whole
 from ghnqat_sdk.cli.console import add_command, add_json_flag
 from ghnqat_sdk.cli.paths import (
     FILE,
-    IMAGES,
     check_image_folder,
     check_input_file,
     check_output_file,
 )
+from ghnqat_sdk.cli.train_config import add_data
 from ghnqat_sdk.cli.train_run import MOST_THREADS
 from ghnqat_sdk.errors import ArgumentError, problems
 from ghnqat_sdk.progress import working
@@ -29,12 +29,7 @@ def add_teacher(commands: Any) -> None:
     """Add `ghnqat-train teacher` to the parser's commands."""
     what = "train the teacher whose features are hints"
     teacher = add_command(commands, "teacher", what, check=_check, run=_teacher)
-    teacher.add_argument(
-        "--data",
-        type=IMAGES,
-        required=True,
-        help="image folder (train/<class>/*.jpg) or torchvision's CIFAR-10",
-    )
+    add_data(teacher)
     teacher.add_argument(
         "--output",
         type=FILE,

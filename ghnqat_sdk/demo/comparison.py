@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.demo.images import demo_images
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.graph.layers import quantizable_layers
+from ghnqat_sdk.graph.layers import he_start
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.predict import predict_quantized_params
 from ghnqat_sdk.quantization.calibrate import calibrate
@@ -126,23 +125,6 @@ def compare_starts(
         calibrate(start, batches, progress=False)
         scores.append(_score(start.eval(), test))
     return Comparison(scores[0], scores[1], test.classes, len(train))
-
-
-@torch.no_grad()
-def he_start(model: nn.Module, seed: int) -> nn.Module:
-    """A copy with convolutions and linear layers after He et al. (2015), with zero biases; the rest
-    is the model's own.
-
-    The global random numbers stay as they are.
-    """
-    start = copy_module(model)
-    generator = torch.Generator("cpu").manual_seed(seed)
-    layers: list[Any] = list(quantizable_layers(start).values())
-    for layer in layers:
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
-    return start
 
 
 @torch.no_grad()

@@ -100,7 +100,7 @@ class Study:
         return {**line, **costs}
 
     def _gradient_norm(self, model: nn.Module) -> float:
-        """Of a network that is then changed."""
+        """Of a network from another start."""
         images = self.fitting.sample(min(_TRAINED_ON, len(self.fitting)), seed=0)
         x = images.normalize(images.images)
         return gradient_norm(model, x, images.labels, len(images.classes))

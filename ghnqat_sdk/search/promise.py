@@ -8,14 +8,14 @@ of the ranks in both tells more than each.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ghnqat_sdk.generators import seed_generators
-from ghnqat_sdk.graph.layers import quantizable_layers
+from ghnqat_sdk.graph.layers import he_start
 from ghnqat_sdk.search.scores import scores_among
 
 MEASURES = ("loss", "gradient_norm")
@@ -30,17 +30,16 @@ def promises(networks: Sequence[Mapping[str, float]]) -> list[float]:
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
-    """How many of all are smaller, and half of those that are equal."""
-    return [
-        sum(other < value for other in values) + (values.count(value) - 1) / 2 for value in values
-    ]
+    """How many of all are smaller, and half of the others that are equal."""
+    ordered = sorted(values)
+    return [(bisect_left(ordered, v) + bisect_right(ordered, v) - 1) / 2 for v in values]
 
 
 def gradient_norm(model: nn.Module, images: Tensor, labels: Tensor, classes: int) -> float:
     """Sum of the norms of the first gradient by each weight (Abdelfattah et al. 2021).
 
     Args:
-        model: In float; it is changed. Weights of its layers are drawn anew (He et al. 2015).
+        model: In float; it stays as it is, a copy starts after He et al. (2015).
         images: (N, C, H, W)
         labels: (N,)
         classes: How many scores of an image there are.
@@ -48,21 +47,11 @@ def gradient_norm(model: nn.Module, images: Tensor, labels: Tensor, classes: int
     Returns:
         The sum, with statistics of the batch; infinity where it is not finite.
     """
-    draw_anew(model)
-    model.train()
+    model = he_start(model, seed=0).train()
+    seed_generators()  # what drops out is the same each time
     weights = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
     scores = scores_among(model(images), len(images), classes)
     loss = nn.functional.cross_entropy(scores, labels)
     gradients = torch.autograd.grad(loss, weights, allow_unused=True)
     total = math.fsum(gradient.norm().item() for gradient in gradients if gradient is not None)
     return total if math.isfinite(total) else math.inf
-
-
-def draw_anew(model: nn.Module) -> None:
-    """Weights of convolutions and linear layers for ReLUs, with biases of zero."""
-    seed_generators()
-    layers: dict[str, Any] = quantizable_layers(model)
-    for layer in layers.values():
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)

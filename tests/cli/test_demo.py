@@ -8,9 +8,10 @@ import torch
 
 from ghnqat_sdk.cli.main import main
 from ghnqat_sdk.data import load_images
-from ghnqat_sdk.demo.comparison import Score, compare_starts, he_start
+from ghnqat_sdk.demo.comparison import Score, compare_starts
 from ghnqat_sdk.demo.images import IMAGES_FILE, demo_images
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.graph.layers import he_start
 from ghnqat_sdk.hypernetwork.pretrained import save_pretrained
 from ghnqat_sdk.training.spaces.deepnets import DeepNets
 

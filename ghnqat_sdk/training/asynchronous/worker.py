@@ -17,9 +17,8 @@ from ghnqat_sdk.training.asynchronous.pool import Fact, Pool, flat_of
 from ghnqat_sdk.training.compute import ComputeConfig
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.distributed import Processes
-from ghnqat_sdk.training.features import FeatureCache
 from ghnqat_sdk.training.process import settle_process, sparing_old_objects
-from ghnqat_sdk.training.teacher import load_teacher
+from ghnqat_sdk.training.run import open_features
 from ghnqat_sdk.training.trainer import Trainer
 
 _STEPS_BETWEEN_SPARINGS = 40
@@ -77,19 +76,14 @@ def trainer_of(rank: int, given: Work) -> Trainer:
     compute = there.compute
     beside = compute.model_copy(update={"device": ComputeConfig().device})
     config = there.model_copy(update={"compute": beside})
-    features = _features_of(config, given.train, compute.device)
+    features = open_features(config, given.train, Processes())
+    if features is not None:
+        features = features.to(compute.device)
     processes = Processes(rank, given.processes)
     trainer = Trainer(config, given.train, features=features, processes=processes)
     if compute.device != beside.device:
         trainer.losses = DeviceLosses(trainer.losses, compute, given.processes)
     return trainer
-
-
-def _features_of(config: RunConfig, train: ImageSet, device: str) -> FeatureCache | None:
-    if config.hints is None:
-        return None
-    teacher = load_teacher(config.hints.teacher, train.classes)
-    return FeatureCache.open(config.hints.features, teacher, train).to(device)
 
 
 def _in_one_buffer(trainer: Trainer) -> torch.Tensor:
