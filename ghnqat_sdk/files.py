@@ -1,4 +1,5 @@
-"""Writing files so that nobody ever meets half of one, and checksums that reveal later damage."""
+"""Writing files so that nobody ever meets half of one, checksums that reveal later damage, and text
+for machines."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic_core import to_json
 
 from ghnqat_sdk.errors import ArgumentError
 
@@ -65,3 +68,8 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         total.update(tensors[name].flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+def as_json(facts: Any, indent: int | None = None) -> str:
+    """Strict JSON, which knows no numbers that are not finite: they are null."""
+    return to_json(facts, indent=indent, inf_nan_mode="null").decode()

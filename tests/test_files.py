@@ -1,5 +1,7 @@
 """Files of the package: whole or not there, and with the mode that `open` gives."""
 
+import json
+import math
 import os
 import stat
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from torch import nn
 
 import ghnqat_sdk as gq
 from ghnqat_sdk.cli.main import main
-from ghnqat_sdk.files import replacing, write_atomically
+from ghnqat_sdk.files import as_json, replacing, write_atomically
 
 
 @pytest.fixture(autouse=True)
@@ -77,3 +79,11 @@ def test_a_block_that_fails_leaves_what_was_there(tmp_path):
         raise OSError("full")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_numbers_that_are_not_finite_are_null_for_machines():
+    facts = {"loss": math.nan, "norms": (math.inf, -math.inf, 1.5)}
+    assert json.loads(as_json(facts), parse_constant=pytest.fail) == {
+        "loss": None,
+        "norms": [None, None, 1.5],
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +18,7 @@ from ghnqat_sdk.cli.models import (
     traced,
 )
 from ghnqat_sdk.cli.paths import FOLDER, check_output_folder
-from ghnqat_sdk.files import replacing
+from ghnqat_sdk.files import as_json, replacing
 from ghnqat_sdk.progress import working
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def _demo(options: Namespace) -> None:
     plot = _plot(comparison, options)
     if options.json:
         facts = {"model": options.model, "bits": options.bits, "plot": plot}
-        print(json.dumps(facts | comparison.facts()))
+        print(as_json(facts | comparison.facts()))
         return
     tested = sum(comparison.predicted.images)
     print(

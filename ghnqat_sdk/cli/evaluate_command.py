@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
@@ -22,7 +21,7 @@ from ghnqat_sdk.cli.models import (
 )
 from ghnqat_sdk.cli.paths import FILE, IMAGES, check_image_folder, check_output_file
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.files import replacing
+from ghnqat_sdk.files import as_json, replacing
 from ghnqat_sdk.progress import progress_bar, working
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ def _evaluate(options: Namespace) -> None:
     names = ("hypernetwork", "space", "graphs", "protocol", "seed", "split", "bits")
     facts = {name: getattr(options, name) for name in names} | {"images": count}
     facts["families"] = [network.family for network in networks]
-    text = json.dumps(facts | result.as_dict(), indent=2)
+    text = as_json(facts | result.as_dict(), indent=2)
     if options.json == "-":
         print(text)
         return

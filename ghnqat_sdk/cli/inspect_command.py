@@ -21,7 +21,7 @@ from ghnqat_sdk.cli.models import (
 )
 from ghnqat_sdk.cli.paths import IMAGES, PICTURE, check_image_folder, check_output_file
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.files import replacing
+from ghnqat_sdk.files import as_json, replacing
 from ghnqat_sdk.plotting import require_matplotlib
 from ghnqat_sdk.progress import working
 
@@ -117,7 +117,7 @@ def _inspect(options: Namespace) -> None:
         with replacing(options.plot) as temporary:
             measured.report.plot(temporary)
     if options.json:
-        print(json.dumps(_graph_facts(graph) | (measured.facts() if measured else {})))
+        print(as_json(_graph_facts(graph) | (measured.facts() if measured else {})))
         return
     _print_graph(graph)
     if measured is not None:

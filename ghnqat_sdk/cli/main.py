@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from ghnqat_sdk.cli.inspect_command import add_inspect
 from ghnqat_sdk.cli.predict_command import add_predict
 from ghnqat_sdk.cli.rank_command import add_rank
 from ghnqat_sdk.cli.run_command import add_run
+from ghnqat_sdk.files import as_json
 from ghnqat_sdk.version import __version__
 
 
@@ -54,7 +54,7 @@ def _version(options: Namespace) -> None:
 
     torch = version("torch")  # from its metadata: importing it takes seconds
     if options.json:
-        print(json.dumps({"ghnqat_sdk": __version__, "torch": torch}))
+        print(as_json({"ghnqat_sdk": __version__, "torch": torch}))
     else:
         print(f"ghnqat-sdk {__version__} (torch {torch})")
 

@@ -3,7 +3,6 @@ asked."""
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -27,7 +26,7 @@ from ghnqat_sdk.cli.paths import (
     count_classes,
 )
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.files import replacing
+from ghnqat_sdk.files import as_json, replacing
 from ghnqat_sdk.progress import working
 
 if TYPE_CHECKING:
@@ -156,7 +155,7 @@ def _print(options: Namespace, report: PredictionReport, heads: HeadReport | Non
         names = ("model", "bits", "first_last_bits", "output")
         facts = {name: getattr(options, name) for name in names}
         fitted = {} if heads is None else {"heads": list(map(vars, heads.heads))}
-        print(json.dumps(facts | vars(report) | fitted))
+        print(as_json(facts | vars(report) | fitted))
         return
     print(report)
     if heads is not None:

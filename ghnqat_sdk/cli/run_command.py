@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from importlib.util import find_spec
 from typing import Any
@@ -11,6 +10,7 @@ from ghnqat_sdk.cli.arguments import Whole
 from ghnqat_sdk.cli.console import add_command, add_json_flag
 from ghnqat_sdk.cli.paths import EXPORTED, FILE, check_input_file
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.files import as_json
 from ghnqat_sdk.progress import working
 
 MOST_CLASSES = 1000
@@ -68,7 +68,7 @@ def _run(options: Namespace) -> None:
     found = [classifier.top(x, options.top) for x in inputs]
     milliseconds = classifier.milliseconds(inputs[0]) if options.time else None
     if options.json:
-        print(json.dumps(_facts(options, found, milliseconds)))
+        print(as_json(_facts(options, found, milliseconds)))
         return
     width = max(map(len, options.images))
     for image, classes in zip(options.images, found, strict=True):

@@ -3,7 +3,6 @@ to other images; recipes and data."""
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from ghnqat_sdk.cli.train_adapt import add_adapt
 from ghnqat_sdk.cli.train_async import add_async
 from ghnqat_sdk.cli.train_run import add_decay, add_run
 from ghnqat_sdk.cli.train_teacher import add_teacher
+from ghnqat_sdk.files import as_json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +66,7 @@ def _recipes(options: Namespace) -> None:
         return
     listed = {name: load_recipe(name).description for name in recipe_names()}
     if options.json:
-        print(json.dumps(listed))
+        print(as_json(listed))
         return
     for name, description in listed.items():
         print(f"{name:18} {description}")
@@ -80,7 +80,7 @@ def _download(options: Namespace) -> None:
     from ghnqat_sdk.data import download_cifar10
 
     download_cifar10(options.data)
-    print(json.dumps({"data": options.data}) if options.json else f"CIFAR-10 is in {options.data}")
+    print(as_json({"data": options.data}) if options.json else f"CIFAR-10 is in {options.data}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from ghnqat_sdk.cli.paths import (
     check_output_folder,
 )
 from ghnqat_sdk.cli.train_run import MOST_THREADS
+from ghnqat_sdk.files import as_json
 from ghnqat_sdk.progress import working
 from ghnqat_sdk.training.folder import check_unused
 
@@ -110,7 +110,7 @@ def _adapt(options: Namespace) -> None:
     facts = {"output": options.output, "classes": len(train.classes)}
     facts["training_images"] = len(train)
     if options.json:
-        print(json.dumps(facts | vars(progress)))
+        print(as_json(facts | vars(progress)))
     else:
         print(
             f"{options.output}: {len(train.classes)} classes from {len(train):,} images, "

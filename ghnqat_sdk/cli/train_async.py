@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from argparse import Namespace
 from pathlib import Path
@@ -14,6 +13,7 @@ from ghnqat_sdk.cli.paths import FOLDER, check_image_folder, check_output_folder
 from ghnqat_sdk.cli.train_config import add_data, add_set, run_config
 from ghnqat_sdk.cli.train_run import facts_in, open_run
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.files import as_json
 from ghnqat_sdk.progress import working
 from ghnqat_sdk.training.folder import CHECKPOINT_FILE, LAST_FOLDER, RUN_FILE
 
@@ -127,7 +127,7 @@ def _follow(run: Run, options: Namespace) -> None:
 
 def _say(run: Run, figures: dict[str, float], options: Namespace) -> None:
     if options.json:
-        print(json.dumps({**vars(run.progress), "validation": figures}))
+        print(as_json({**vars(run.progress), "validation": figures}))
         return
     images = f"{run.progress.images / 1e6:.2f} M images"
     mean = f"validation {sum(figures.values()) / len(figures):.1f} %"

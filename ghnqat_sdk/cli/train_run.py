@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from argparse import ArgumentParser, Namespace
@@ -233,7 +232,7 @@ def facts_in(folder: str) -> dict[str, Any]:
     return {} if state is None else state[1]
 
 
-def _follow(run: Run, steps: int, as_json: bool) -> None:
+def _follow(run: Run, steps: int, for_machines: bool) -> None:
     from tqdm import tqdm
 
     from ghnqat_sdk.training.process import sparing_old_objects
@@ -248,8 +247,8 @@ def _follow(run: Run, steps: int, as_json: bool) -> None:
             bar.set_postfix(standing(run.progress, report), refresh=False)
     if not leader:
         return
-    if as_json:
-        print(json.dumps(vars(run.progress)))
+    if for_machines:
+        print(as_json(vars(run.progress)))
     else:
         best = run.progress.best
         validated = f"best validation {best:.1f} %" if best >= 0 else "not validated yet"

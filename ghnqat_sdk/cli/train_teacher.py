@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -19,6 +18,7 @@ from ghnqat_sdk.cli.paths import (
 from ghnqat_sdk.cli.train_config import add_data
 from ghnqat_sdk.cli.train_run import MOST_THREADS
 from ghnqat_sdk.errors import ArgumentError, problems
+from ghnqat_sdk.files import as_json
 from ghnqat_sdk.progress import working
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _teacher(options: Namespace) -> None:
     teacher = train_teacher(config, train, validation, report=report)
     save_teacher(teacher, options.output, accuracy=reached, data=train.digest())
     if options.json:
-        print(json.dumps({"output": options.output, "accuracy": reached}))
+        print(as_json({"output": options.output, "accuracy": reached}))
     else:
         print(f"{options.output}: {reached:.2f} % of validation images")
 

@@ -3,7 +3,6 @@ float."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.bits import FLOAT_BITS
 from ghnqat_sdk.calls import Call
+from ghnqat_sdk.files import as_json
 from ghnqat_sdk.plotting import figure_class, save_figure
 from ghnqat_sdk.quantization.added import in_float
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
@@ -82,8 +82,7 @@ class QuantizationReport:
 
     def to_json(self) -> str:
         """The report for machines; ratios that are infinite are null."""
-        text = json.dumps(asdict(self))
-        return json.dumps(json.loads(text, parse_constant=lambda _: None), indent=2)
+        return as_json(asdict(self), indent=2)
 
     def plot(self, path: str | Path) -> None:
         """Draw the layers' noise ratios and their part in the output error as an image (needs

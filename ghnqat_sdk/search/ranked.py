@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.files import as_json
 from ghnqat_sdk.plotting import figure_class, save_figure
 from ghnqat_sdk.search.budget import COSTS, Budget
 from ghnqat_sdk.search.promise import MEASURES, promises
@@ -125,7 +125,7 @@ class Ranking:
     def to_json(self) -> str:
         """For machines."""
         networks = [*map(asdict, self.networks)]
-        return json.dumps({"networks": networks, "failed": self.failed, "beyond": self.beyond})
+        return as_json({"networks": networks, "failed": self.failed, "beyond": self.beyond})
 
     def plot(self, path: str | Path, cost: str = "macs") -> None:
         """Draw accuracy against "macs", "weight_bits" or "latency_ms", with the Pareto front (needs

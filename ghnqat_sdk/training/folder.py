@@ -14,7 +14,7 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 """Its state, to resume from."""
 
 LOG_FILE = "log.jsonl"
-"""A line of figures for each validation."""
+"""A line of figures for each validation, or checkpoint of processes that do not wait."""
 
 BEST_FOLDER = "best"
 """The averaged weights that validated best, as `load_pretrained` reads them."""

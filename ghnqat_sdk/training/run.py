@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from pydantic import ValidationError
 
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
-from ghnqat_sdk.files import write_atomically
+from ghnqat_sdk.files import as_json, write_atomically
 from ghnqat_sdk.hypernetwork.pretrained import save_pretrained
 from ghnqat_sdk.training.checkpoint import load_training_state, save_training_state, writing
 from ghnqat_sdk.training.config import RunConfig, load_config
@@ -171,20 +170,19 @@ class Run:
         if self.processes.rank == 0:
             mean = sum(figures.values()) / len(figures)
             best_before, self.progress.best = self.progress.best, max(self.progress.best, mean)
-            self._log({"validation": figures, "mean": round(mean, 2), **averages(self._recent)})
+            self.log({"validation": figures, "mean": round(mean, 2), **averages(self._recent)})
             if mean > best_before:
                 save_pretrained(self.trainer.averaged(), self.folder / BEST_FOLDER)
         self._recent.clear()
         self.processes.wait()
         return figures
 
-    def _log(self, entry: dict[str, object]) -> None:
-        facts = {
-            name: round(value, 1) if isinstance(value, float) else value
-            for name, value in vars(self.progress).items()
-        }
+    def log(self, entry: Mapping[str, object]) -> None:
+        """Add a line to the folder's log: where the run stands, and `entry`, which counts more."""
+        facts = {**vars(self.progress), **entry}
+        rounded = {n: round(x, 3) if isinstance(x, float) else x for n, x in facts.items()}
         with writing(self.folder), (self.folder / LOG_FILE).open("a") as file:
-            file.write(json.dumps(facts | entry) + "\n")
+            file.write(as_json(rounded) + "\n")
 
 
 def _write_config(config: RunConfig, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """A ranking as it is printed, drawn, and cut to what a network may cost."""
 
 import json
+import math
 
 import pytest
 
@@ -34,6 +35,8 @@ def test_a_ranking_is_printed_drawn_and_written_for_machines(tmp_path):
         "name": "b", "accuracy": 80.0, "macs": 20, "weight_bits": 9, "latency_ms": None, "kept": [],
         "loss": None, "gradient_norm": None, "promise": None,
     }  # fmt: skip
+    exploding = Ranking((RankedNetwork("a", 10.0, 5, 9, gradient_norm=math.inf),))
+    assert json.loads(exploding.to_json())["networks"][0]["gradient_norm"] is None
     ranking().plot(tmp_path / "ranking.png", "weight_bits")
     assert (tmp_path / "ranking.png").stat().st_size > 1000
 

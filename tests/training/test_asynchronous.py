@@ -1,5 +1,6 @@
 """Processes that train a run together, without waiting for each other."""
 
+import json
 import os
 import signal
 from threading import Lock
@@ -17,6 +18,7 @@ from ghnqat_sdk.training.asynchronous.worker import Work, learn, trainer_of
 from ghnqat_sdk.training.checkpoint import load_training_state
 from ghnqat_sdk.training.compute import ComputeConfig
 from ghnqat_sdk.training.distributed import Processes
+from ghnqat_sdk.training.folder import LOG_FILE
 from ghnqat_sdk.training.optimizers import SoapConfig
 from ghnqat_sdk.training.run import open_features
 
@@ -187,6 +189,10 @@ def test_processes_train_a_run(run):
     assert 2 < facts["step"] == run.progress.step <= standing.step
     assert facts["images"] > facts["step"]
     assert facts["cpu_seconds"] > 0
+    lines = [json.loads(line) for line in (run.folder / LOG_FILE).read_text().splitlines()]
+    logged = [line for line in lines if "loss" in line and "validation" not in line]
+    assert 2 < logged[0]["step"] <= facts["step"]
+    assert 0 < logged[0]["loss"] <= 5
 
 
 def test_a_decay_leaves_the_run_as_it_was_before_and_gives_the_average(run):

@@ -106,18 +106,23 @@ def _other_draws(run: Run) -> RunConfig:
 def _follow(
     run: Run, pool: Pool, workers: Sequence[BaseProcess], lock: Lock, plan: Plan
 ) -> Iterator[Standing]:
-    """Until the time is up; saves the run while it is stable."""
+    """Until the time is up; saves the run while it is stable, and logs how it goes."""
     stable = True
-    before = pool.facts.clone()
+    before = logged = pool.facts.clone()
     trained = run.progress.seconds
     while not plan.over():
         time.sleep(min(_LOOKS, plan.total / 20))
         _check_alive(workers, run)
-        ends = plan.decayed() > 0
-        if stable and (ends or pool.step - run.progress.step >= run.config.checkpoint_every):
-            _save(run, pool, lock, trained + plan.seconds())
-        stable = stable and not ends
         now = pool.facts.clone()
+        due = now[Fact.UPDATES] - logged[Fact.UPDATES] >= run.config.checkpoint_every
+        ends = plan.decayed() > 0
+        if stable and (ends or due):
+            _save(run, pool, lock, trained + plan.seconds())
+        if due:
+            standing = _standing(pool, now, now - logged, plan)
+            run.log(standing._asdict() | {"seconds": trained + standing.seconds})
+            logged = now
+        stable = stable and not ends
         yield _standing(pool, now, now - before, plan)
         before = now
     if stable:
