@@ -19,6 +19,7 @@ from ghnqat_sdk.cli.paths import (
 )
 from ghnqat_sdk.cli.train_config import add_data, add_set, run_config
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.files import as_json
 from ghnqat_sdk.progress import working
 from ghnqat_sdk.training.folder import CHECKPOINT_FILE, RUN_FILE
 
