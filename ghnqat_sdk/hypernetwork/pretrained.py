@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,19 @@ def load_pretrained(
 def hypernetwork_of(
     given: str | Path | GraphHypernetwork, *, revision: str | None = None
 ) -> GraphHypernetwork:
-    """A hypernetwork as it is, anything else by `load_pretrained`."""
+    """A hypernetwork as it is, anything else by `load_pretrained`; the one that ships is read once,
+    so nobody must change it or hand it out."""
     if isinstance(given, GraphHypernetwork):
         return given
+    if isinstance(given, str) and given == DEFAULT and revision is None:
+        return _shipped()
     return load_pretrained(given, revision=revision)
+
+
+@cache
+def _shipped() -> GraphHypernetwork:
+    with torch.inference_mode(False):  # others will use it outside
+        return load_pretrained()
 
 
 def push_to_hub(

@@ -13,7 +13,11 @@ from torch import nn
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.hypernetwork import pretrained
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
-from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, save_pretrained
+from ghnqat_sdk.hypernetwork.pretrained import (
+    hypernetwork_of,
+    load_pretrained,
+    save_pretrained,
+)
 
 # Saving and loading
 
@@ -183,6 +187,18 @@ def test_default_is_the_embedded_hypernetwork_even_beside_a_folder_of_that_name(
     assert_same(load_pretrained(), load_pretrained("default"))
     with pytest.raises(CheckpointError, match=r"config\.json"):
         load_pretrained("./default")
+
+
+def test_predictions_read_the_embedded_weights_once_and_nobody_else_gets_them(embedded):
+    pretrained._shipped.cache_clear()
+    with torch.inference_mode():
+        shipped = hypernetwork_of("default")
+    assert not any(parameter.is_inference() for parameter in shipped.parameters())
+    assert hypernetwork_of("default") is shipped
+    assert load_pretrained() is not shipped
+    edit_weights(embedded)
+    assert hypernetwork_of("default") is shipped
+    pretrained._shipped.cache_clear()
 
 
 def test_embedded_weights_are_verified(embedded):
