@@ -19,9 +19,10 @@ from ghnqat_sdk import HypernetworkConfig, load_pretrained
 from ghnqat_sdk.data import load_images
 from ghnqat_sdk.hypernetwork.decoder import DecoderConfig
 from ghnqat_sdk.hypernetwork.encoders import TransformerConfig
+from ghnqat_sdk.training.branch import branch
 from ghnqat_sdk.training.compute import ComputeConfig
 from ghnqat_sdk.training.config import BitsConfig, BitsShare, RunConfig, ValidationConfig
-from ghnqat_sdk.training.run import Run, branch
+from ghnqat_sdk.training.run import Run
 from ghnqat_sdk.training.sampler import SamplingConfig
 from ghnqat_sdk.training.schedules import StableSchedule
 from ghnqat_sdk.training.shares import FamiliesShare

@@ -11,13 +11,15 @@ from ghnqat_sdk.cli.arguments import Real, Whole
 from ghnqat_sdk.cli.console import add_command, add_json_flag
 from ghnqat_sdk.cli.paths import FOLDER, check_image_folder, check_output_folder
 from ghnqat_sdk.cli.train_config import add_data, add_set, run_config
-from ghnqat_sdk.cli.train_run import facts_in, open_run
+from ghnqat_sdk.cli.train_run import facts_in, open_run, require_run
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.files import as_json
 from ghnqat_sdk.progress import working
-from ghnqat_sdk.training.folder import CHECKPOINT_FILE, LAST_FOLDER, RUN_FILE
+from ghnqat_sdk.training.folder import LAST_FOLDER
 
 if TYPE_CHECKING:
+    from ghnqat_sdk.training.asynchronous.run import Standing
+    from ghnqat_sdk.training.reports import Progress
     from ghnqat_sdk.training.run import Run
 
 MOST_MINUTES = 1e5
@@ -61,11 +63,7 @@ def add_async(commands: Any) -> None:
 
 
 def _check(options: Namespace) -> None:
-    if not (Path(options.run, CHECKPOINT_FILE).is_file() and Path(options.run, RUN_FILE).is_file()):
-        raise ArgumentError(
-            f"RUN {options.run!r} holds no run to go on with. Train its first steps: ghnqat-train "
-            f"run --output {options.run} --steps 1000"
-        )
+    require_run(options.run, "go on with")
     if bool(options.decay) != (options.output is not None):
         raise ArgumentError(
             "--decay and --output belong together: the share of the minutes in which the rate "
@@ -85,14 +83,14 @@ def _run(options: Namespace) -> None:
 
         settle_process()
     run = _opened(options)
-    _follow(run, options)
+    standing = _follow(run, options)
     if options.output is None:
         figures = run.validate()
         run.save()
     else:
         save_pretrained(run.trainer.averaged(), options.output)
         figures = run.validation.figures(run.trainer.averaged(), run.processes)
-    _say(run, figures, options)
+    _say(run, standing, figures, options)
 
 
 def _opened(options: Namespace) -> Run:
@@ -105,7 +103,8 @@ def _opened(options: Namespace) -> Run:
     return open_run(config, options.run, options.data, facts_in(options.run), Processes())
 
 
-def _follow(run: Run, options: Namespace) -> None:
+def _follow(run: Run, options: Namespace) -> Standing:
+    """Train; gives how far it is in the end."""
     from tqdm import tqdm
 
     from ghnqat_sdk.training.asynchronous.run import train_together
@@ -123,13 +122,21 @@ def _follow(run: Run, options: Namespace) -> None:
                 loss=f"{standing.loss:.3g}",
                 refresh=False,
             )
+    return standing
 
 
-def _say(run: Run, figures: dict[str, float], options: Namespace) -> None:
+def _say(run: Run, standing: Standing, figures: dict[str, float], options: Namespace) -> None:
+    """Where the run stands, and what was validated: the same, or a branch that went on."""
+    validated = standing if options.output else run.progress
     if options.json:
-        print(as_json({**vars(run.progress), "validation": figures}))
+        of_branch = {"step": validated.step, "images": validated.images, "validation": figures}
+        facts = {"branch": of_branch} if options.output else {"validation": figures}
+        print(as_json(vars(run.progress) | facts))
         return
-    images = f"{run.progress.images / 1e6:.2f} M images"
     mean = f"validation {sum(figures.values()) / len(figures):.1f} %"
-    print(f"{run.folder}: {run.progress.step} steps, {images}")
-    print(f"{options.output or run.folder / LAST_FOLDER}: {mean}")
+    print(f"{run.folder}: {_extent(run.progress)}")
+    print(f"{options.output or run.folder / LAST_FOLDER}: {_extent(validated)}, {mean}")
+
+
+def _extent(standing: Standing | Progress) -> str:
+    return f"{standing.step} steps, {standing.images / 1e6:.2f} M images"

@@ -4,6 +4,7 @@ fields that the command line changes."""
 from __future__ import annotations
 
 import json
+import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ghnqat_sdk.cli.arguments import assignment
 from ghnqat_sdk.cli.paths import IMAGES, check_hypernetwork
 from ghnqat_sdk.errors import ArgumentError, problems
-from ghnqat_sdk.training.folder import RUN_FILE
+from ghnqat_sdk.training.folder import CHECKPOINT_FILE, RUN_FILE
 
 if TYPE_CHECKING:
     from ghnqat_sdk.training.config import RunConfig
@@ -53,13 +54,15 @@ def run_config(options: Namespace, resume: bool) -> RunConfig:
     from ghnqat_sdk.training.config import RunConfig, load_config, load_recipe
 
     saved = Path(options.output) / RUN_FILE
+    if resume and not (options.config or options.recipe):
+        check_has_config(options.output)
     if options.config or (resume and saved.exists() and not options.recipe):
         config = load_config(options.config or saved)
     else:
         config = load_recipe(options.recipe or "all-bits")
     fields = config.model_dump(mode="json")
     for text in options.set:
-        if resume and text.startswith("initial="):
+        if resume and not was_restarted() and text.startswith("initial="):
             raise ArgumentError(
                 "--set initial is of a new run, and --resume goes on from the state of this one. "
                 "Choose another --output for a run from other weights"
@@ -71,6 +74,24 @@ def run_config(options: Namespace, resume: bool) -> RunConfig:
         raise ArgumentError(f"The config is not valid: {problems(error)}. {_SEE}") from error
     _check_files(config)
     return config
+
+
+def check_has_config(folder: str) -> None:
+    """Refuse the folder of a run whose config has been lost.
+
+    Raises:
+        ArgumentError: it holds a state without one.
+    """
+    if Path(folder, CHECKPOINT_FILE).exists() and not Path(folder, RUN_FILE).is_file():
+        raise ArgumentError(
+            f"{folder!r} holds the state of a run, and the {RUN_FILE} that belongs beside it is "
+            f"missing. Restore it, or write it anew: ghnqat-train run --resume --config FILE"
+        )
+
+
+def was_restarted() -> bool:
+    """Whether torchrun has started this again, as it was written, after a process was killed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def assign(fields: dict[str, Any], text: str) -> None:

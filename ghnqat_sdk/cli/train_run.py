@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,13 @@ from ghnqat_sdk.cli.paths import (
     check_input_file,
     check_output_folder,
 )
-from ghnqat_sdk.cli.train_config import add_data, add_set, run_config
+from ghnqat_sdk.cli.train_config import (
+    add_data,
+    add_set,
+    check_has_config,
+    run_config,
+    was_restarted,
+)
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.files import as_json
 from ghnqat_sdk.progress import working
@@ -114,15 +119,23 @@ def _check_run(options: Namespace) -> None:
 
 
 def _check_decay(options: Namespace) -> None:
-    branch = Path(options.output)
-    if not (branch / RUN_FILE).exists() and not (
-        _holds_state(options.run) and Path(options.run, RUN_FILE).is_file()
-    ):
-        raise ArgumentError(
-            f"RUN {options.run!r} holds no run to branch off. Train one first: ghnqat-train run "
-            f"--output {options.run}"
-        )
+    if not Path(options.output, RUN_FILE).exists():
+        require_run(options.run, "branch off")
     _check_training(options)
+
+
+def require_run(folder: str, purpose: str) -> None:
+    """Refuse a RUN that is none.
+
+    Raises:
+        ArgumentError: so it is, or its config has been lost.
+    """
+    check_has_config(folder)
+    if not _holds_state(folder):
+        raise ArgumentError(
+            f"RUN {folder!r} holds no run to {purpose}. Train its first steps: ghnqat-train run "
+            f"--output {folder} --steps 1000"
+        )
 
 
 def _check_training(options: Namespace) -> None:
@@ -135,8 +148,7 @@ def _holds_state(folder: str) -> bool:
 
 
 def _resumes(options: Namespace) -> bool:
-    """Asked to, or started again by torchrun after a process was killed."""
-    return options.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return options.resume or was_restarted()
 
 
 def _run(options: Namespace) -> None:
@@ -154,8 +166,8 @@ def _run(options: Namespace) -> None:
 
 
 def _decay(options: Namespace) -> None:
+    from ghnqat_sdk.training.branch import branch, check_branch
     from ghnqat_sdk.training.distributed import Processes
-    from ghnqat_sdk.training.run import branch, check_branch
 
     saved = Path(options.output) / RUN_FILE
     processes = Processes.from_environment()
@@ -204,12 +216,13 @@ def open_run(
 ) -> Run:
     """The run in a folder, resumed where there is a state, of which `facts` are."""
     from ghnqat_sdk.training.run import Run, open_features
-    from ghnqat_sdk.training.state import check_run_images
+    from ghnqat_sdk.training.state import check_run_images, check_run_teacher
 
     with working("loading images and the state"):
         train, validation = (config.data.load(data, part) for part in ("train", "val"))
         # Before features of other images take the place of what is on disk.
         check_run_images(folder, facts, train)
+        check_run_teacher(folder, facts, config, train)
         features = open_features(config, train, processes)
         run = Run(config, folder, train, validation, features=features, processes=processes)
         run.resume()  # which finds nothing to resume in the folder of a new run

@@ -2,7 +2,8 @@
 
 A run:
     config.py       all of a run as one value; `recipes/` holds those that have a name
-    run.py          a run in its folder: resumes, checkpoints, validates, branches off
+    run.py          a run in its folder: resumes, checkpoints, validates
+    branch.py       its state in another folder, with a rate that falls
     folder.py       the names of what the folder holds, and of the recipes
     trainer.py      the loop: sample, predict, loss, one step, average
     initial.py      the hypernetwork and the hints before the first step

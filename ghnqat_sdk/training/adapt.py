@@ -28,6 +28,7 @@ from ghnqat_sdk.data import DataConfig, ImageSet
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.files import write_atomically
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, save_pretrained
+from ghnqat_sdk.training.branch import branch
 from ghnqat_sdk.training.checkpoint import writing
 from ghnqat_sdk.training.config import RunConfig, load_config, load_recipe
 from ghnqat_sdk.training.distributed import Processes
@@ -36,7 +37,7 @@ from ghnqat_sdk.training.initial import described
 from ghnqat_sdk.training.new_classes import with_new_classes
 from ghnqat_sdk.training.prepared import KNOWN_SIZE
 from ghnqat_sdk.training.projections import fit_projections
-from ghnqat_sdk.training.run import Run, branch, open_features
+from ghnqat_sdk.training.run import Run, open_features
 from ghnqat_sdk.training.state import check_same_images, facts_of_images
 from ghnqat_sdk.training.teacher import TeacherConfig, save_teacher, train_teacher
 

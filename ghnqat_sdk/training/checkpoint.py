@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ghnqat_sdk.errors import CheckpointError, first_few
+from ghnqat_sdk.errors import ArgumentError, CheckpointError, first_few
 from ghnqat_sdk.files import digest, write_atomically
-from ghnqat_sdk.training.folder import CHECKPOINT_FILE
+from ghnqat_sdk.training.folder import CHECKPOINT_FILE, LOCK_FILE
 
 _MOST_NAMED = 3
 
@@ -63,8 +64,16 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
     return [unpack(inner, tensors) for inner in packed] if isinstance(packed, list) else packed
 
 
-def restore_optimizer(optimizer: Optimizer, packed: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimizer the packed state of another; its decay and betas stay those of its config.
+def restore_optimizer(
+    optimizer: Optimizer, packed: Any, tensors: Mapping[str, Tensor], chosen: Collection[str]
+) -> None:
+    """Give an optimizer the packed state of another.
+
+    Args:
+        optimizer: As its config made it.
+        packed, tensors: Of the other.
+        chosen: What the config says of groups, as weight_decay, which stays; other numbers in them
+            are what an optimizer counts or adapts there.
 
     Raises:
         ValueError: the state belongs to parameters of other groups.
@@ -73,9 +82,10 @@ def restore_optimizer(optimizer: Optimizer, packed: Any, tensors: Mapping[str, T
     state["state"] = {int(index): of_parameter for index, of_parameter in state["state"].items()}
     groups = optimizer.param_groups
     built = [{key: group[key] for key in group if key != "params"} for group in groups]
+    kept = [{*group} - {*chosen} for group in state["param_groups"]]
     optimizer.load_state_dict(state)
-    for group, own in zip(optimizer.param_groups, built, strict=True):
-        group.update(own)
+    for group, own, of_state in zip(optimizer.param_groups, built, kept, strict=True):
+        group.update({key: value for key, value in own.items() if key not in of_state})
 
 
 def give_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -112,6 +122,31 @@ def writing(folder: Path) -> Iterator[None]:
             f"The run in {str(folder)!r} cannot be written: {error}. Make room, or correct the "
             f"folder, and continue with --resume from the last checkpoint."
         ) from error
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Around a training of the run in `folder`, which no other process changes meanwhile.
+
+    In this process one may begin before an interrupted one is forgotten, as in a notebook.
+
+    Raises:
+        ArgumentError: there is one already.
+        CheckpointError: the folder cannot be written.
+    """
+    with writing(folder):
+        lock = FileLock(folder / LOCK_FILE, timeout=0, is_singleton=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise ArgumentError(
+                f"Another process is training the run in {str(folder)!r}. Wait for its end, or "
+                f"choose another folder."
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def load_training_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -16,6 +16,9 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 LOG_FILE = "log.jsonl"
 """A line of figures for each validation, or checkpoint of processes that do not wait."""
 
+LOCK_FILE = "run.lock"
+"""Held by who trains it; the file stays."""
+
 BEST_FOLDER = "best"
 """The averaged weights that validated best, as `load_pretrained` reads them."""
 

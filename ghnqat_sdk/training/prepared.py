@@ -106,7 +106,7 @@ class PreparedNetworks:
         self.num_classes = num_classes
         self.most = most
         self.size = size
-        self.kept: dict[object, PreparedNetwork | None] = {}
+        self.kept: dict[Architecture, PreparedNetwork | None] = {}
 
     def of_step(self, drawn: Sequence[Draw]) -> tuple[list[Draw], list[PreparedNetwork]]:
         """What a step learns from, and its networks: all but those that are for images of other
@@ -117,13 +117,13 @@ class PreparedNetworks:
 
     def prepared(self, architecture: Architecture) -> PreparedNetwork | None:
         """The network of an architecture, None where it is for images of other sizes."""
-        # Two shares may have it at other channels, or one of them without norm.
-        key = architecture.key, architecture.macs, architecture.norm
-        if key not in self.kept:
+        # Not its key, which tells networks of one space apart: two shares may have it at other
+        # channels, with other settings, or one of them without norm.
+        if architecture not in self.kept:
             if len(self.kept) >= self.most:
                 self.kept.pop(next(iter(self.kept)))
-            self.kept[key] = network_for(architecture, self.num_classes, self.size)
-        return self.kept[key]
+            self.kept[architecture] = network_for(architecture, self.num_classes, self.size)
+        return self.kept[architecture]
 
 
 def network_for(architecture: Architecture, num_classes: int, size: int) -> PreparedNetwork | None:

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from ghnqat_sdk.training.sampler import Draw
 
 _HIGHEST = 10.0
@@ -20,13 +23,13 @@ class Progress:
 
     Attributes:
         step: Optimizer steps done.
-        networks: Networks learned from.
-        images: Images that passed through them, in all processes.
-        mac_images: Multiply-accumulates of their forward passes, in all processes.
+        networks: Networks learned from; this and what follows in all processes.
+        images: Images that passed through them.
+        mac_images: Multiply-accumulates of their forward passes.
         skipped_networks: Networks left out because their loss or gradient was not finite, or they
             are for images of other sizes.
         seconds: Training time, interruptions left out.
-        cpu_seconds: Time of this process's processor.
+        cpu_seconds: Time of the processors of all processes.
         best: Best validation figure so far, mean top-1 in percent.
     """
 
@@ -39,14 +42,33 @@ class Progress:
     cpu_seconds: float = 0.0
     best: float = -1.0
 
-    def count(self, drawn: Sequence[Draw], learned: Sequence[bool], processes: int) -> None:
-        """Add the networks of a step, of which some were not learned from."""
-        used = [draw for draw, finite in zip(drawn, learned, strict=True) if finite]
-        mac_images = sum(draw.images * draw.architecture.macs for draw in used)
-        self.networks += processes * len(used)
-        self.images += processes * sum(draw.images for draw in used)
-        self.mac_images += float(processes * mac_images)
-        self.skipped_networks += len(drawn) - len(used)
+    def add(self, counts: Tensor) -> None:
+        """Those of a step, as `counted` gives them, summed over processes."""
+        networks, images, mac_images, skipped, cpu_seconds = counts.tolist()
+        self.networks += int(networks)
+        self.images += int(images)
+        self.mac_images += mac_images
+        self.skipped_networks += int(skipped)
+        self.cpu_seconds += cpu_seconds
+
+
+def counted(
+    drawn: Sequence[Draw], learned: Sequence[bool], unfit: int, cpu_seconds: float
+) -> Tensor:
+    """What a process adds to its run's progress in a step, (5,) numbers.
+
+    Args:
+        drawn: Its networks.
+        learned: Which of them were learned from.
+        unfit: How many were drawn besides.
+        cpu_seconds: Since the step before.
+    """
+    used = [draw for draw, finite in zip(drawn, learned, strict=True) if finite]
+    images = sum(draw.images for draw in used)
+    mac_images = sum(draw.images * draw.architecture.macs for draw in used)
+    skipped = len(drawn) - len(used) + unfit
+    numbers = (len(used), images, mac_images, skipped, cpu_seconds)
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 class NetworkReport(NamedTuple):

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.files import as_json, write_atomically
 from ghnqat_sdk.hypernetwork.pretrained import save_pretrained
-from ghnqat_sdk.training.checkpoint import load_training_state, save_training_state, writing
+from ghnqat_sdk.training.checkpoint import (
+    alone_in,
+    load_training_state,
+    save_training_state,
+    writing,
+)
 from ghnqat_sdk.training.config import RunConfig, load_config
 from ghnqat_sdk.training.distributed import Processes
 from ghnqat_sdk.training.features import FeatureCache
 from ghnqat_sdk.training.folder import BEST_FOLDER, CHECKPOINT_FILE, LAST_FOLDER, LOG_FILE, RUN_FILE
 from ghnqat_sdk.training.reports import Progress, StepReport, averages
-from ghnqat_sdk.training.schedules import DecayConfig
 from ghnqat_sdk.training.state import (
     check_learning,
     check_run_images,
@@ -116,11 +119,20 @@ class Run:
         It checkpoints and validates as the config says.
 
         Raises:
-            ArgumentError: the folder holds a state that was not resumed.
+            ArgumentError: the folder holds a state that was not resumed, or another process trains
+                the run there.
             CheckpointError: it diverges, or a file cannot be written; the last checkpoint stays.
         """
         self._check_that_nothing_is_lost()
-        self.write_config()
+        with self.alone():
+            self.write_config()
+            yield from self._steps(steps)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Around a training: no other process trains the run in the folder meanwhile."""
+        return alone_in(self.folder) if self.processes.rank == 0 else nullcontext()
+
+    def _steps(self, steps: int) -> Iterator[StepReport]:
         for report in self.trainer.steps(steps):
             self._recent.append(report)
             last = report.step == steps
@@ -155,7 +167,7 @@ class Run:
     def write_config(self) -> None:
         """Write it to the folder, as `ghnqat-train run --resume` reads it."""
         if self.processes.rank == 0:
-            _write_config(self.config, self.folder)
+            write_config(self.config, self.folder)
         self.processes.wait()
 
     def validate(self) -> dict[str, float]:
@@ -185,7 +197,12 @@ class Run:
             file.write(as_json(rounded) + "\n")
 
 
-def _write_config(config: RunConfig, folder: Path) -> None:
+def write_config(config: RunConfig, folder: Path) -> None:
+    """Write it as the config of the run in a folder.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
     with writing(folder):
         write_atomically(folder / RUN_FILE, config.model_dump_json(indent=2).encode())
 
@@ -201,78 +218,6 @@ def check_images(folder: str | Path, config: RunConfig, train: ImageSet) -> None
     check_run_images(folder, {} if state is None else state[1], train)
     if config.hints is not None:
         _teacher_for(train, config.hints.teacher)
-
-
-def branch(folder: str | Path, output: str | Path, steps: int, hints: float = 0.5) -> RunConfig:
-    """Copy the state of a stable run to `output`, with a rate that falls to zero in `steps` steps.
-
-    What validates best is sought anew. The run in `folder` stays as it is and can go on.
-
-    Raises:
-        ArgumentError: no run there, one that decays already, or an output that holds a run.
-        CheckpointError: a file cannot be read or written.
-    """
-    source = Path(folder)
-    target = Path(output)
-    config = load_config(source / RUN_FILE)
-    state = load_training_state(source)
-    if state is None:
-        raise ArgumentError(
-            f"{str(source)!r} holds no state to branch off. Train a run first: ghnqat-train run"
-        )
-    if config.decay is not None or config.schedule.type != "stable":
-        raise ArgumentError(
-            f"The run in {str(source)!r} decays already. Branch off the stable run it comes from."
-        )
-    if (target / RUN_FILE).exists():
-        raise ArgumentError(f"{str(target)!r} holds a run. Choose another --output folder.")
-    tensors, facts = state
-    try:
-        decay = DecayConfig(start=facts["step"], steps=steps, hints=hints)
-    except ValidationError as error:
-        raise ArgumentError(
-            f"steps={steps} and hints={hints} are no decay. Write at least one step, and a share "
-            f"of 0 to 1."
-        ) from error
-    config = config.model_copy(update={"decay": decay})
-    save_training_state(target, tensors, facts | {"best": Progress().best})
-    _write_config(config, target)
-    return config
-
-
-def check_branch(
-    folder: str | Path, output: str | Path, steps: int, hints: float = 0.5
-) -> tuple[RunConfig, DecayConfig]:
-    """Refuse another branch in `output` than what `branch` with the same arguments makes there;
-    returns the branch's config, and its decay.
-
-    The run in `folder` may have gone on since, or be gone: then any branch will do, as where the
-    state of one of both does not say which run it is of.
-
-    Raises:
-        ArgumentError: no branch, or one of another run, of other steps or hints.
-        CheckpointError: a state is damaged.
-    """
-    config = load_config(Path(output) / RUN_FILE)
-    decay = config.decay
-    if decay is None:
-        raise ArgumentError(
-            f"{str(output)!r} holds a stable run. Choose another --output for the branch."
-        )
-    if (decay.steps, decay.hints) != (steps, hints):
-        raise ArgumentError(
-            f"{str(output)!r} holds a branch of --steps {decay.steps} --hints {decay.hints:g}; "
-            f"what came are --steps {steps} --hints {hints:g}. Write the same to go on with it, or "
-            f"choose another --output."
-        )
-    states = [load_training_state(Path(each)) for each in (folder, output)]
-    run, branched = (None if state is None else state[1].get("run") for state in states)
-    if None not in (run, branched) and run != branched:
-        raise ArgumentError(
-            f"{str(output)!r} holds a branch of another run than the one in {str(folder)!r}. Name "
-            f"the run that it is of to go on with it, or choose another --output."
-        )
-    return config, decay
 
 
 def open_features(

@@ -52,6 +52,11 @@ class _ShippedShare(_Share):
         """Where the networks come from."""
         return self.space
 
+    @property
+    def origin(self) -> object:
+        """What shares of the same networks have in common, limits aside."""
+        return self.space
+
 
 class DeepNetsShare(_ShippedShare):
     """Networks of ConvNets-250K (re-created)."""
@@ -92,6 +97,11 @@ class CustomShare(ImportedCustom, _Share):
     def source(self) -> str:
         """Where the networks come from."""
         return self.factory
+
+    @property
+    def origin(self) -> object:
+        """What shares of the same networks have in common, limits aside."""
+        return self.factory, repr(self.settings)
 
     def build(self, split: str) -> Space:
         """The split of the space.

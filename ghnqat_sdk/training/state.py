@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.training.checkpoint import give_weights, pack, restore_optimizer
+from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.folder import LAST_FOLDER
 from ghnqat_sdk.training.reports import Progress
+from ghnqat_sdk.training.teacher import load_teacher, teacher_digest
 from ghnqat_sdk.training.trainer import Trainer
 
 _MOST_OF_NAMES = 80
@@ -45,7 +47,9 @@ def restore(trainer: Trainer, tensors: dict[str, Tensor], facts: dict[str, Any])
         raise ValueError(f"it is of the optimizer {found!r}, not {own!r}")
     _check_teacher(trainer, facts)
     if facts.get("optimizer") is not None:
-        restore_optimizer(trainer.optimizer, facts["optimizer"], tensors)
+        config = trainer.config.optimizer
+        chosen = {*type(config).model_fields, *getattr(config, "settings", ())}
+        restore_optimizer(trainer.optimizer, facts["optimizer"], tensors, chosen)
     trainer.progress = Progress(**{name: facts[name] for name in vars(Progress())})
 
 
@@ -131,6 +135,21 @@ def check_run_images(folder: str | Path, facts: Mapping[str, Any], images: Image
     check_same_images(folder, kept, images, instead)
 
 
+def check_run_teacher(
+    folder: str | Path, facts: Mapping[str, Any], config: RunConfig, images: ImageSet
+) -> None:
+    """Refuse another teacher than the one that a run's state, with these facts, is of.
+
+    Raises:
+        ArgumentError, CheckpointError: so it is, or the teacher cannot be read.
+    """
+    if config.hints is None or "teacher" not in facts:
+        return
+    own = teacher_digest(load_teacher(config.hints.teacher, images.classes))
+    if reason := _other_teacher(own, facts["teacher"]):
+        raise CheckpointError(f"The state in {str(folder)!r} does not fit its config: {reason}.")
+
+
 def _described(facts: Mapping[str, Any]) -> str:
     names = ", ".join(facts["classes"])
     names = names if len(names) <= _MOST_OF_NAMES else f"{names[:_MOST_OF_NAMES]}…"
@@ -144,12 +163,19 @@ def _described(facts: Mapping[str, Any]) -> str:
 def _check_teacher(trainer: Trainer, facts: dict[str, Any]) -> None:
     """The projections of a run mean something for one teacher alone."""
     own = None if trainer.features is None else trainer.features.teacher
-    found = facts.get("teacher", own)
-    if own is not None and found != own:
-        raise ValueError(
-            f"its hints are of the teacher {found:.8}…, not of {own:.8}…; hints.teacher must name "
-            f"the file that it was trained with"
-        )
+    found = facts.get("teacher") or own
+    if own is not None and (reason := _other_teacher(own, found)):
+        raise ValueError(reason)
+
+
+def _other_teacher(own: str, found: str | None) -> str | None:
+    """What is wrong with hints of the teacher `own`, where a state is of `found`."""
+    if own == found:
+        return None
+    return (
+        f"its hints are of the teacher {found:.8}…, not of {own:.8}…; hints.teacher must name the "
+        f"file that it was trained with"
+    )
 
 
 def _parts(trainer: Trainer) -> dict[str, nn.Module]:

@@ -26,7 +26,7 @@ from ghnqat_sdk.training.initial import check_fit, check_parts, initial_parts
 from ghnqat_sdk.training.losses import Losses
 from ghnqat_sdk.training.objective import NetworkLoss
 from ghnqat_sdk.training.prepared import PreparedNetwork, PreparedNetworks
-from ghnqat_sdk.training.reports import NetworkReport, Progress, StepReport
+from ghnqat_sdk.training.reports import NetworkReport, Progress, StepReport, counted
 from ghnqat_sdk.training.sampler import Draw
 
 Predicted = dict[str, Tensor]
@@ -92,12 +92,14 @@ class Trainer:
     def steps(self, until: int) -> Iterator[StepReport]:
         """Train until so many steps are done, yielding after each."""
         started_at = time.monotonic() - self.progress.seconds
-        spent_before = time.process_time() - self.progress.cpu_seconds
+        noted = time.process_time()
         while self.progress.step < until:
-            report = self._step(self.progress.step)
+            report, learned = self._step(self.progress.step)
             self.progress.step += 1
             self.progress.seconds = time.monotonic() - started_at
-            self.progress.cpu_seconds = time.process_time() - spent_before
+            spent = time.process_time()
+            self._count(learned, spent - noted)
+            noted = spent
             yield report
 
     def averaged(self) -> GraphHypernetwork:
@@ -121,19 +123,22 @@ class Trainer:
         self._backward(step, predicted, results)
         return Learned(drawn, results, len(all_drawn) - len(drawn))
 
-    def _step(self, step: int) -> StepReport:
+    def _step(self, step: int) -> tuple[StepReport, Learned]:
         """One step, counted from zero; its report counts those that are done."""
         rate = self._set_learning_rate(step)
-        drawn, results, unfit = self.learn(step)
+        learned = self.learn(step)
         norm = self._update(step)
-        finite = [result.finite for result in results]
-        self.progress.count(drawn, finite, self.processes.size)
-        self.progress.skipped_networks += unfit
         reports = [
             NetworkReport(draw, result.loss, result.hint, result.accuracy)
-            for draw, result in zip(drawn, results, strict=True)
+            for draw, result in zip(learned.drawn, learned.results, strict=True)
         ]
-        return StepReport(step + 1, tuple(reports), norm, rate)
+        return StepReport(step + 1, tuple(reports), norm, rate), learned
+
+    def _count(self, learned: Learned, cpu_seconds: float) -> None:
+        """Add to the progress what all processes did."""
+        finite = [result.finite for result in learned.results]
+        counts = counted(learned.drawn, finite, learned.unfit, cpu_seconds)
+        self.progress.add(self.processes.total(counts))
 
     def _set_learning_rate(self, step: int) -> float:
         rate = self.config.learning_rate_at(step)

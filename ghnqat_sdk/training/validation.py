@@ -43,9 +43,9 @@ class Validation:
         self.images = images
         classes, self.side = config.hypernetwork.num_classes, config.data.size
         self._prepared = PreparedNetworks(classes, sys.maxsize, self.side)
-        shares: dict[str, SpaceShare] = {}
+        shares: dict[object, SpaceShare] = {}
         for share in config.networks:
-            shares.setdefault(share.source, share)
+            shares.setdefault(share.origin, share)
         self.architectures = [
             architecture for share in shares.values() for architecture in self._first(share)
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -102,3 +103,40 @@ class FewToys(Toys):
 
     def __getitem__(self, index: int) -> Toy:
         return super().__getitem__(index)
+
+
+class Warming(torch.optim.SGD):
+    """Steps that grow, as numbers in its groups say."""
+
+    def __init__(self, groups: list[dict[str, object]], lr: float) -> None:
+        super().__init__(groups, lr=lr)
+        for group in self.param_groups:
+            group.setdefault("steps", 0)
+
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            group["steps"] += 1
+            group["lr"] *= group["steps"]
+        super().step(closure)
+
+
+class Activated(Toys):
+    """Toys with an activation that is chosen."""
+
+    def __init__(self, split: str, activation: str) -> None:
+        super().__init__(split)
+        self.activation = activation
+
+    def __getitem__(self, index: int) -> Toy:
+        return ActivatedToy(self.split, index, self.activation)
+
+
+@dataclass(frozen=True)
+class ActivatedToy(Toy):
+    activation: str
+
+    def build(self, num_classes: int = 10) -> nn.Module:
+        model = super().build(num_classes)
+        for block in model.blocks:
+            block[2] = getattr(nn, self.activation)()
+        return model

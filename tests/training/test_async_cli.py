@@ -1,6 +1,7 @@
 """`ghnqat-train async`."""
 
 import json
+import re
 
 import pytest
 
@@ -31,23 +32,28 @@ def train(run, data, capsys):
 
 
 def test_a_run_goes_on_for_a_moment_and_is_validated(train, run):
-    status, out, _ = train("--minutes", "0.01", "--processes", "1", "--set", "average=0.5")
+    status, out, _ = train("--minutes", "0.05", "--processes", "1", "--set", "average=0.5")
     assert status == 0
     first, second = out.splitlines()
-    assert first == f"{run}: 2 steps, 0.00 M images"
-    assert second.startswith(f"{run / 'last'}: validation ")
+    step = load_training_state(run)[1]["step"]
+    assert step > 2
+    assert first == f"{run}: {step} steps, 0.00 M images"
+    assert re.fullmatch(rf"{run / 'last'}: {step} steps, 0.00 M images, validation .+ %", second)
     assert load_config(run / "run.json").average == 0.5
     assert load_training_state(run)[1]["best"] >= 0
 
 
 def test_decayed_weights_go_to_a_folder_of_their_own(train, run, tmp_path):
     given = ["--decay", "0.5", "--output", str(tmp_path / "w"), "--json"]
-    status, out, _ = train("--minutes", "0.01", "--processes", "1", *given)
+    status, out, _ = train("--minutes", "0.05", "--processes", "1", *given)
     assert status == 0
     printed = json.loads(out)
-    assert printed["step"] == 2
-    assert all(0 <= figure <= 100 for figure in printed["validation"].values())
-    assert len(printed["validation"]) == 3  # bit-widths of one space
+    assert printed["step"] == load_training_state(run)[1]["step"]
+    branch = printed["branch"]
+    assert branch["step"] > printed["step"]
+    assert branch["images"] > printed["images"]
+    assert all(0 <= figure <= 100 for figure in branch["validation"].values())
+    assert len(branch["validation"]) == 3  # bit-widths of one space
     load_pretrained(tmp_path / "w")
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from multiprocessing import SimpleQueue
 from threading import Lock
 
 import pytest
@@ -14,13 +15,15 @@ from ghnqat_sdk.training.asynchronous.losses import DeviceLosses, moved
 from ghnqat_sdk.training.asynchronous.plan import Plan
 from ghnqat_sdk.training.asynchronous.pool import Pool, flat_of
 from ghnqat_sdk.training.asynchronous.run import _other_draws, train_together
+from ghnqat_sdk.training.asynchronous.team import Team
 from ghnqat_sdk.training.asynchronous.worker import Work, learn, trainer_of
 from ghnqat_sdk.training.checkpoint import load_training_state
 from ghnqat_sdk.training.compute import ComputeConfig
 from ghnqat_sdk.training.distributed import Processes
-from ghnqat_sdk.training.folder import LOG_FILE
+from ghnqat_sdk.training.folder import CHECKPOINT_FILE, LOG_FILE, RUN_FILE
 from ghnqat_sdk.training.optimizers import SoapConfig
 from ghnqat_sdk.training.run import open_features
+from ghnqat_sdk.training.shares import CustomShare
 
 STABLE = Plan(began=0.0, stable=1e12, total=2e12)
 
@@ -141,13 +144,15 @@ def test_the_rate_falls_and_hints_fade():
     assert (later.decayed(), later.rate(), later.hint()) == (0, 1, 1)
     over = Plan(began=0.0, stable=1.0, total=2.0)
     assert (over.decayed(), over.rate(), over.hint()) == (1, 0, 0)
-    now = Plan.from_now(10, 0.25)
-    assert (now.stable, now.total) == (450, 600)
+    plan = Plan.of(10, 0.25)
+    assert (plan.stable, plan.total) == (450, 600)
+    assert (plan.seconds(), plan.over(), plan.rate()) == (0, False, 1)
+    assert plan.begun(0.0).over()
 
 
 def test_a_run_goes_on_with_what_the_pool_gave(run, hinted_run):
     pool = Pool(run.trainer, gather=2)
-    work = Work(run.config.model_dump_json(), run.train, pool, Lock(), STABLE, 1)
+    work = Work(run.config.model_dump_json(), run.train, pool, Lock(), STABLE, 1, SimpleQueue())
     own = trainer_of(0, work)
     images = run.progress.images
     for step in range(2):
@@ -191,32 +196,78 @@ def test_processes_train_a_run(run):
     assert facts["cpu_seconds"] > 0
     lines = [json.loads(line) for line in (run.folder / LOG_FILE).read_text().splitlines()]
     logged = [line for line in lines if "loss" in line and "validation" not in line]
-    assert 2 < logged[0]["step"] <= facts["step"]
+    assert logged[0]["step"] > 2
+    assert logged[0]["networks"] > 6
     assert 0 < logged[0]["loss"] <= 5
 
 
 def test_a_decay_leaves_the_run_as_it_was_before_and_gives_the_average(run):
     average = flat_of(list(run.trainer.averaged().parameters()))
-    standings = list(train_together(run, 0.01, 1, decay=0.5))  # over before it has learned
-    assert {standing.step for standing in standings} == {2}
+    config = (run.folder / RUN_FILE).read_bytes()
+    run.config = run.config.model_copy(update={"average": 0.5})
+    standings = list(train_together(run, 0.1, 1, decay=1.0))
+    assert standings[-1].step > 2
     assert load_training_state(run.folder)[1]["step"] == 2
-    assert flat_of(list(run.trainer.averaged().parameters())).equal(average)
+    assert (run.folder / RUN_FILE).read_bytes() == config
+    assert not flat_of(list(run.trainer.averaged().parameters())).equal(average)
 
 
 def test_a_process_that_is_killed_ends_the_others(run, monkeypatch):
-    from ghnqat_sdk.training.asynchronous import run as module
-
     started = []
 
-    def kill_one(workers, of_run):
-        started.extend(workers)
-        os.kill(workers[0].pid, signal.SIGKILL)
-        workers[0].join()
-        check(workers, of_run)
+    def kill_one(team):
+        started.extend(team.workers)
+        os.kill(team.workers[0].pid, signal.SIGKILL)
+        team.workers[0].join()
+        team.lock.acquire()  # as if it had been killed while it held it
+        check(team)
 
-    check = module._check_alive
-    monkeypatch.setattr(module, "_check_alive", kill_one)
+    check = Team.check
+    monkeypatch.setattr(Team, "check", kill_one)
     with pytest.raises(CheckpointError, match=r"exit code -9\. The checkpoint of step 2 is kept"):
         list(train_together(run, 5, 2))
     assert not any(worker.is_alive() for worker in started)
     assert load_training_state(run.folder)[1]["step"] == 2
+
+
+def test_an_error_of_a_process_is_that_of_the_training(run):
+    run.config = run.config.model_copy(
+        update={"networks": (CustomShare(factory="toys.Unbuildable"),)}
+    )
+    with pytest.raises(ArgumentError, match=r"toys\.Unbuildable.+build\(10\) fails"):
+        list(train_together(run, 5, 1))
+
+
+def test_the_average_goes_on_as_that_of_a_longer_run(run):
+    pool = Pool(run.trainer, gather=1)
+    run.trainer.average.n_averaged.fill_(10_000)
+    later = Pool(run.trainer, gather=1)
+    for each in (pool, later):
+        each.config = each.config.model_copy(update={"average": 0.999})
+        before = each.average.clone()
+        each.add(torch.ones_like(each.weights), 1, STABLE)
+        each.change = (each.average - before).norm()
+    assert pool.change > 100 * later.change
+    later.give(run.trainer)
+    assert run.trainer.average.n_averaged == 10_001
+
+
+def test_minutes_in_which_nothing_is_learned_are_refused(run):
+    before = (run.folder / CHECKPOINT_FILE).read_bytes()
+    with pytest.raises(ArgumentError, match=r"No step was made in 0\.01 minutes"):
+        list(train_together(run, 0.01, 1, gather=1_000_000))
+    assert (run.folder / CHECKPOINT_FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("numbers", "reason"),
+    [
+        ({"minutes": float("nan")}, "minutes=nan"),
+        ({"minutes": -1}, "minutes=-1"),
+        ({"processes": 0}, "processes=0"),
+        ({"decay": 2.0}, "decay=2.0"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused(run, numbers, reason):
+    with pytest.raises(ArgumentError, match=reason):
+        next(train_together(run, **({"minutes": 1, "processes": 1} | numbers)))

@@ -114,6 +114,36 @@ def test_a_run_of_ones_own_parts_trains_resumes_and_loads_again(make_run, own_ru
     assert same(*states)
 
 
+def test_what_an_optimizer_counts_in_its_groups_goes_on(make_run, own_run, same):
+    warming = own_run.model_copy(update={"optimizer": CustomOptimizer(factory="of_users.Warming")})
+    whole = make_run("whole", warming)
+    list(whole.run(3))
+    list(make_run("stopped", warming).run(2))
+    decaying = CustomOptimizer(factory="of_users.Warming", weight_decay=0.5)
+    resumed = make_run("stopped", warming, optimizer=decaying)
+    assert resumed.resume()
+    assert [x["weight_decay"] for x in resumed.trainer.optimizer.param_groups] == [0.5, 0.0]
+    resumed = make_run("stopped", warming)
+    assert resumed.resume()
+    list(resumed.run(3))
+    assert same(*(run.trainer.model.state_dict() for run in (whole, resumed)))
+
+
+def test_one_space_with_other_settings_has_other_networks(make_run, own_run):
+    shares = [
+        CustomShare(factory="of_users.Activated", settings={"activation": name})
+        for name in ("ReLU", "SiLU")
+    ]
+    run = make_run("run", own_run, networks=tuple(shares))
+    ops = [
+        {node.op for node in run.trainer.networks.prepared(share.build("val")[0]).graph.nodes}
+        for share in shares
+    ]
+    assert ops[0] != ops[1]
+    validated = {architecture._own.activation for architecture in run.validation.architectures}
+    assert validated == {"ReLU", "SiLU"}
+
+
 def test_any_optimizer_of_torch_is_one():
     layer = torch.nn.Linear(3, 2)
     config = CustomOptimizer(factory="torch.optim.RMSprop", settings={"alpha": 0.5})

@@ -5,10 +5,11 @@ from safetensors.torch import load_file
 
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained
+from ghnqat_sdk.training.branch import branch
 from ghnqat_sdk.training.checkpoint import CHECKPOINT_FILE, load_training_state
 from ghnqat_sdk.training.config import load_config
 from ghnqat_sdk.training.distributed import Processes
-from ghnqat_sdk.training.run import RUN_FILE, branch, open_features
+from ghnqat_sdk.training.run import RUN_FILE, open_features
 from ghnqat_sdk.training.schedules import CosineSchedule, DecayConfig
 from ghnqat_sdk.training.validation import Validation
 

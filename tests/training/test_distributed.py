@@ -103,7 +103,7 @@ def test_what_two_processes_validate_together_is_logged_once(trained):
 
 def test_a_process_with_nothing_finite_follows_the_other(trained, same):
     first, second = facts(trained / "broken")
-    assert (first["skipped_networks"], second["skipped_networks"]) == (0, 6)
+    assert (first["skipped_networks"], second["skipped_networks"]) == (6, 6)
     assert not same(weights(trained / "broken")[0], weights(trained / "adamw")[0])
 
 
@@ -156,6 +156,20 @@ def test_gradients_are_averaged_over_processes(monkeypatch):
     monkeypatch.setattr("torch.distributed.all_reduce", lambda total: total.add_(3.0))
     gradients.mean_over(Processes(0, 2))
     assert parameter.grad.tolist() == [2.0, 2.0]
+
+
+def test_progress_counts_what_all_processes_did(tiny, tmp_path):
+    class Twins(Processes):
+        def total(self, values: Tensor) -> Tensor:
+            return 2 * values
+
+    one, two = (alone(tiny, tmp_path / name) for name in ("one", "two"))
+    two.trainer.processes = Twins()
+    for run in (one, two):
+        list(run.run(2))
+    for count in ("networks", "images", "mac_images"):
+        assert getattr(two.progress, count) == 2 * getattr(one.progress, count)
+    assert two.progress.step == 2
 
 
 def test_a_process_alone_waits_for_nobody(monkeypatch):

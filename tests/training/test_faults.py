@@ -17,10 +17,11 @@ from ghnqat_sdk import data as data_module
 from ghnqat_sdk.cli.train import main as ghnqat_train
 from ghnqat_sdk.data import DataConfig, ImageSet, load_images
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, DataError
+from ghnqat_sdk.training.branch import branch
 from ghnqat_sdk.training.checkpoint import CHECKPOINT_FILE
 from ghnqat_sdk.training.config import BitsConfig, BitsShare, ValidationConfig
 from ghnqat_sdk.training.distributed import Processes
-from ghnqat_sdk.training.run import Run, branch, open_features
+from ghnqat_sdk.training.run import Run, open_features
 from ghnqat_sdk.training.teacher import Teacher, TeacherConfig, save_teacher
 
 HERE = Path(__file__).parent

@@ -1,6 +1,7 @@
 """Commands that go on with what a folder holds refuse to go on with something else."""
 
 import dataclasses
+import fcntl
 import json
 import shutil
 from collections.abc import Callable
@@ -15,10 +16,14 @@ from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import load_pretrained, save_pretrained
 from ghnqat_sdk.training import adapt as adapting
+from ghnqat_sdk.training.asynchronous.run import train_together
+from ghnqat_sdk.training.branch import branch
 from ghnqat_sdk.training.checkpoint import load_training_state, save_training_state
 from ghnqat_sdk.training.config import load_config
+from ghnqat_sdk.training.folder import LOCK_FILE, RUN_FILE
 from ghnqat_sdk.training.optimizers import AdamWConfig
-from ghnqat_sdk.training.run import Run, branch
+from ghnqat_sdk.training.run import Run
+from ghnqat_sdk.training.teacher import load_teacher, save_teacher
 
 # ---- other images
 
@@ -107,6 +112,61 @@ def test_a_resumed_command_refuses_other_data_before_it_computes_features(
     assert "was begun with" in complaint
     assert contents(tmp_path) == before
     command(*run, "--resume", "--steps", 2)
+
+
+def test_torchrun_starts_a_run_of_given_weights_again_as_it_was_written(
+    command, tiny, tmp_path, monkeypatch
+):
+    known = save_pretrained(GraphHypernetwork(tiny.hypernetwork), tmp_path / "known")
+    where = ["--output", tmp_path / "run", "--config", tmp_path / "config.json"]
+    words = ["run", *where, "--set", f"initial={known}"]
+    command(*words, "--steps", 1)
+    complaint = command(*words, "--steps", 2, "--resume", status=2)
+    assert "--set initial is of a new run" in complaint
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    command(*words, "--steps", 2)
+    assert load_training_state(tmp_path / "run")[1]["step"] == 2
+
+
+def test_another_teacher_is_refused_before_its_features_take_the_place_of_others(
+    command, hinted, images, tmp_path, contents
+):
+    (tmp_path / "config.json").write_text(hinted.model_dump_json())
+    run = ["run", "--output", tmp_path / "run"]
+    command(*run, "--config", tmp_path / "config.json", "--steps", 1)
+    teacher = tmp_path / "teacher.safetensors"
+    other = load_teacher(hinted.hints.teacher, images["train"].classes)
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    save_teacher(other, teacher, accuracy=10.0, data="")
+    before = contents(tmp_path)
+    change = f"hints.teacher={teacher}"
+    complaint = command(*run, "--resume", "--steps", 2, "--set", change, status=1)
+    assert "its hints are of the teacher" in complaint
+    assert contents(tmp_path) == before
+
+
+def test_a_state_whose_config_is_lost_says_so(command, tmp_path):
+    run = tmp_path / "run"
+    command("run", "--output", run, "--config", tmp_path / "config.json", "--steps", 1)
+    (run / RUN_FILE).unlink()
+    for words in (
+        ("run", "--output", run, "--resume", "--steps", 2),
+        ("decay", run, "--output", tmp_path / "branch", "--steps", 2),
+        ("async", run, "--minutes", 1),
+    ):
+        assert "the run.json that belongs beside it is missing" in command(*words, status=2)
+
+
+def test_two_processes_do_not_train_one_run_at_once(finished, make_run):
+    run = make_run(finished.name)
+    assert run.resume()
+    with (finished / LOCK_FILE).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as another process holds it
+        for training in (run.run(3), train_together(run, 1, 1)):
+            with pytest.raises(ArgumentError, match="Another process is training the run"):
+                next(training)
+    assert [report.step for report in run.run(3)] == [3]
 
 
 # ---- adaptations

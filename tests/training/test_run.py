@@ -43,7 +43,7 @@ def test_a_run_leaves_config_state_log_and_weights_that_load(make_run, tiny):
     for name in ("best", "last"):
         assert load_pretrained(run.folder / name).config == tiny.hypernetwork
     files = {path.name for path in run.folder.iterdir()}
-    assert files == {"run.json", "checkpoint.safetensors", "log.jsonl", "best", "last"}
+    assert files == {"run.json", "run.lock", "checkpoint.safetensors", "log.jsonl", "best", "last"}
 
 
 def test_the_averaged_weights_of_every_checkpoint_can_be_loaded(make_run, same):

@@ -239,7 +239,7 @@ def test_a_decay_branches_off_and_leaves_the_run(train, decay, tmp_path, content
 
 
 def test_an_interrupted_decay_goes_on(train, decay, refused, tmp_path):
-    from ghnqat_sdk.training.run import branch
+    from ghnqat_sdk.training.branch import branch
 
     branch(tmp_path / "run", tmp_path / "branch", 3)
     assert train(*decay(), command="decay", output="branch") == 0

@@ -100,6 +100,18 @@ class Toys:
         return Toy(self.split, index)
 
 
+class Unbuildable(Toys):
+    """Toys whose modules cannot be made."""
+
+    def __getitem__(self, index: int) -> Toy:
+        return UnbuildableToy(self.split, index)
+
+
+class UnbuildableToy(Toy):
+    def build(self, num_classes: int = 10) -> nn.Module:
+        raise ValueError("no such layer")
+
+
 class Nothing(Toys):
     """A space without a network."""
 

@@ -2,6 +2,7 @@
 with a lock: a network that is slow to prepare holds up its own process alone.
 
     run.py     goes on with a run for some minutes, and lets its weights decay
+    team.py    the processes: begun, watched, and stopped
     plan.py    how long, and when the rate falls
     worker.py  what each process does
     pool.py    the weights they share, and gradients on their way to them

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -11,23 +12,28 @@ class Plan:
     """Times of a training that has minutes instead of steps.
 
     Attributes:
-        began: In seconds, as `time.time` gives them, which all processes share.
-        stable, total: Seconds after it at which the rate begins to fall, and is zero.
+        stable, total: Seconds after its beginning at which the rate begins to fall, and is zero.
+        began: In seconds, as `time.time` gives them, which all processes share; infinite before it
+            has begun.
     """
 
-    began: float
     stable: float
     total: float
+    began: float = math.inf
 
     @classmethod
-    def from_now(cls, minutes: float, decay: float) -> Plan:
+    def of(cls, minutes: float, decay: float) -> Plan:
         """So many minutes, in the last share of which the rate falls."""
         total = 60 * minutes
-        return cls(time.time(), total * (1 - decay), total)
+        return cls(total * (1 - decay), total)
+
+    def begun(self, at: float) -> Plan:
+        """The same from then on."""
+        return replace(self, began=at)
 
     def seconds(self) -> float:
-        """Since it began."""
-        return time.time() - self.began
+        """Since it began; none before."""
+        return max(0.0, time.time() - self.began)
 
     def over(self) -> bool:
         """Whether the time is up."""

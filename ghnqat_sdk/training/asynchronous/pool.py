@@ -18,6 +18,7 @@ from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.training.asynchronous.plan import Plan
 from ghnqat_sdk.training.objective import NetworkLoss
 from ghnqat_sdk.training.optimizers import AdamWConfig
+from ghnqat_sdk.training.reports import Progress, counted
 from ghnqat_sdk.training.sampler import Draw
 from ghnqat_sdk.training.trainer import Trainer
 
@@ -37,6 +38,8 @@ class Fact(IntEnum):
     """Where a number stands in `Pool.facts`."""
 
     STOP = 0
+    READY = auto()
+    BEGAN = auto()
     GATHERED = auto()
     UPDATES = auto()
     NETWORKS = auto()
@@ -46,6 +49,9 @@ class Fact(IntEnum):
     CPU_SECONDS = auto()
     LOSS = auto()
     LOSSES = auto()
+
+
+_COUNTS = slice(Fact.NETWORKS, Fact.CPU_SECONDS + 1)  # as `counted` has them
 
 
 class Pool:
@@ -78,6 +84,7 @@ class Pool:
         self.average = self.weights.clone().share_memory_()
         averages = flat_of(list(trainer.average.module.parameters()))
         self.average[: len(averages)] = averages
+        self.averaged = int(trainer.average.n_averaged)
         self.first, self.second, self.gathered = (
             torch.zeros_like(self.weights).share_memory_() for _ in range(3)
         )
@@ -102,17 +109,22 @@ class Pool:
         """Steps of the run that are done."""
         return self.start.step + int(self.facts[Fact.UPDATES])
 
-    def count(self, drawn: Sequence[Draw], results: Sequence[NetworkLoss], seconds: float) -> None:
-        """Note what some networks were, and what the processor's time was that they took."""
-        finite = [(draw, r) for draw, r in zip(drawn, results, strict=True) if r.finite]
-        facts = self.facts
-        facts[Fact.NETWORKS] += len(finite)
-        facts[Fact.SKIPPED] += len(results) - len(finite)
-        facts[Fact.IMAGES] += sum(draw.images for draw, _ in finite)
-        facts[Fact.MAC_IMAGES] += sum(draw.images * draw.architecture.macs for draw, _ in finite)
-        facts[Fact.LOSS] += sum(min(result.loss, _HIGHEST) for _, result in finite)
-        facts[Fact.LOSSES] += len(finite)
-        facts[Fact.CPU_SECONDS] += seconds
+    def progress(self) -> Progress:
+        """Where the run stands, but for its seconds."""
+        found = replace(self.start, step=self.step)
+        found.add(self.facts[_COUNTS])
+        return found
+
+    def count(
+        self, drawn: Sequence[Draw], results: Sequence[NetworkLoss], unfit: int, seconds: float
+    ) -> None:
+        """Note what some networks gave, how many were drawn besides, and what the processor's time
+        was that they took."""
+        finite = [result.finite for result in results]
+        self.facts[_COUNTS] += counted(drawn, finite, unfit, seconds)
+        losses = [min(result.loss, _HIGHEST) for result in results if result.finite]
+        self.facts[Fact.LOSS] += sum(losses)
+        self.facts[Fact.LOSSES] += len(losses)
 
     def add(self, gradient: Tensor, networks: int, plan: Plan) -> None:
         """Gather the mean gradient of some networks, and make a step once there are enough.
@@ -151,7 +163,8 @@ class Pool:
             updates = self.facts[Fact.UPDATES].item()
             for decays in (True, False):
                 self._step(decays, gradient, rate, self.moments + updates)
-            few = (1 + updates) / (10 + updates)
+            count = self.averaged + updates
+            few = (1 + count) / (10 + count)  # as `running_average`
             self.average.lerp_(self.weights, 1 - min(self.config.average, few))
         gradient.zero_()
         self.facts[Fact.GATHERED] = 0
@@ -202,13 +215,7 @@ class Pool:
                 "exp_avg": first.to(parameter.device, copy=True),
                 "exp_avg_sq": second.to(parameter.device, copy=True),
             }
-        progress, start = trainer.progress, self.start
-        progress.step = self.step
-        progress.networks = start.networks + int(facts[Fact.NETWORKS])
-        progress.images = start.images + int(facts[Fact.IMAGES])
-        progress.mac_images = start.mac_images + float(facts[Fact.MAC_IMAGES])
-        progress.skipped_networks = start.skipped_networks + int(facts[Fact.SKIPPED])
-        progress.cpu_seconds = start.cpu_seconds + float(facts[Fact.CPU_SECONDS])
+        trainer.progress = replace(self.progress(), best=trainer.progress.best)
 
     @torch.no_grad()
     def give_average(self, trainer: Trainer) -> None:
@@ -216,6 +223,7 @@ class Pool:
         averages = trainer.average.module.parameters()
         for average, value in zip(averages, self._shaped(self.average, trainer), strict=False):
             average.copy_(value)
+        trainer.average.n_averaged.fill_(self.averaged + int(self.facts[Fact.UPDATES]))
 
     def _shaped(self, flat: Tensor, trainer: Trainer) -> Iterator[Tensor]:
         for piece, parameter in zip(flat.split(self.sizes), trainer.parameters, strict=True):

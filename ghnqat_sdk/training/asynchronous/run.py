@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections.abc import Iterator, Sequence
-from multiprocessing.process import BaseProcess
-from multiprocessing.synchronize import Lock
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
-from torch import Tensor, multiprocessing
+from torch import Tensor
 
-from ghnqat_sdk.errors import ArgumentError, CheckpointError
+from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.training.asynchronous.plan import Plan
 from ghnqat_sdk.training.asynchronous.pool import Fact, Pool
-from ghnqat_sdk.training.asynchronous.worker import Work, work
+from ghnqat_sdk.training.asynchronous.team import Team
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.run import Run
 
 _LOOKS = 0.5  # seconds between looks at the processes
-_FAREWELL = 60  # seconds in which a process ends by itself
 
 
 class Standing(NamedTuple):
@@ -44,11 +43,11 @@ def train_together(
 
     The run is saved as any other: every `checkpoint_every` steps, and at the end, or where a decay
     begins. With a decay the trainer has the decayed average in the end, which is not saved: the
-    stable run can go on.
+    stable run can go on, with the config that it had.
 
     Args:
         run: Resumed; a stable one.
-        minutes: From now on.
+        minutes: From the moment on at which all processes are ready.
         processes: How many.
         decay: The last share of the minutes, in which the rate falls to zero and hints fade.
         gather: Networks of a step; by default as many as one of `Run.run` has with so many
@@ -58,29 +57,36 @@ def train_together(
         How far it is, twice a second.
 
     Raises:
-        ArgumentError: a run without a state, one that decays, or an optimizer other than AdamW.
+        ArgumentError: a number that cannot be meant, a run without a state, one that decays, an
+            optimizer other than AdamW, or minutes in which no step was made.
         CheckpointError: a process has ended before its time, the weights diverge, or a file cannot
             be written; the last checkpoint stays.
     """
+    _check_numbers(minutes, processes, decay)
     _check(run)
-    run.write_config()
     pool = Pool(run.trainer, gather or run.config.sampling.meta_batch * processes)
-    plan = Plan.from_now(minutes, decay)
-    context = multiprocessing.get_context("spawn")
-    lock = context.Lock()
-    given = Work(_other_draws(run).model_dump_json(), run.train, pool, lock, plan, processes)
-    workers = [context.Process(target=work, args=(rank, given)) for rank in range(processes)]
-    for worker in workers:
-        worker.start()
-    try:
-        yield from _follow(run, pool, workers, lock, plan)
-    finally:
-        pool.facts[Fact.STOP] = 1
-        for worker in workers:
-            worker.join(_FAREWELL)
-            worker.kill()
+    plan = Plan.of(minutes, decay)
+    team = Team(run, _other_draws(run), pool, plan, processes)
+    with run.alone(), team.at_work(plan) as begun:
+        if not decay:
+            run.write_config()
+        yield from _follow(run, team, begun)
+    if pool.step == pool.start.step:
+        raise ArgumentError(
+            f"No step was made in {minutes:g} minutes, since a first one takes longer. Write more "
+            f"minutes; the run is as it was."
+        )
     if decay:
         pool.give_average(run.trainer)
+
+
+def _check_numbers(minutes: float, processes: int, decay: float) -> None:
+    if not 0 < minutes < math.inf:
+        raise ArgumentError(f"minutes={minutes!r}; expected a number above 0. Write minutes=60.")
+    if not isinstance(processes, int) or processes < 1:
+        raise ArgumentError(f"processes={processes!r}; expected 1 or more. Write processes=2.")
+    if not 0 <= decay <= 1:
+        raise ArgumentError(f"decay={decay!r}; expected a share of the minutes. Write decay=0.9.")
 
 
 def _check(run: Run) -> None:
@@ -103,51 +109,51 @@ def _other_draws(run: Run) -> RunConfig:
     return run.config.model_copy(update={"seed": source.getrandbits(62)})
 
 
-def _follow(
-    run: Run, pool: Pool, workers: Sequence[BaseProcess], lock: Lock, plan: Plan
-) -> Iterator[Standing]:
+def _follow(run: Run, team: Team, plan: Plan) -> Iterator[Standing]:
     """Until the time is up; saves the run while it is stable, and logs how it goes."""
-    stable = True
-    before = logged = pool.facts.clone()
+    stable = plan.stable > 0
+    before = logged = team.pool.facts.clone()
     trained = run.progress.seconds
     while not plan.over():
         time.sleep(min(_LOOKS, plan.total / 20))
-        _check_alive(workers, run)
-        now = pool.facts.clone()
+        team.check()
+        now = team.pool.facts.clone()
+        seconds = trained + plan.seconds()
         due = now[Fact.UPDATES] - logged[Fact.UPDATES] >= run.config.checkpoint_every
         ends = plan.decayed() > 0
         if stable and (ends or due):
-            _save(run, pool, lock, trained + plan.seconds())
+            _save(run, team, seconds)
         if due:
-            standing = _standing(pool, now, now - logged, plan)
-            run.log(standing._asdict() | {"seconds": trained + standing.seconds})
+            _log(run, team.pool, now - logged, plan, seconds)
             logged = now
         stable = stable and not ends
-        yield _standing(pool, now, now - before, plan)
+        yield _standing(team.pool, now, now - before, plan)
         before = now
     if stable:
-        _save(run, pool, lock, trained + plan.seconds())
+        _save(run, team, trained + plan.seconds())
 
 
 def _standing(pool: Pool, facts: Tensor, recent: Tensor, plan: Plan) -> Standing:
     images = pool.start.images + int(facts[Fact.IMAGES])
-    loss = float(recent[Fact.LOSS] / recent[Fact.LOSSES])
-    return Standing(plan.seconds(), pool.start.step + int(facts[Fact.UPDATES]), images, loss)
+    step = pool.start.step + int(facts[Fact.UPDATES])
+    return Standing(plan.seconds(), step, images, _loss(recent))
 
 
-def _save(run: Run, pool: Pool, lock: Lock, seconds: float) -> None:
-    with lock:
-        pool.give(run.trainer)
+def _loss(recent: Tensor) -> float:
+    return float(recent[Fact.LOSS] / recent[Fact.LOSSES])
+
+
+def _log(run: Run, pool: Pool, recent: Tensor, plan: Plan, seconds: float) -> None:
+    """A line of the log; one of a decay, which the stable run does not have, says how far it is."""
+    progress = replace(pool.progress(), best=run.progress.best, seconds=seconds)
+    decayed = {"decayed": plan.decayed()} if plan.decayed() else {}
+    run.log({**vars(progress), "loss": _loss(recent), **decayed})
+
+
+def _save(run: Run, team: Team, seconds: float) -> None:
+    if team.pool.step == run.progress.step:
+        return  # nothing new
+    with team.locked():
+        team.pool.give(run.trainer)
     run.progress.seconds = seconds
     run.save()
-
-
-def _check_alive(workers: Sequence[BaseProcess], run: Run) -> None:
-    """A process that was killed may hold the lock, and what it changed is half done."""
-    ended = [worker.exitcode for worker in workers if worker.exitcode is not None]
-    if ended:
-        raise CheckpointError(
-            f"A process that trains the run in {str(run.folder)!r} has ended, with exit code "
-            f"{ended[0]}. The checkpoint of step {run.progress.step} is kept: go on from it, with "
-            f"fewer processes where memory was short."
-        )

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import parent_process
+from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Lock
 from typing import NamedTuple
 
 import torch
 
 from ghnqat_sdk.data import ImageSet
+from ghnqat_sdk.errors import GhnqatError
 from ghnqat_sdk.training.asynchronous.losses import DeviceLosses
 from ghnqat_sdk.training.asynchronous.plan import Plan
 from ghnqat_sdk.training.asynchronous.pool import Fact, Pool, flat_of
@@ -22,6 +26,8 @@ from ghnqat_sdk.training.run import open_features
 from ghnqat_sdk.training.trainer import Trainer
 
 _STEPS_BETWEEN_SPARINGS = 40
+_LOOKS = 0.05  # seconds between looks at the clock, before it runs
+_PATIENCE = 5  # seconds for the lock, before a look at who may hold it
 
 
 class Work(NamedTuple):
@@ -35,6 +41,7 @@ class Work(NamedTuple):
         lock: Held by whoever changes the pool.
         plan: How long, and how fast.
         processes: How many share the work.
+        complaints: Takes the error that ends a process.
     """
 
     config: str
@@ -43,6 +50,7 @@ class Work(NamedTuple):
     lock: Lock
     plan: Plan
     processes: int
+    complaints: SimpleQueue[tuple[type[GhnqatError], str]]
 
 
 def work(rank: int, given: Work) -> None:
@@ -50,17 +58,53 @@ def work(rank: int, given: Work) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who interrupts the first process stops all
     torch.set_num_threads(1)
     settle_process()
+    try:
+        _train(rank, given)
+    except GhnqatError as error:
+        given.complaints.put((type(error), str(error)))
+        raise SystemExit(1) from error
+
+
+def _train(rank: int, given: Work) -> None:
     pool = given.pool
     trainer = trainer_of(rank, given)
     weights = _in_one_buffer(trainer)
     step = pool.start.step
+    plan = _begun(given)
     with sparing_old_objects() as spare:
-        while not pool.facts[Fact.STOP] and not _alone():
+        while not _is_over(pool):
             weights.copy_(pool.weights)
-            learn(trainer, step, pool, given.lock, given.plan)
+            learn(trainer, step, pool, given.lock, plan)
             step += 1
             if step % _STEPS_BETWEEN_SPARINGS == 0:
                 spare()
+
+
+def _begun(given: Work) -> Plan:
+    """The plan, from the moment on at which all processes are ready."""
+    facts = given.pool.facts
+    with _locked(given.lock):
+        facts[Fact.READY] += 1
+    while not facts[Fact.BEGAN] and not _is_over(given.pool):
+        time.sleep(_LOOKS)
+    return given.plan.begun(facts[Fact.BEGAN].item())
+
+
+def _is_over(pool: Pool) -> bool:
+    return bool(pool.facts[Fact.STOP]) or _alone()
+
+
+@contextmanager
+def _locked(lock: Lock) -> Iterator[None]:
+    """Who was killed while it held the lock never gives it back; without the first process, this
+    one ends."""
+    while not lock.acquire(timeout=_PATIENCE):
+        if _alone():
+            raise SystemExit(1)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _alone() -> bool:
@@ -100,7 +144,6 @@ def learn(trainer: Trainer, step: int, pool: Pool, lock: Lock, plan: Plan) -> No
     started = time.process_time()
     trainer.losses.fading = plan.hint()
     drawn, results, unfit = trainer.learn(step)
-    with lock:
-        pool.facts[Fact.SKIPPED] += unfit
-        pool.count(drawn, results, time.process_time() - started)
+    with _locked(lock):
+        pool.count(drawn, results, unfit, time.process_time() - started)
         pool.add(trainer.gradients.flat, len(drawn), plan)
