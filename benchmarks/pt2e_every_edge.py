@@ -48,6 +48,8 @@ def prepared_for_qat(twin: nn.Module, images: Tensor) -> torch.fx.GraphModule:
 
     settings = x86.get_default_x86_inductor_quantization_config(is_qat=True)
     batch = ({0: torch.export.Dim.AUTO},)
+    if hasattr(twin, "aux_logits"):
+        twin.aux_logits = False  # heads beside the last one, which evaluation has not either
     # Only a strict export says which module a node is of, and the quantizer asks.
     program = torch.export.export(twin.train(), (images,), dynamic_shapes=batch, strict=True)
     prepared = prepare_qat_pt2e(program.module(), x86.X86InductorQuantizer().set_global(settings))

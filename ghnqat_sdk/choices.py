@@ -19,6 +19,9 @@ EvaluationProtocol = Literal["paper", "calibrated"]
 FEWEST_IMAGES = 100
 """Training images that a hypernetwork can be adapted to."""
 
+FEWEST_OF_A_CLASS = 5
+"""Of them."""
+
 
 def require_switches(**given: Any) -> None:
     """Raise for an argument that is neither True nor False: the text "False", for example, would

@@ -73,3 +73,8 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 def as_json(facts: Any, indent: int | None = None) -> str:
     """Strict JSON, which knows no numbers that are not finite: they are null."""
     return to_json(facts, indent=indent, inf_nan_mode="null").decode()
+
+
+def is_of_a_program(name: str) -> bool:
+    """Whether a file or folder is one that other programs leave among a user's own."""
+    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")

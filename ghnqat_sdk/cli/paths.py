@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.files import is_of_a_program
 from ghnqat_sdk.hypernetwork.names import CONFIG_FILE, DEFAULT, HUB, REPO_ID, WEIGHTS_FILE
 
 
@@ -73,8 +74,8 @@ def count_classes(root: str) -> int:
 
 
 def _folders(folder: Path) -> int:
-    """How many there are; hidden ones are of other programs."""
-    return sum(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir())
+    """How many there are, those of other programs left out."""
+    return sum(path.is_dir() and not is_of_a_program(path.name) for path in folder.iterdir())
 
 
 def check_input_file(option: str, path: str) -> None:

@@ -15,6 +15,7 @@ from ghnqat_sdk.cli.models import (
     add_model,
     build_model,
     check_prediction,
+    loaded_hypernetwork,
     predicted,
     traced,
 )
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from ghnqat_sdk.prediction import PredictionReport
 
 SMALLEST, LARGEST = 8, 1024
-_SIZE = 32  # of images, where none is given
 _IMAGES = 4000
 
 
@@ -63,7 +63,8 @@ def add_predict(commands: Any) -> None:
     parser.add_argument(
         "--size",
         type=Whole(SMALLEST, LARGEST),
-        help="side in pixels that the images in --data are resized to (default: 32)",
+        help="side in pixels that the images in --data are resized to (default: that of the "
+        "hypernetwork's)",
     )
     parser.add_argument(
         "--images",
@@ -96,7 +97,6 @@ def _check(options: Namespace) -> None:
     if options.data is not None:
         check_image_folder(options.data, "train")
         _check_classes(options)
-    options.size = options.size or _SIZE
     options.images = options.images or _IMAGES
     if options.output is not None:
         check_output_file("--output", options.output)
@@ -115,11 +115,14 @@ def _predict(options: Namespace) -> None:
     from ghnqat_sdk.heads.fitting import fit_head_to_images
     from ghnqat_sdk.prediction import prediction_report
 
-    images = None if options.data is None else _images(options)
+    hypernetwork = images = None
+    if options.data is not None:
+        hypernetwork = loaded_hypernetwork(options)
+        images = _images(options, options.size or hypernetwork.config.images.size)
     model = build_model(options.model, _classes(options), asked=options.classes is not None)
     if options.input is not None:
         traced(model, options.input)  # a shape that does not fit is found before weights are read
-    qmodel = predicted(options, model, options.head if images is None else "keep")
+    qmodel = predicted(options, model, options.head if images is None else "keep", hypernetwork)
     heads = None if images is None else fit_head_to_images(qmodel, images)
     if options.output is not None:
         _save(qmodel, options.output)
@@ -132,13 +135,13 @@ def _classes(options: Namespace) -> int | None:
     return count_classes(options.data) if asked is None and options.data is not None else asked
 
 
-def _images(options: Namespace) -> ImageSet:
+def _images(options: Namespace, size: int) -> ImageSet:
     """Those to fit the head to, refused before anything is predicted where none can be fitted."""
     from ghnqat_sdk.data import load_images
     from ghnqat_sdk.heads.classifiers import HELD_OUT_EACH
 
     with working("loading images"):
-        every = load_images(options.data, "train", options.size, own_statistics=True)
+        every = load_images(options.data, "train", size, own_statistics=True)
     images = every.sample(options.images, seed=0)
     if int((images.labels.bincount() >= HELD_OUT_EACH).sum()) < 2:
         fewer = len(images) < len(every)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ghnqat_sdk.choices import FEWEST_IMAGES
+from ghnqat_sdk.choices import FEWEST_IMAGES, FEWEST_OF_A_CLASS
 from ghnqat_sdk.cli.arguments import Real, Whole, hypernetwork_name
 from ghnqat_sdk.cli.console import add_command, add_json_flag
 from ghnqat_sdk.cli.models import hub_names
@@ -127,8 +127,19 @@ def _images(options: Namespace) -> tuple[ImageSet, ImageSet]:
         for split in ("train", "val")
     )
     if len(train) > options.images:
-        train = train.sample(options.images, seed=0)
+        train = _drawn(train, options.images)
     return train, validation  # all of them in the order of the folder, as `run --resume` reads them
+
+
+def _drawn(images: ImageSet, count: int) -> ImageSet:
+    """Some at random, among them of each class as many as an adaptation needs."""
+    import torch
+
+    shuffled = images.sample(len(images), seed=0)
+    each = torch.nn.functional.one_hot(shuffled.labels).cumsum(0)  # of its class so far
+    rank = each.gather(1, shuffled.labels[:, None]).flatten()
+    first = (rank > FEWEST_OF_A_CLASS).int().argsort(stable=True)
+    return shuffled.take(first[:count])
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """Labelled images: where they come from, their statistics, draws of them, and moves.
 
-images.py    sets of images in memory
-reading.py   images from folders, files and data sets
-pictures.py  Pillow's pictures
-checks.py    what images and labels must be
-moves.py     flips and shifts
+images.py      sets of images in memory
+folders.py     which files of a folder are images of which class
+reading.py     images from files of torchvision, arrays and data sets
+pictures.py    Pillow's pictures
+brightness.py  which value is white; mean and deviation
+checks.py      what images and labels must be
+moves.py       flips and shifts
 """
 
 from ghnqat_sdk.data.images import DataConfig, ImageSet, Known, load_images, load_images_like

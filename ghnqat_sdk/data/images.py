@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,13 +19,15 @@ from torch import Tensor
 from ghnqat_sdk import files
 from ghnqat_sdk.checks import check_whole
 from ghnqat_sdk.configs import CIFAR10_MEAN, CIFAR10_STD, Part
+from ghnqat_sdk.data.brightness import statistics_of
 from ghnqat_sdk.data.checks import check_fits
+from ghnqat_sdk.data.folders import from_folder
 from ghnqat_sdk.data.pictures import MODES
 from ghnqat_sdk.data.reading import (
     Labelled,
     as_labels,
+    class_numbers,
     from_array,
-    from_folder,
     from_pairs,
     from_torchvision,
 )
@@ -101,7 +104,7 @@ class ImageSet:
         else:
             images = from_array(data, size, white)
         numbers = as_labels(labels, len(images))
-        names = range(int(numbers.max()) + 1) if classes is None else classes
+        names = class_numbers(numbers) if classes is None else classes
         return cls(images, numbers, tuple(map(str, names)), *statistics_of(images))
 
     def with_statistics_of(self, training: ImageSet) -> ImageSet:
@@ -173,21 +176,6 @@ class ImageSet:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def statistics_of(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel of images (N, C, H, W) uint8, where white is 1.
-
-    The deviation of a channel of one colour is given as 1, so that it can be divided by.
-    """
-    # How often each of the 256 values occurs says it all, without floats of every pixel.
-    counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.unbind(1)])
-    share = counts.double() / max(1, images[:, 0].numel())
-    values = torch.arange(256, dtype=torch.float64, device=images.device) / 255
-    mean = share @ values
-    deviation = (share @ values.square() - mean.square()).clamp(min=0).sqrt()
-    deviation[deviation < 1e-4] = 1.0
-    return tuple(mean.tolist()), tuple(deviation.tolist())
-
-
 class DataConfig(Part):
     """How images are read and shown."""
 
@@ -234,6 +222,7 @@ def load_images(
     *,
     channels: int = 3,
     own_statistics: bool = False,
+    white: float | None = None,
 ) -> ImageSet:
     """Load one split of a data folder into memory.
 
@@ -247,10 +236,16 @@ def load_images(
         channels: 1 for grey images, 3 for colours, 4 for colours and transparency.
         own_statistics: Normalize every split by the mean and deviation of the images in "train"
             instead of CIFAR-10's; images without three channels always are.
+        white: The value of white in grey files of more than 8 bits, as 4095 of 12; by default as in
+            `ImageSet.of`.
 
     Raises:
-        DataError: nothing there, a broken image, or fewer than two classes.
-        ArgumentError: an unknown split, or another number of channels.
+        DataError: nothing there, a broken image, fewer than two classes, or one without images.
+        ArgumentError: an unknown split, another number of channels, or images of more than 8 bits,
+            of which it is not known what is white.
+
+    Warns:
+        UnfamiliarDataWarning: files that are no images are left out.
     """
     if split not in ("train", "val", "test"):
         raise ArgumentError(f"split={split!r} is unknown. Write one of 'train', 'val', 'test'.")
@@ -260,7 +255,9 @@ def load_images(
             f"ImageSet.of(images, labels) for arrays of other channels."
         )
     check_whole("size", size, 1, "load_images(folder, 'train', size=32)")
-    images, labels, classes = _read(Path(root), split, size, channels)
+    if not isinstance(root, (str, os.PathLike)):
+        raise ArgumentError(f"root={root!r} is no folder. Write load_images('data', 'train').")
+    images, labels, classes = _read(Path(root), split, size, channels, white)
     if split != "test":
         kept = _held_out(labels, split == "val")
         if not len(kept):
@@ -270,15 +267,15 @@ def load_images(
         return ImageSet(images, labels, classes)
     training = images
     if split != "train":
-        training, targets, _ = _read(Path(root), "train", size, channels)
+        training, targets, _ = _read(Path(root), "train", size, channels, white)
         training = training[_held_out(targets, validation=False)]
     return ImageSet(images, labels, classes, *statistics_of(training))
 
 
-def _read(root: Path, split: str, size: int, channels: int) -> Labelled:
+def _read(root: Path, split: str, size: int, channels: int, white: float | None) -> Labelled:
     folder = root / ("test" if split == "test" else "train")
     if folder.is_dir():
-        return from_folder(folder, size, channels)
+        return from_folder(folder, size, channels, white)
     if (root / "cifar-10-batches-py").is_dir() and channels == 3:
         return from_torchvision(root, split != "test", size)
     raise DataError(

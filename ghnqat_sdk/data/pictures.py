@@ -13,6 +13,9 @@ from ghnqat_sdk.errors import DataError
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's name for images of so many channels."""
 
+DEEP_WHITE = 65535
+"""White in a grey file of more than 8 bits, where nothing else is said."""
+
 _ALIKE = {"1": "L", "La": "LA", "RGBa": "RGBA"}
 _ALIKE |= dict.fromkeys(("RGBX", "YCbCr", "CMYK", "HSV", "LAB"), "RGB")
 """Pillow's modes whose numbers are no brightness of up to 255, and those that say the same."""
@@ -30,22 +33,34 @@ def picture_tensor(picture: Any, size: int | None) -> Tensor:
 
 
 def decode_image(path: Path, size: tuple[int, int], mode: str) -> Tensor:
-    """(C, H, W) uint8, resized to the height and width of `size`; `mode` is Pillow's.
+    """(C, H, W) uint8, resized to the height and width of `size`; `mode` is Pillow's. Of whole
+    numbers with more bits (1, H, W) int32, as they are.
 
     Raises:
-        DataError: it is no image, a broken one, or one of numbers without a largest one.
+        DataError: it is no image, a broken one, or one of floats.
     """
     from PIL import Image
 
+    width_height = size[::-1]
     try:
         with Image.open(path) as file:
-            image = _of_8_bits(_upright(file)).convert(mode)
+            image = _upright(file)
+            _refuse_floats(image)
+            deep = image.mode.startswith("I")
+            image = image.convert("I" if deep else mode)
+            return _tensor_of(image if image.size == width_height else image.resize(width_height))
     except Exception as error:  # Pillow has many for broken files
         raise DataError(
             f"{str(path)!r} is not a readable image ({error}). Remove or replace the file."
         ) from error
-    width_height = size[::-1]
-    return _tensor_of(image if image.size == width_height else image.resize(width_height))
+
+
+def image_suffixes() -> set[str]:
+    """Of the files that Pillow reads, in small letters: ".jpg" among them."""
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    return {suffix for suffix, kind in known.items() if kind in Image.OPEN}
 
 
 def _tensor_of(image: Any) -> Tensor:
@@ -63,13 +78,6 @@ def _upright(image: Any) -> Any:
     return ImageOps.exif_transpose(image)
 
 
-def _of_8_bits(image: Any) -> Any:
-    """A Pillow image whose values are bytes: of 16 bits it would keep those up to 255 alone."""
+def _refuse_floats(image: Any) -> None:
     if image.mode == "F":
         raise ValueError("its pixels are floats, of which none is known to be white")
-    if not image.mode.startswith("I"):
-        return image
-    levels = image.convert("I")
-    if levels.getextrema()[1] > 65535:
-        raise ValueError("its pixels have more than 16 bits, of which none is known to be white")
-    return levels.point(lambda value: value * (1 / 257)).convert("L")

@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from ghnqat_sdk.data.pictures import MODES, decode_image
+from ghnqat_sdk.data.pictures import DEEP_WHITE, MODES, decode_image
 from ghnqat_sdk.errors import ArgumentError, ExportError
 from ghnqat_sdk.export.runtime import new_session, runtime_package
 
@@ -65,7 +65,8 @@ class OnnxClassifier:
             DataError: it is no image.
         """
         channels, height, width = self.facts.input_size
-        pixels = decode_image(Path(image), (height, width), MODES[channels]).float() / 255
+        pixels = decode_image(Path(image), (height, width), MODES[channels])
+        pixels = pixels.float() / (255 if pixels.dtype == torch.uint8 else DEEP_WHITE)
         mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (self.facts.mean, self.facts.std))
         return ((pixels - mean) / std)[None]
 

@@ -45,6 +45,7 @@ class FittedHead:
             is.
         balanced_accuracy: The mean of the classes' accuracies, in percent.
         absent: Classes without an image, which it never answers.
+        unmeasured: Classes of too few images to hold one out; accuracies say nothing of them.
     """
 
     layer: str
@@ -55,9 +56,15 @@ class FittedHead:
     accuracy: float
     balanced_accuracy: float
     absent: tuple[int, ...] = ()
+    unmeasured: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        absent = f"; no image of class {', '.join(map(str, self.absent))}" if self.absent else ""
+        remarks = {"no image": self.absent, "none held out": self.unmeasured}
+        absent = "".join(
+            f"; {what} of class {', '.join(map(str, classes))}"
+            for what, classes in remarks.items()
+            if classes
+        )
         return (
             f"{self.layer or 'model'}: {self.classes} classes from {self.images:,} images, "
             f"strength {self.strength:g}; on {self.held_out:,} held out {self.accuracy:.1f} %, "
@@ -172,7 +179,8 @@ class Classifier:
             choice.strength,
             100 * hits.double().mean().item(),
             choice.accuracy,
-            tuple((self.seen == 0).nonzero().flatten().tolist()),
+            _places(self.seen == 0),
+            _places((self.seen > 0) & (labels.bincount(minlength=self.classes) == 0)),
         )
         return linear, fitted
 
@@ -200,6 +208,11 @@ class Classifier:
             self.layer.weight.copy_(linear.weight.view(self.layer.weight.shape))
             if linear.bias is not None:
                 self.layer.bias.copy_(linear.bias)
+
+
+def _places(mask: Tensor) -> tuple[int, ...]:
+    """Where it is true."""
+    return tuple(mask.nonzero().flatten().tolist())
 
 
 def can_be_classifier(layer: Any) -> bool:

@@ -28,7 +28,7 @@ from ghnqat_sdk.heads.classifiers import (
     refuse_fixed,
     traced_classifiers,
 )
-from ghnqat_sdk.heads.labels import LABELLED, TRAIN_INSTEAD, Labelled, labelled
+from ghnqat_sdk.heads.labels import LABELLED, TRAIN_INSTEAD, Labelled, labelled, naming
 from ghnqat_sdk.heads.probe import require_own_scores
 from ghnqat_sdk.heads.ridge import STRENGTHS
 from ghnqat_sdk.heads.unlike import unlike
@@ -208,11 +208,15 @@ def _reached(heads: list[Classifier], named: bool) -> list[Classifier]:
     if named and len(reached) < len(heads):
         missed = [head.name for head in heads if head.heard is None]
         raise ArgumentError(f"No image reached {', '.join(map(repr, missed))} in evaluation mode.")
-    if len(reached) != 1 and not named:
-        columns = ", ".join(f"{head.name!r}: {column}" for column, head in enumerate(heads))
+    if not reached:
         raise ArgumentError(
-            f"{len(reached)} classifiers are before the output; expected one. Name each with its "
-            f"column of the labels: layers={{{columns}}}."
+            "No classifier runs as a layer before the output, as where a function uses its weight. "
+            f"{TRAIN_INSTEAD}"
+        )
+    if len(reached) > 1 and not named:
+        raise ArgumentError(
+            f"{len(reached)} classifiers are before the output; expected one. "
+            f"{naming(head.name for head in heads)}"
         )
     return reached
 
@@ -272,14 +276,14 @@ def _chosen(
 ) -> tuple[dict[str, int], set[str]]:
     """The classifiers with their columns of the labels, and those with a ReLU behind them."""
     wanted = _wanted(layers)
+    available = require_fake_quantized_layers(qmodel, "fit_head")
+    found = traced_classifiers(qmodel, call) or last_layer(qmodel, available, call)
     if len(labels) > 1 and not isinstance(layers, Mapping):
         raise ArgumentError(
             f"Labels have {len(labels)} columns; expected one class for each image. Write "
-            f"labels.argmax(1) for one-hot labels, or name the column of each head: "
-            f"layers={{'fc': 0}}."
+            f"labels.argmax(1) for one-hot labels; leave out what follows the labels in a batch, "
+            f"as indices. {naming(found)}"
         )
-    available = require_fake_quantized_layers(qmodel, "fit_head")
-    found = traced_classifiers(qmodel, call) or last_layer(qmodel, available, call)
     if wanted is None:
         _refuse_dense(name for name, use in found.items() if use.dense)
         wanted = dict.fromkeys(found, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -57,14 +57,14 @@ def _columns(labels: Any) -> list[Tensor]:
         several = isinstance(labels, (tuple, list)) and len(labels) > 0
         if several and all(isinstance(each, Tensor) and each.ndim for each in labels):
             return [column for each in labels for column in _columns(each)]
-        raise ArgumentError(
-            f"Labels are a {type(labels).__name__}; expected a tensor of whole numbers (N,). Write "
-            "fit_head(qmodel, [(images, torch.tensor(labels))])."
-        )
+        raise ArgumentError(_no_tensor(labels))
     if labels.is_floating_point() or labels.is_complex():
+        numbers = (
+            "labels.argmax(1)" if labels.ndim == 2 and labels.shape[1] > 1 else "labels.long()"
+        )
         raise ArgumentError(
             f"Labels are {labels.dtype}; expected whole numbers (N,). Write "
-            "fit_head(qmodel, [(images, labels.long())])."
+            f"fit_head(qmodel, [(images, {numbers})])."
         )
     if labels.ndim > 2:
         raise ArgumentError(
@@ -75,3 +75,29 @@ def _columns(labels: Any) -> list[Tensor]:
     if labels.ndim == 0:
         raise ArgumentError(f"Labels are one number, not one for each image. Write {LABELLED}.")
     return list(labels.cpu().long().view(len(labels), -1).unbind(1))
+
+
+def _no_tensor(labels: Any) -> str:
+    """What is wrong with labels that are none, or with what follows them in a batch."""
+    words = isinstance(labels, str) or (
+        isinstance(labels, (tuple, list)) and any(isinstance(each, str) for each in labels)
+    )
+    instead = (
+        "[(images, numbers)], a number from 0 for each name; leave out paths and other words that "
+        "follow the labels"
+        if words
+        else "[(images, torch.tensor(labels))]"
+    )
+    return (
+        f"Labels are a {type(labels).__name__}; expected a tensor of whole numbers (N,). Write "
+        f"fit_head(qmodel, {instead})."
+    )
+
+
+def naming(classifiers: Iterable[str]) -> str:
+    """What to write where there are several classifiers, or columns of labels."""
+    columns = ", ".join(f"{name!r}: {column}" for column, name in enumerate(classifiers))
+    return (
+        f"For several heads, predict with head='keep' and name the column of each: "
+        f"fit_head(qmodel, batches, layers={{{columns}}})."
+    )

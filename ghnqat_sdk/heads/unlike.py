@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 _MOST_TIMES_LARGER = 3
 _FEWEST_PLACES = 2
-_KEEPS_SIZE = {"transposed_conv", "interpolate"}  # whose strides do not make an image smaller
 
 
 def unlike(
@@ -89,10 +88,15 @@ def _resizing(side: int) -> str:
 
 
 def total_stride(graph: ComputationGraph) -> int:
-    """By how much a network makes an image smaller before it is pooled as a whole."""
+    """By how much a network makes an image smaller before it is pooled as a whole, or larger
+    again."""
     totals: list[int] = []
     for index, node in enumerate(graph.nodes):
         before = max((totals[source] for source in graph.predecessors[index]), default=1)
-        stride = 1 if node.op in _KEEPS_SIZE else max(node.stride)
-        totals.append(before * stride)
+        if node.op == "interpolate":
+            totals.append(1)  # to a size of which the graph says nothing
+        elif node.op == "transposed_conv":
+            totals.append(max(1, before // max(node.stride)))
+        else:
+            totals.append(before * max(node.stride))
     return max(totals, default=1)

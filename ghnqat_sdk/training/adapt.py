@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from ghnqat_sdk.choices import FEWEST_IMAGES
+from ghnqat_sdk.choices import FEWEST_IMAGES, FEWEST_OF_A_CLASS
 from ghnqat_sdk.configs import Part
 from ghnqat_sdk.data import DataConfig, ImageSet
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
@@ -43,7 +43,6 @@ from ghnqat_sdk.training.teacher import TeacherConfig, save_teacher, train_teach
 
 ADAPT_FILE = "adapt.json"
 TEACHER_FILE = "teacher.safetensors"
-FEWEST_OF_A_CLASS = 5
 
 _TEACHER_SHARE = 7 / 30  # of the minutes; its features take some of the eighth thirtieth
 _DECAY_SHARE = 0.35  # of the training that follows
@@ -273,7 +272,8 @@ def check_images(train: ImageSet) -> None:
         raise ArgumentError(
             f"{count} training images of {len(train.classes)} classes, {int(each[fewest])} of "
             f"{train.classes[fewest]!r}, are too few; expected {FEWEST_IMAGES}, "
-            f"{FEWEST_OF_A_CLASS} of each of two or more classes. Fit a head instead: "
+            f"{FEWEST_OF_A_CLASS} of each of two or more classes, besides the tenth that is held "
+            f"out. Fit a head instead: "
             f"predict_quantized_params(model, calibration=batches, head='fit')."
         )
 

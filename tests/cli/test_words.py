@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+import ghnqat_sdk.data
 from ghnqat_sdk.cli.main import main
+from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
 from ghnqat_sdk.hypernetwork.pretrained import save_pretrained
 
 NET = """
@@ -76,10 +78,30 @@ def test_classes_are_those_of_the_folder(run, data, capsys, monkeypatch, classes
 
 def test_hidden_folders_are_no_classes(run, data, tmp_path, capsys):
     (tmp_path / "two" / "train" / ".thumbnails").mkdir(parents=True)
+    (tmp_path / "two" / "train" / "__MACOSX").mkdir()
     for name in ("cat", "truck"):
         (tmp_path / "two" / "train" / name).symlink_to(data / "train" / name)
     assert run("predict", "--head", "fit", "--data", "two", "--classes", "2") == 0
     assert "2 classes from 36 images" in capsys.readouterr().out
+
+
+def test_images_are_of_the_size_that_the_hypernetwork_knows(
+    run, small, data, tmp_path, monkeypatch
+):
+    images = small.config.images.model_copy(update={"size": 24})
+    other = GraphHypernetwork(small.config.model_copy(update={"images": images}))
+    save_pretrained(other, tmp_path / "checkpoint")
+    sizes = []
+    real = ghnqat_sdk.data.load_images
+
+    def noted(root, split, size, **settings):
+        sizes.append(size)
+        return real(root, split, size, **settings)
+
+    monkeypatch.setattr("ghnqat_sdk.data.load_images", noted)
+    assert run("predict", "--head", "fit", "--data", str(data)) == 0
+    assert run("predict", "--head", "fit", "--data", str(data), "--size", "16") == 0
+    assert sizes == [24, 16]
 
 
 @pytest.mark.parametrize(("words", "told"), [([], None), (["--first-last-bits", "8"], 8)])

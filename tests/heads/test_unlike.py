@@ -78,6 +78,21 @@ def test_total_stride_is_that_of_the_longest_way():
     assert total_stride(gq.trace(strided(2, 1, 3))) == 6
 
 
+def test_networks_that_scale_up_again_are_as_small_as_they_get():
+    class Hourglass(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down = nn.ModuleList(nn.Conv2d(3, 3, 3, 2, 1) for _ in range(4))
+            self.up = nn.ConvTranspose2d(3, 3, 2, 2)
+
+        def forward(self, x):
+            for down in self.down:
+                x = nn.functional.interpolate(down(x), scale_factor=2.0)
+            return self.up(self.down[0](x))
+
+    assert total_stride(gq.trace(Hourglass(), torch.empty(1, 3, 32, 32))) == 2
+
+
 def test_what_is_no_image_is_not_remarked_on():
     assert unlike(CONFIG, {"tokens": torch.zeros(4, 7)}) == []
 

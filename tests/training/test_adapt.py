@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from ghnqat_sdk import load_pretrained, predict_quantized_params, save_pretrained
+from ghnqat_sdk.choices import FEWEST_OF_A_CLASS
 from ghnqat_sdk.cli.train import main
+from ghnqat_sdk.cli.train_adapt import _drawn as drawn_of
 from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, TrainingImages
@@ -195,6 +197,15 @@ def test_images_that_cannot_be_adapted_to_are_refused(five):
 
 
 # ---- the command
+
+
+def test_images_that_are_drawn_have_enough_of_each_class(images):
+    of_all = images["train"]
+    few = (of_all.labels != 3) | ((of_all.labels == 3).cumsum(0) <= FEWEST_OF_A_CLASS)
+    unbalanced = of_all.take(few.nonzero().flatten())
+    drawn = drawn_of(unbalanced, 60)
+    assert len(drawn) == 60
+    assert drawn.labels.bincount().min() == FEWEST_OF_A_CLASS
 
 
 @pytest.fixture
