@@ -38,6 +38,7 @@ from ghnqat_sdk import to_float
 from ghnqat_sdk.data import load_images
 
 _BATCH = 50
+_EPSILON = 1e-5
 
 
 def prepared_for_qat(twin: nn.Module, images: Tensor) -> torch.fx.GraphModule:
@@ -46,6 +47,7 @@ def prepared_for_qat(twin: nn.Module, images: Tensor) -> torch.fx.GraphModule:
     from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
+    _agree_on_epsilon(twin)
     settings = x86.get_default_x86_inductor_quantization_config(is_qat=True)
     batch = ({0: torch.export.Dim.AUTO},)
     if hasattr(twin, "aux_logits"):
@@ -54,6 +56,15 @@ def prepared_for_qat(twin: nn.Module, images: Tensor) -> torch.fx.GraphModule:
     program = torch.export.export(twin.train(), (images,), dynamic_shapes=batch, strict=True)
     prepared = prepare_qat_pt2e(program.module(), x86.X86InductorQuantizer().set_global(settings))
     return move_exported_model_to_eval(prepared)
+
+
+def _agree_on_epsilon(twin: nn.Module) -> None:
+    """Give norms of fixed statistics the epsilon that torchao takes all of them to have, 1e-5; they
+    compute the same."""
+    for norm in twin.modules():
+        if isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None:
+            norm.running_var += norm.eps - _EPSILON
+            norm.eps = _EPSILON
 
 
 def train(prepared: nn.Module, images: Tensor, labels: Tensor, steps: int, rate: float) -> None:

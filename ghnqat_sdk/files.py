@@ -4,14 +4,13 @@ for machines."""
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from pydantic_core import to_json
 
 from ghnqat_sdk.errors import ArgumentError
 
@@ -72,7 +71,8 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 def as_json(facts: Any, indent: int | None = None) -> str:
     """Strict JSON, which knows no numbers that are not finite: they are null."""
-    return to_json(facts, indent=indent, inf_nan_mode="null").decode()
+    finite = json.loads(json.dumps(facts), parse_constant=lambda _: None)
+    return json.dumps(finite, indent=indent)
 
 
 def is_of_a_program(name: str) -> bool:
