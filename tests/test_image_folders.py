@@ -131,3 +131,11 @@ def test_only_numbers_are_white(white):
 def test_a_root_that_is_no_name_is_refused():
     with pytest.raises(ArgumentError, match="root=None is no folder"):
         load_images(None, "train")
+
+
+def test_numbers_of_more_than_16_bits_have_no_white(folder):
+    for path in folder.rglob("*.png"):
+        Image.new("I", (8, 8), 70_000).save(path.with_suffix(".tif"))
+        path.unlink()
+    with pytest.raises(DataError, match="more than 16 bits"):
+        load_images(folder, "train", size=8, white=70_000)

@@ -136,10 +136,10 @@ def _drawn(images: ImageSet, count: int) -> ImageSet:
     import torch
 
     shuffled = images.sample(len(images), seed=0)
-    each = torch.nn.functional.one_hot(shuffled.labels).cumsum(0)  # of its class so far
-    rank = each.gather(1, shuffled.labels[:, None]).flatten()
-    first = (rank > FEWEST_OF_A_CLASS).int().argsort(stable=True)
-    return shuffled.take(first[:count])
+    later = torch.ones(len(shuffled), dtype=torch.int8)
+    for label in shuffled.labels.unique():
+        later[(shuffled.labels == label).nonzero().flatten()[:FEWEST_OF_A_CLASS]] = 0
+    return shuffled.take(later.argsort(stable=True)[:count])
 
 
 @contextmanager

@@ -13,9 +13,6 @@ from ghnqat_sdk.errors import DataError
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's name for images of so many channels."""
 
-DEEP_WHITE = 65535
-"""White in a grey file of more than 8 bits, where nothing else is said."""
-
 _ALIKE = {"1": "L", "La": "LA", "RGBa": "RGBA"}
 _ALIKE |= dict.fromkeys(("RGBX", "YCbCr", "CMYK", "HSV", "LAB"), "RGB")
 """Pillow's modes whose numbers are no brightness of up to 255, and those that say the same."""
@@ -37,7 +34,7 @@ def decode_image(path: Path, size: tuple[int, int], mode: str) -> Tensor:
     numbers with more bits (1, H, W) int32, as they are.
 
     Raises:
-        DataError: it is no image, a broken one, or one of floats.
+        DataError: it is no image, a broken one, or one of numbers without a largest one.
     """
     from PIL import Image
 
@@ -45,9 +42,7 @@ def decode_image(path: Path, size: tuple[int, int], mode: str) -> Tensor:
     try:
         with Image.open(path) as file:
             image = _upright(file)
-            _refuse_floats(image)
-            deep = image.mode.startswith("I")
-            image = image.convert("I" if deep else mode)
+            image = image.convert("I" if _is_deep(image) else mode)
             return _tensor_of(image if image.size == width_height else image.resize(width_height))
     except Exception as error:  # Pillow has many for broken files
         raise DataError(
@@ -78,6 +73,11 @@ def _upright(image: Any) -> Any:
     return ImageOps.exif_transpose(image)
 
 
-def _refuse_floats(image: Any) -> None:
+def _is_deep(image: Any) -> bool:
+    """Whether a Pillow image is of up to 16 bits, of which it would keep values up to 255 alone."""
     if image.mode == "F":
         raise ValueError("its pixels are floats, of which none is known to be white")
+    deep = bool(image.mode.startswith("I"))
+    if deep and image.convert("I").getextrema()[1] > 65535:
+        raise ValueError("its pixels have more than 16 bits, of which none is known to be white")
+    return deep

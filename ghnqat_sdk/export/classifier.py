@@ -13,11 +13,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from ghnqat_sdk.data.pictures import DEEP_WHITE, MODES, decode_image
+from ghnqat_sdk.data.brightness import as_bytes
+from ghnqat_sdk.data.pictures import MODES, decode_image
 from ghnqat_sdk.errors import ArgumentError, ExportError
 from ghnqat_sdk.export.runtime import new_session, runtime_package
 
 _RUNS = 30
+_DEEP_WHITE = 65535  # of a grey file of 16 bits, since one image alone does not tell
 
 
 class Facts(BaseModel):
@@ -66,7 +68,9 @@ class OnnxClassifier:
         """
         channels, height, width = self.facts.input_size
         pixels = decode_image(Path(image), (height, width), MODES[channels])
-        pixels = pixels.float() / (255 if pixels.dtype == torch.uint8 else DEEP_WHITE)
+        if pixels.dtype != torch.uint8:
+            pixels = as_bytes(pixels, _DEEP_WHITE)
+        pixels = pixels.float() / 255
         mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (self.facts.mean, self.facts.std))
         return ((pixels - mean) / std)[None]
 

@@ -27,6 +27,20 @@ class NoMacs(Toys):
         return SimpleNamespace(**{name: getattr(toy, name) for name in names})
 
 
+class Unlike(Toys):
+    """Toys that are equal to none."""
+
+    def __getitem__(self, index: int) -> Any:
+        return UnlikeToy(self.split, index)
+
+
+class UnlikeToy(Toy):
+    __hash__ = None
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+
 class Torn(Toys):
     def __getitem__(self, index: int) -> Toy:
         raise KeyError(index)

@@ -144,6 +144,15 @@ def test_one_space_with_other_settings_has_other_networks(make_run, own_run):
     assert validated == {"ReLU", "SiLU"}
 
 
+def test_a_network_of_a_space_is_the_same_whatever_object_tells_of_it():
+    space = CustomShare(factory="faulty.Unlike").build("train")
+    assert space[3]._own != space[3]._own
+    assert space[3] == space[3]
+    assert hash(space[3]) == hash(space[3])
+    assert space[3] != space[4]
+    assert space[3] != CustomShare(factory="toys.Toys").build("train")[3]
+
+
 def test_any_optimizer_of_torch_is_one():
     layer = torch.nn.Linear(3, 2)
     config = CustomOptimizer(factory="torch.optim.RMSprop", settings={"alpha": 0.5})

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.training.asynchronous.plan import Plan
+from ghnqat_sdk.training.average import running_average
 from ghnqat_sdk.training.objective import NetworkLoss
 from ghnqat_sdk.training.optimizers import AdamWConfig
 from ghnqat_sdk.training.reports import Progress, counted
@@ -163,9 +164,8 @@ class Pool:
             updates = self.facts[Fact.UPDATES].item()
             for decays in (True, False):
                 self._step(decays, gradient, rate, self.moments + updates)
-            count = self.averaged + updates
-            few = (1 + count) / (10 + count)  # as `running_average`
-            self.average.lerp_(self.weights, 1 - min(self.config.average, few))
+            follow = running_average(self.config.average)
+            follow([self.average], [self.weights], self.averaged + int(updates))
         gradient.zero_()
         self.facts[Fact.GATHERED] = 0
 

@@ -15,6 +15,7 @@ from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.training.asynchronous.plan import Plan
 from ghnqat_sdk.training.asynchronous.pool import Fact, Pool
 from ghnqat_sdk.training.asynchronous.team import Team
+from ghnqat_sdk.training.asynchronous.worker import held
 from ghnqat_sdk.training.config import RunConfig
 from ghnqat_sdk.training.run import Run
 
@@ -153,7 +154,7 @@ def _log(run: Run, pool: Pool, recent: Tensor, plan: Plan, seconds: float) -> No
 def _save(run: Run, team: Team, seconds: float) -> None:
     if team.pool.step == run.progress.step:
         return  # nothing new
-    with team.locked():
+    with held(team.lock, team.check):
         team.pool.give(run.trainer)
     run.progress.seconds = seconds
     run.save()

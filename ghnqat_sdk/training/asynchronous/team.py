@@ -92,17 +92,3 @@ class Team:
             f"{ended[0]}. The checkpoint of step {self.run.progress.step} is kept: go on from it, "
             f"with fewer processes where memory was short."
         )
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Nobody else changes the pool meanwhile.
-
-        Raises:
-            GhnqatError: as `check`.
-        """
-        while not self.lock.acquire(timeout=1):
-            self.check()
-        try:
-            yield
-        finally:
-            self.lock.release()

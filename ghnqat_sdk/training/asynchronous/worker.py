@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import parent_process
 from multiprocessing.queues import SimpleQueue
@@ -27,7 +27,7 @@ from ghnqat_sdk.training.trainer import Trainer
 
 _STEPS_BETWEEN_SPARINGS = 40
 _LOOKS = 0.05  # seconds between looks at the clock, before it runs
-_PATIENCE = 5  # seconds for the lock, before a look at who may hold it
+_PATIENCE = 1  # seconds for the lock, before a look at who may hold it
 
 
 class Work(NamedTuple):
@@ -83,7 +83,7 @@ def _train(rank: int, given: Work) -> None:
 def _begun(given: Work) -> Plan:
     """The plan, from the moment on at which all processes are ready."""
     facts = given.pool.facts
-    with _locked(given.lock):
+    with held(given.lock, _end_alone):
         facts[Fact.READY] += 1
     while not facts[Fact.BEGAN] and not _is_over(given.pool):
         time.sleep(_LOOKS)
@@ -94,13 +94,18 @@ def _is_over(pool: Pool) -> bool:
     return bool(pool.facts[Fact.STOP]) or _alone()
 
 
+def _end_alone() -> None:
+    """Without the first process, this one ends."""
+    if _alone():
+        raise SystemExit(1)
+
+
 @contextmanager
-def _locked(lock: Lock) -> Iterator[None]:
-    """Who was killed while it held the lock never gives it back; without the first process, this
-    one ends."""
+def held(lock: Lock, check: Callable[[], object]) -> Iterator[None]:
+    """Nobody else changes the pool meanwhile. Who was killed while it held the lock never gives it
+    back: `check` raises then, and is asked while this one waits."""
     while not lock.acquire(timeout=_PATIENCE):
-        if _alone():
-            raise SystemExit(1)
+        check()
     try:
         yield
     finally:
@@ -144,6 +149,6 @@ def learn(trainer: Trainer, step: int, pool: Pool, lock: Lock, plan: Plan) -> No
     started = time.process_time()
     trainer.losses.fading = plan.hint()
     drawn, results, unfit = trainer.learn(step)
-    with _locked(lock):
+    with held(lock, _end_alone):
         pool.count(drawn, results, unfit, time.process_time() - started)
         pool.add(trainer.gradients.flat, len(drawn), plan)

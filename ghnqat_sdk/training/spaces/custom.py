@@ -35,6 +35,15 @@ class CustomArchitecture(BaseModel):
         found._own, found._custom = own, custom
         return found
 
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same network of the same space, whatever object of the user's tells of
+        it."""
+        same = isinstance(other, CustomArchitecture) and self._custom == other._custom
+        return same and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
     def build(self, num_classes: int = 10) -> nn.Module:
         """The network, a `BlockedModule`.
 
