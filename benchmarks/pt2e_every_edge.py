@@ -48,6 +48,7 @@ def prepared_for_qat(twin: nn.Module, images: Tensor) -> torch.fx.GraphModule:
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
     _agree_on_epsilon(twin)
+    _pad_before_pools(twin)
     settings = x86.get_default_x86_inductor_quantization_config(is_qat=True)
     batch = ({0: torch.export.Dim.AUTO},)
     if hasattr(twin, "aux_logits"):
@@ -65,6 +66,29 @@ def _agree_on_epsilon(twin: nn.Module) -> None:
         if isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None:
             norm.running_var += norm.eps - _EPSILON
             norm.eps = _EPSILON
+
+
+def _pad_before_pools(twin: nn.Module) -> None:
+    """Give pools that round sizes up a padding instead, which Inductor does not lose: its integer
+    pools round down, whatever was asked for (PyTorch 2.14)."""
+    for parent in list(twin.modules()):
+        for name, pool in parent.named_children():
+            if isinstance(pool, nn.MaxPool2d) and pool.ceil_mode:
+                setattr(parent, name, _PaddedPool(pool.kernel_size, pool.stride, pool.padding))
+
+
+class _PaddedPool(nn.MaxPool2d):
+    """What `MaxPool2d` with `ceil_mode` computes, for square windows."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        right, below = (self._missing(images.shape[side]) for side in (-1, -2))
+        padded = nn.functional.pad(images, (0, right, 0, below), value=-torch.inf)
+        return super().forward(padded)
+
+    def _missing(self, length: int) -> int:
+        """Elements that the last window lacks; one that would lie in the padding alone is none."""
+        missing = -(length + 2 * self.padding - self.kernel_size) % self.stride
+        return missing if missing + self.padding < self.kernel_size else 0
 
 
 def train(prepared: nn.Module, images: Tensor, labels: Tensor, steps: int, rate: float) -> None:
