@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ghnqat_sdk.data import ImageSet
@@ -78,7 +79,7 @@ class Losses:
         return network_loss(
             network,
             predicted,
-            batch.images,  # its plan moves them to the device
+            resized(batch.images, network.size),  # its plan moves them to the device
             batch.labels.to(device),
             Setting(draw.bits, config.hypernetwork.ranges, config.bits.rounding, config.compute),
             label_smoothing=config.label_smoothing,
@@ -100,3 +101,11 @@ class Losses:
         if self.features is None or self.hints is None or not self.hints.config.soft_labels:
             return None
         return self.features.scores[batch.indices].to(self.config.compute.device)
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """(N, C, H, W) images at a side in pixels, channels_last; as they are where they have it."""
+    if images.shape[2:] == (side, side):
+        return images
+    found = F.interpolate(images, (side, side), mode="bilinear", antialias=side < images.shape[2])
+    return found.contiguous(memory_format=torch.channels_last)

@@ -17,6 +17,7 @@ from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.training.plan import ForwardPlan
 from ghnqat_sdk.training.sampler import Draw
 from ghnqat_sdk.training.spaces.protocol import Architecture
+from ghnqat_sdk.training.spaces.resized import Resized
 
 KNOWN_SIZE = 32
 """Side in pixels of the images that spaces are made for, and costs are of."""
@@ -32,12 +33,14 @@ class PreparedNetwork:
         graph: Its computation graph, in float.
         plan: Runs it.
         joined: Where the channels of each of the plan's taps come from; see `Node.reads`.
+        size: Side in pixels of the images that it is for.
     """
 
     architecture: Architecture
     graph: ComputationGraph
     plan: ForwardPlan
     joined: tuple[Runs, ...] = ()
+    size: int = KNOWN_SIZE
 
     @property
     def takes_hints(self) -> bool:
@@ -66,7 +69,7 @@ def prepare_network(
     plan = ForwardPlan(model, first)
     names = {id(module): name for name, module in model.named_modules()}
     joined = tuple(graph.joined.get(names[id(end)], ()) for end in model.block_ends())  # type: ignore[operator]
-    return PreparedNetwork(architecture, graph, plan, joined)
+    return PreparedNetwork(architecture, graph, plan, joined, size)
 
 
 def traced(
@@ -99,7 +102,7 @@ class PreparedNetworks:
     Args:
         num_classes: That they tell.
         most: How many are kept.
-        size: Side of their images in pixels.
+        size: Side of their images in pixels, but for those that have one of their own.
     """
 
     def __init__(self, num_classes: int, most: int, size: int = KNOWN_SIZE) -> None:
@@ -122,7 +125,8 @@ class PreparedNetworks:
         if architecture not in self.kept:
             if len(self.kept) >= self.most:
                 self.kept.pop(next(iter(self.kept)))
-            self.kept[architecture] = network_for(architecture, self.num_classes, self.size)
+            size = architecture.side if isinstance(architecture, Resized) else self.size
+            self.kept[architecture] = network_for(architecture, self.num_classes, size)
         return self.kept[architecture]
 
 

@@ -102,7 +102,7 @@ class Sampler:
         self.sampling = sampling
         self.float_until = float_until
         self.shares = [share for share in shares if share.share > 0]
-        self.spaces = [share.build("train") for share in self.shares]
+        self.spaces = [share.sized(share.build("train")) for share in self.shares]
         self.bits = list(bits)
         self.network = lru_cache(maxsize=2 * sampling.window)(self._network)
         self._window = lru_cache(maxsize=2)(self._sorted)

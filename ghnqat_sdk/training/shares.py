@@ -12,6 +12,7 @@ from ghnqat_sdk.training.spaces.custom import CustomSpace
 from ghnqat_sdk.training.spaces.deepnets import DeepNets
 from ghnqat_sdk.training.spaces.families import Families
 from ghnqat_sdk.training.spaces.protocol import Architecture, Norm, Space
+from ghnqat_sdk.training.spaces.resized import ResizedSpace
 
 
 class _Share(Part):
@@ -25,6 +26,9 @@ class _Share(Part):
     max_parameters: Limit = 25e6
     norm: Norm | None = None
     """Only networks with this normalization."""
+    size: int | None = Field(default=None, ge=16, le=256)
+    """Side in pixels that images are resized to for these networks, which cost accordingly; None
+    for images as they are."""
 
     @model_validator(mode="after")
     def _some_cost(self) -> _Share:
@@ -40,6 +44,10 @@ class _Share(Part):
         within = self.min_macs <= architecture.macs <= self.max_macs
         small = architecture.parameter_count <= self.max_parameters
         return within and small and self.norm in (None, architecture.norm)
+
+    def sized(self, space: Space) -> Space:
+        """A space of theirs for images of their size."""
+        return space if self.size is None else ResizedSpace(space, self.size)
 
 
 class _ShippedShare(_Share):

@@ -6,6 +6,7 @@ blocks.py          descriptions of layers, each of which builds its module and c
 cost.py            that cost
 drawing.py         draws with integer odds
 custom.py          spaces of users
+resized.py         a space for images of another size
 
 deepnets.py        ConvNets-250K (re-created): the space
 deepnet.py         one network of it
