@@ -4,15 +4,17 @@
     python benchmarks/validation.py --data data/cifar10 --weights runs/mine/last
     python benchmarks/validation.py --data data/cifar10 --graphs 6 --norm none --max-macs 60e6
     python benchmarks/validation.py --data data/cifar10 --torchvision resnet18 --calibrated
+    python benchmarks/validation.py --data data/cifar10 --max-macs 5e6 --size 64
 
 The first networks of the `val` split of each space, or torchvision's of these names with ten
-classes at 32 × 32 pixels. By the paper's protocol, or calibrated. Cells are top-1 in percent: mean
-± standard error over networks; the least.
+classes, at 32 × 32 pixels or another size. By the paper's protocol, or calibrated. Cells are top-1
+in percent: mean ± standard error over networks; the least.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import cache, partial
 from math import inf
 from multiprocessing import get_context
@@ -25,10 +27,12 @@ import torch
 from common import prepare
 from networks import SPACES, cheap, named, table
 from table1 import BITS, hypernetwork
+from torchvision.transforms.v2.functional import resize
 
 from ghnqat_sdk.bits import Bits
 from ghnqat_sdk.data import ImageSet, load_images
 from ghnqat_sdk.hypernetwork import pretrained
+from ghnqat_sdk.training import losses
 from ghnqat_sdk.training.evaluation import calibration_batches, evaluate_architecture
 from ghnqat_sdk.training.spaces.protocol import Norm
 
@@ -36,8 +40,9 @@ SPLIT = "val"
 
 
 @cache
-def images_of(data: str, count: int) -> ImageSet:
-    return load_images(data, SPLIT).sample(count, seed=0)
+def images_of(data: str, count: int, size: int) -> ImageSet:
+    found = load_images(data, SPLIT).sample(count, seed=0)
+    return replace(found, images=resize(found.images, [size, size]))
 
 
 def measure(
@@ -47,16 +52,18 @@ def measure(
     data: str,
     images: int,
     calibrated: bool = False,
+    size: int = 32,
 ) -> list[float]:
     """Top-1 in percent of one network at each setting."""
     torch.set_num_threads(1)
+    calibration = calibration_batches(data, 0) if calibrated else ()
     figures = evaluate_architecture(
         hypernetwork(weights),
         named(name),
-        images_of(data, images),
+        images_of(data, images, size),
         settings,
         protocol="calibrated" if calibrated else "paper",
-        calibration=calibration_batches(data, 0) if calibrated else None,
+        calibration=[losses.resized(batch, size) for batch in calibration],
     )
     return [top1 for top1, _ in figures]
 
@@ -76,6 +83,7 @@ def main() -> None:
     parser.add_argument("--norm", choices=get_args(Norm), help="this one alone")
     parser.add_argument("--torchvision", nargs="+", metavar="NAME", help="instead of the spaces'")
     parser.add_argument("--calibrated", action="store_true")
+    parser.add_argument("--size", type=int, default=32, help="that images are resized to")
     parser.add_argument("--images", type=int, default=256)
     common.add_processes(parser)
     options = parser.parse_args()
@@ -91,6 +99,7 @@ def main() -> None:
         data=options.data,
         images=options.images,
         calibrated=options.calibrated,
+        size=options.size,
     )
     with ProcessPoolExecutor(options.processes, get_context("spawn"), prepare) as pool:
         figures = dict(zip(names, pool.map(each, names), strict=True))
