@@ -100,7 +100,12 @@ def digits() -> Images:
 
 
 def clothes(archive: Path) -> Images:
-    """28 × 28 pixels, 7,000 images of each of ten classes; two rows of the archive are empty."""
+    return _grey(*pixels_of_clothes(archive), 255, (TRAINING, VALIDATION, TEST))
+
+
+def pixels_of_clothes(archive: Path) -> tuple[Tensor, Tensor]:
+    """(N, 28, 28) bytes and (N,) labels, 7,000 images of each of ten classes less two whose rows in
+    the archive are empty."""
     pixels: list[Tensor] = []
     with tarfile.open(archive) as package:
         for label in range(10):
@@ -109,7 +114,7 @@ def clothes(archive: Path) -> Images:
             rows = [row for row in json.load(file)["data"] if row]
             pixels.append(torch.tensor(rows, dtype=torch.uint8).view(-1, 28, 28))
     labels = torch.arange(10).repeat_interleave(torch.tensor([*map(len, pixels)]))
-    return _grey(torch.cat(pixels), labels, 255, (TRAINING, VALIDATION, TEST))
+    return torch.cat(pixels), labels
 
 
 def _grey(pixels: Tensor, labels: Tensor, white: float, counts: tuple[int, int, int]) -> Images:
