@@ -37,10 +37,10 @@ def write_clothes(archive: Path, folder: Path) -> None:
     """An image folder of Fashion-MNIST, the same each time."""
     pixels, labels = pixels_of_clothes(archive)
     for label in labels.unique().tolist():
-        order = torch.randperm(7000, generator=torch.Generator().manual_seed(label))
         of_class = pixels[labels == label]
-        parts = order[order < len(of_class)].split([*PER_CLASS.values(), 10_000])
-        for split, part in zip(PER_CLASS, parts, strict=False):
+        order = torch.randperm(len(of_class), generator=torch.Generator().manual_seed(label))
+        chosen = order[: sum(PER_CLASS.values())].split([*PER_CLASS.values()])
+        for split, part in zip(PER_CLASS, chosen, strict=True):
             place = folder / split / str(label)
             place.mkdir(parents=True, exist_ok=True)
             for number, index in enumerate(part.tolist()):
