@@ -22,14 +22,14 @@ DEFAULT_CLASSES = 10
 _KEYWORD = "num_classes"
 
 
-def of_callable(name: str, classes: int | None, asked: bool) -> nn.Module:
+def of_callable(name: str, classes: int | None, asked: bool, otherwise: int) -> nn.Module:
     """What `name`, MODULE:CALLABLE, returns; arguments and errors as of `build_model`."""
     from torch import nn
 
     module, _, attribute = name.partition(":")
     with _running_code_of(name):
         factory: Any = reduce(getattr, attribute.split("."), importlib.import_module(module))
-    words = _class_words(name, factory, classes, asked)
+    words = _class_words(name, factory, classes, asked, otherwise)
     with _running_code_of(name):
         model: Any = factory(**words)
     if not isinstance(model, nn.Module):
@@ -56,7 +56,9 @@ def _running_code_of(name: str) -> Iterator[None]:
         sys.path.remove("")
 
 
-def _class_words(name: str, factory: Any, classes: int | None, asked: bool) -> dict[str, int]:
+def _class_words(
+    name: str, factory: Any, classes: int | None, asked: bool, otherwise: int
+) -> dict[str, int]:
     """The number of classes for a user's callable, where it takes one.
 
     Raises:
@@ -69,7 +71,7 @@ def _class_words(name: str, factory: Any, classes: int | None, asked: bool) -> d
     own = parameters.get(_KEYWORD)
     if classes is None:
         needed = own is not None and own.default is own.empty
-        return {_KEYWORD: DEFAULT_CLASSES} if needed else {}
+        return {_KEYWORD: otherwise} if needed else {}
     open_ended = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     if own is None and asked and not open_ended:
         raise ArgumentError(

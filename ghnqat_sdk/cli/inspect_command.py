@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ghnqat_sdk.cli.callables import DEFAULT_CLASSES
 from ghnqat_sdk.cli.console import add_command, add_json_flag
 from ghnqat_sdk.cli.models import (
     add_bits,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ghnqat_sdk.calls import Call
     from ghnqat_sdk.data import Known
     from ghnqat_sdk.graph.graph import ComputationGraph
+    from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork
     from ghnqat_sdk.prediction import PredictionReport
     from ghnqat_sdk.quantization.report import QuantizationReport
 
@@ -105,11 +107,14 @@ def _image_size(sizes: tuple[int, ...] | None) -> int | None:
 def _inspect(options: Namespace) -> None:
     from ghnqat_sdk.graph.draw import draw_graph
 
-    model = build_model(options.model, options.classes, asked=options.classes is not None)
+    hypernetwork = None if options.bits is None else loaded_hypernetwork(options)
+    otherwise = DEFAULT_CLASSES if hypernetwork is None else hypernetwork.config.num_classes
+    asked = options.classes is not None
+    model = build_model(options.model, options.classes, asked=asked, otherwise=otherwise)
     graph, call = traced(model, options.input)
     measured = None
-    if options.bits is not None:
-        graph, measured = _measure(options, model, graph, call)
+    if hypernetwork is not None:
+        graph, measured = _measure(options, hypernetwork, model, graph, call)
     if options.picture is not None:
         with working("drawing"), replacing(options.picture) as temporary:
             draw_graph(graph, temporary)
@@ -145,7 +150,11 @@ class _Measured:
 
 
 def _measure(
-    options: Namespace, model: nn.Module, graph: ComputationGraph, call: Call
+    options: Namespace,
+    hypernetwork: GraphHypernetwork,
+    model: nn.Module,
+    graph: ComputationGraph,
+    call: Call,
 ) -> tuple[ComputationGraph, _Measured]:
     """The graph with the bits of each layer, and what they cost; `model` becomes the predicted
     one."""
@@ -155,7 +164,6 @@ def _measure(
     from ghnqat_sdk.quantization.lookup import bits_of, fake_quantized_layers
     from ghnqat_sdk.quantization.report import quantization_report
 
-    hypernetwork = loaded_hypernetwork(options)
     qmodel = predicted(options, model, hypernetwork=hypernetwork)
     bits = bits_of(fake_quantized_layers(qmodel))
     if options.data is not None:

@@ -46,7 +46,7 @@ def add_model(parser: ArgumentParser) -> None:
         "--classes",
         type=Whole(1, MOST_CLASSES),
         help="that the model tells apart; a callable of your own gets them as num_classes "
-        f"(default: its own, else {DEFAULT_CLASSES})",
+        "(default: its own, else as many as the hypernetwork's)",
     )
     parser.add_argument(
         "--input",
@@ -108,12 +108,14 @@ def check_prediction(options: Namespace) -> None:
     check_hypernetwork("--hypernetwork", options.hypernetwork, options.revision)
 
 
-def build_model(name: str, classes: int | None, *, asked: bool = False) -> nn.Module:
+def build_model(
+    name: str, classes: int | None, *, asked: bool = False, otherwise: int = DEFAULT_CLASSES
+) -> nn.Module:
     """The module that the argument `model` names.
 
     Args:
         name: As on the command line.
-        classes: That it should tell apart; None for a callable's own, else ten.
+        classes: That it should tell apart; None for a callable's own, else `otherwise`.
         asked: Whether that is the user's wish, which a callable must not leave unheard.
 
     Raises:
@@ -122,8 +124,8 @@ def build_model(name: str, classes: int | None, *, asked: bool = False) -> nn.Mo
     """
     with working(f"building {name}"):
         if ":" in name:
-            return of_callable(name, classes, asked)
-        count = DEFAULT_CLASSES if classes is None else classes
+            return of_callable(name, classes, asked, otherwise)
+        count = otherwise if classes is None else classes
         if "/" in name:
             space, split, index = name.split("/")
             networks = open_space(space, split)

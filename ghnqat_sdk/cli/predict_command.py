@@ -115,13 +115,14 @@ def _predict(options: Namespace) -> None:
     from ghnqat_sdk.heads.fitting import fit_head_to_images
     from ghnqat_sdk.prediction import prediction_report
 
-    hypernetwork = images = None
+    hypernetwork = loaded_hypernetwork(options)
+    images = None
     if options.data is not None:
-        hypernetwork = loaded_hypernetwork(options)
         images = _images(options, options.size or hypernetwork.config.images.size)
-    model = build_model(options.model, _classes(options), asked=options.classes is not None)
+    asked, otherwise = options.classes is not None, hypernetwork.config.num_classes
+    model = build_model(options.model, _classes(options), asked=asked, otherwise=otherwise)
     if options.input is not None:
-        traced(model, options.input)  # a shape that does not fit is found before weights are read
+        traced(model, options.input)  # whose errors speak of a command line
     qmodel = predicted(options, model, options.head if images is None else "keep", hypernetwork)
     heads = None if images is None else fit_head_to_images(qmodel, images)
     if options.output is not None:

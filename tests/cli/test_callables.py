@@ -1,11 +1,15 @@
 """Models that a user's own callable makes, and the classes that they get."""
 
+import json
+
 import pytest
 from torch import nn
 
+from ghnqat_sdk import GraphHypernetwork, HypernetworkConfig
 from ghnqat_sdk.cli.main import main
 from ghnqat_sdk.cli.models import build_model
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.hypernetwork.pretrained import save_pretrained
 
 CODE = """
 from torch import nn
@@ -57,3 +61,21 @@ def test_classes_that_cannot_be_taken_are_told_in_one_line(command, capsys):
 def test_names_get_ten_classes_unless_others_are_asked_for():
     assert build_model("resnet18", None).fc.out_features == 10
     assert build_model("resnet18", 4, asked=True).fc.out_features == 4
+
+
+@pytest.mark.parametrize("name", ["resnet18", "callables_of_a_user:needed"])
+def test_without_a_wish_they_are_as_many_as_asked_for_otherwise(name):
+    model = build_model(name, None, otherwise=4)
+    assert list(model.modules())[-1].out_features == 4
+
+
+@pytest.mark.parametrize("command", ["predict", "inspect"])
+def test_a_command_builds_as_many_classes_as_its_hypernetwork_knows(command, tmp_path, capsys):
+    save_pretrained(GraphHypernetwork(HypernetworkConfig(num_classes=4)), tmp_path / "own")
+    words = [command, "shufflenet_v2_x0_5", "--hypernetwork", str(tmp_path / "own")]
+    assert main([*words, "--bits", "4,4", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    kept = facts if command == "predict" else facts["prediction"]
+    assert not kept["kept"]
+    assert main([*words, "--bits", "4,4", "--classes", "5"]) == 0
+    assert "fc.weight" in capsys.readouterr().out
