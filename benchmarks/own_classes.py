@@ -29,6 +29,7 @@ import common
 import torch
 import torchvision
 from own_class_images import CLASSES, TRAINING, Images, available, images_of
+from qat_start_training import he
 from torch import Tensor, nn
 
 from ghnqat_sdk import ArgumentError, calibrate, fit_head, from_float, predict_quantized_params
@@ -81,22 +82,13 @@ def marks_of(data: str) -> tuple[int, ...]:
     return MARKS.get(data, CIFAR_MARKS)
 
 
-def he(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            nn.init.kaiming_normal_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-
 def started(task: Task, images: Images) -> nn.Module:
     torch.manual_seed(0)
     channels, size = images.channels, images.size
     model = built(task.network, channels, CLASSES[task.data])
     bits = BITS[task.bits]
     if task.start == "he":
-        he(model)
-        return from_float(model, bits)
+        return from_float(he(model), bits)
     example = torch.zeros(2, channels, size, size)
     # The untrained classifier of the predicted start is PyTorch's default.
     qmodel = predict_quantized_params(model, bits, example_inputs=example, head="keep")
