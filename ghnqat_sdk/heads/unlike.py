@@ -60,18 +60,20 @@ def _channels(config: HypernetworkConfig, images: Tensor) -> str:
 def _size(config: HypernetworkConfig, images: Tensor, reduction: int) -> str:
     """Of images that are much larger than known, or too small for the network's strides."""
     size, known = min(images.shape[2:]), config.images.size
-    large = size >= _MOST_TIMES_LARGER * known
+    largest = config.images.largest or known
+    sizes = f"{known}" if largest == known else f"{known} to {largest}"
+    large = size >= _MOST_TIMES_LARGER * largest
     if not large and size >= _FEWEST_PLACES * reduction:
         return ""
     what = (
         f"The images have {size} pixels a side; the hypernetwork was trained on networks for "
-        f"{known}."
+        f"{sizes}."
         if large
         else f"The network's strides of {reduction} together leave one place of images of {size} "
         "pixels."
     )
-    side = max(known, _FEWEST_PLACES * reduction)
-    if side >= _MOST_TIMES_LARGER * known:
+    side = max(largest if large else known, _FEWEST_PLACES * reduction)
+    if side >= _MOST_TIMES_LARGER * largest:
         return (
             f"{what} No size suits both: take strides out of the first layers "
             f"(layer.stride = (1, 1)) until they are {known // _FEWEST_PLACES} together, and "

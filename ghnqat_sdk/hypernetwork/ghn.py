@@ -26,6 +26,8 @@ class TrainingImages(Part):
 
     size: int = Field(default=32, ge=1)
     """Side in pixels."""
+    largest: int | None = Field(default=None, ge=1)
+    """Side of the largest that they were resized to for some networks, None where for none."""
     mean: tuple[float, ...] = CIFAR10_MEAN
     std: tuple[float, ...] = CIFAR10_STD
     """Of each channel, where white is 1; normalization took them out."""

@@ -124,6 +124,13 @@ class RunConfig(Part):
                 )
         return self
 
+    @property
+    def largest_size(self) -> int | None:
+        """Of images that are resized for networks of some share; None where none are enlarged."""
+        sizes = [share.size for share in self.networks if share.size and share.share > 0]
+        largest = max(sizes, default=0)
+        return largest if largest > self.data.size else None
+
     def build_sampler(self) -> Sampler:
         """What each step sees.
 

@@ -69,7 +69,8 @@ def initial_parts(
     Raises:
         ArgumentError: initial weights of another architecture.
     """
-    made = config.hypernetwork.model_copy(update={"images": described(train)})
+    images = described(train).model_copy(update={"largest": config.largest_size})
+    made = config.hypernetwork.model_copy(update={"images": images})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = GraphHypernetwork(made).to(config.compute.device)

@@ -66,6 +66,16 @@ def test_images_that_are_resized_as_advised_are_not_remarked_on(side, strides):
     assert [text for text in unlike(CONFIG, images, graph) if "values" not in text] == []
 
 
+def test_sizes_up_to_the_largest_that_was_trained_on_are_known():
+    images = CONFIG.images.model_copy(update={"largest": 128})
+    config = CONFIG.model_copy(update={"images": images})
+    graph = gq.trace(strided(2, 2, 2))
+    for side in (32, 64, 224):
+        assert unlike(config, torch.randn(2, 3, side, side), graph) == []
+    (advice,) = unlike(config, torch.randn(2, 3, 500, 500), graph)
+    assert re.search("500 pixels a side.* for 32 to 128.*size=128", advice)
+
+
 def test_strides_that_no_size_suits_are_to_be_taken_out():
     (advice,) = unlike(CONFIG, torch.randn(4, 3, 32, 32), gq.trace(strided(4, 4, 4)))
     assert "layer.stride = (1, 1)" in advice

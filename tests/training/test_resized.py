@@ -87,6 +87,7 @@ def test_networks_of_all_sizes_learn_with_hints(hinted, images, monkeypatch):
 
     monkeypatch.setattr(losses, "network_loss", noting)
     trainer = Trainer(config, images["train"], features=features)
+    assert trainer.model.config.images.largest == 48
     for report in trainer.steps(12):
         assert report.gradient_norm > 0
     assert {side for side, _ in sides} == {20, 32, 48}
