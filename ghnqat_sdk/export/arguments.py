@@ -13,6 +13,7 @@ from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.export.program import Inputs
 from ghnqat_sdk.export.runtime import packages
+from ghnqat_sdk.files import is_nameable
 
 Storage = Literal["int8", "int4", "int2"]
 NARROWEST: dict[str, int] = {"int8": 8, "int4": 4, "int2": 2}
@@ -25,10 +26,10 @@ def checked_path(path: Any) -> Path:
         raise ArgumentError(
             f"path={path!r} does not end in .onnx. Write export_onnx(qmodel, 'model.onnx', batch)."
         )
-    if "\0" in str(path):
+    if not is_nameable(path):
         raise ArgumentError(
-            f"path={path!r} has a null character, which no file's name can have. Write "
-            "export_onnx(qmodel, 'model.onnx', batch)."
+            f"path={path!r} has a null character or half of a surrogate pair, which no file's name "
+            "can have. Write export_onnx(qmodel, 'model.onnx', batch)."
         )
     return Path(path)
 
