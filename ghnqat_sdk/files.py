@@ -33,7 +33,8 @@ def require_folder(folder: Any, call: str) -> Path:
 
 
 def is_nameable(path: str | os.PathLike[str]) -> bool:
-    """Whether a file may have this path: a null character or half of a surrogate pair is in none."""
+    """Whether a file may have this path: it has no null character and no half of a surrogate
+    pair."""
     try:
         return b"\0" not in os.fsencode(path)
     except UnicodeEncodeError:

@@ -3,7 +3,6 @@ Runtime."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from ghnqat_sdk.export.arguments import (
     require_narrow,
 )
 from ghnqat_sdk.export.edges import Edges, plan_edges
+from ghnqat_sdk.export.facts import write_facts
 from ghnqat_sdk.export.integer import (
     expand,
     finish_layers,
@@ -123,7 +123,7 @@ def export_onnx(
             probes = Probes(bare, inputs)
             proto, norms = to_onnx(with_onnx_quantizers(bare, inputs), inputs, opset, probes)
             made = _integer_form(Graph(proto), norms, values, storage, float_edges)
-            _write_facts(made.graph.model, values, images)
+            write_facts(made.graph, values, expected, images)
             report = _checked(made, target, values, expected, opset, timing)
         except ExportError:
             _require_repeatable(qmodel, layers, inputs, expected)
@@ -258,16 +258,6 @@ def _outputs_of(qmodel: nn.Module, first: Any, inputs: Inputs) -> list[Tensor]:
         there = tuple(x.to(device) for x in inputs)
     with evaluating(qmodel), torch.no_grad():
         return [tensor.cpu().float() for tensor in outputs_on(qmodel, there)]
-
-
-def _write_facts(model: Any, values: list[Tensor], images: ImageSet | None) -> None:
-    """What whoever runs the file has to know of its input and output."""
-    from onnx import helper
-
-    facts: dict[str, Any] = {"input_size": list(values[0].shape[1:])}
-    if images is not None:
-        facts |= {"mean": images.mean, "std": images.std, "classes": images.classes}
-    helper.set_model_props(model, {name: json.dumps(value) for name, value in facts.items()})
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -163,6 +163,7 @@ def test_the_file_says_what_images_it_takes_and_nothing_of_where_it_was_made(
         "mean": [0.5, 0.4, 0.3],
         "std": [0.2, 0.2, 0.2],
         "classes": ["cat", "dog", "cow", "hen"],
+        "scores": "logits",
     }
     assert b"test_onnx" not in (tmp_path / "m.onnx").read_bytes()
 
