@@ -1,6 +1,8 @@
 import copy
+import random
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -177,10 +179,31 @@ def test_storage_for_bits_that_no_layer_has_is_refused(quantized, images, tmp_pa
         export_onnx(qmodel, tmp_path / "m.onnx", images, storage="int2")
 
 
-def test_a_random_model_is_told_to_be(quantized, images, tmp_path):
-    class Dropping(Pointwise):
+@pytest.mark.parametrize(
+    "noise",
+    [
+        lambda x: F.dropout(x, 0.3),
+        lambda x: x + 1e-3 * torch.rand_like(x),
+        lambda x: x + 1e-3 * random.random(),
+        lambda x: x + 1e-3 * np.random.random(),
+    ],
+)
+def test_a_model_that_is_random_however_little_is_told_to_be(noise, quantized, images, tmp_path):
+    class Random(Pointwise):
         def forward(self, x):
-            return F.dropout(super().forward(x), 0.3)
+            return noise(super().forward(x))
 
     with pytest.raises(ExportError, match="other outputs each time"):
-        export_onnx(quantized(Dropping()), tmp_path / "m.onnx", images)
+        export_onnx(quantized(Random()), tmp_path / "m.onnx", images)
+
+
+def test_kernels_that_add_in_another_order_are_not_random(quantized, images, tmp_path, monkeypatch):
+    qmodel = quantized(Pointwise())
+    exact = export._outputs_of
+
+    def on_a_gpu(model, inputs):
+        noise = 1e-7 * torch.rand(()) if model is qmodel else 0
+        return [output + noise for output in exact(model, inputs)]
+
+    monkeypatch.setattr(export, "_outputs_of", on_a_gpu)
+    export_onnx(qmodel, tmp_path / "m.onnx", images)
