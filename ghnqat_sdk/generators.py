@@ -33,8 +33,8 @@ def random_numbers_stay() -> Iterator[None]:
 
 @contextmanager
 def other_random_numbers(device: torch.device) -> Iterator[None]:
-    """Whatever is drawn inside, on the CPU or on `device`, is other than outside; the generators are
-    afterwards as before."""
+    """Whatever is drawn inside, on the CPU or on `device`, is other than outside; afterwards the
+    generators are as before."""
     with random_numbers_stay():
         random.random()
         for each in {torch.device("cpu"), device}:

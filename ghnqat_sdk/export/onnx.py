@@ -16,9 +16,9 @@ from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.devices import on_cpu_by_default
 from ghnqat_sdk.errors import CheckpointError, ExportError
 from ghnqat_sdk.export.arguments import (
-    NARROWEST,
     Storage,
     arguments_on_cpu,
+    bits_of_packed,
     checked_edges,
     checked_opset,
     checked_path,
@@ -45,7 +45,7 @@ from ghnqat_sdk.export.onnx_graph import (
     shorten_names,
 )
 from ghnqat_sdk.export.program import Inputs, require_ranges, to_onnx, with_onnx_quantizers
-from ghnqat_sdk.export.report import Agreement, OnnxReport, Roundings
+from ghnqat_sdk.export.report import Agreement, OnnxReport, Packing, Roundings
 from ghnqat_sdk.export.runtime import (
     integer_layers,
     milliseconds,
@@ -91,8 +91,8 @@ def export_onnx(
         batch: A tensor (N, C, H, W), a tuple of arguments, or a dict of keyword arguments, to
             export, choose ranges and check with: some hundred calibration images.
         storage: "int8"; "int4" packs weights of up to 4 bits two to a byte, and "int2" those of 2
-            bits four to a byte (opset 25). The runtime makes signed bytes of them when it loads the
-            file.
+            bits four to a byte (opset 25), if they have 512 values at least. The runtime makes
+            signed bytes of them when it loads the file.
         float_edges: Values that shall stay float, by name or pattern; `report.edges` has the names.
         images: Images like those that the model is for: their size, statistics and classes are
             written into the file.
@@ -109,10 +109,11 @@ def export_onnx(
     packages()
     layers = require_exportable_layers(qmodel, "export_onnx")
     target = checked_path(path)
-    opset = checked_opset(storage, opset)
+    opset = checked_opset(storage, opset, layers)
     float_edges = checked_edges(float_edges)
     require_opset(opset)
     require_narrow(storage, layers)
+    narrowest = bits_of_packed(storage, opset)
     inputs = arguments_on_cpu(batch)
     expected = _outputs_of(qmodel, inputs)
     require_images_like(images, inputs, expected)
@@ -124,7 +125,7 @@ def export_onnx(
     with on_cpu_by_default():
         probes = Probes(bare, inputs)
         proto, norms = to_onnx(with_onnx_quantizers(bare, inputs), inputs, opset, probes)
-        made = _integer_form(Graph(proto), norms, values, storage, float_edges)
+        made = _integer_form(Graph(proto), norms, values, narrowest, float_edges)
         write_facts(made.graph, values, expected, images)
         report = _checked(made, target, values, expected, opset, timing)
     _write(target, made.content)
@@ -139,6 +140,7 @@ class _Made:
     float_content: bytes
     edges: Edges
     roundings: Roundings
+    packing: Packing
     folded: int
     kept: int
     stored: int
@@ -153,7 +155,7 @@ def _integer_form(
     graph: Graph,
     norms: int,
     values: list[Tensor],
-    storage: Storage,
+    narrowest: int,
     float_edges: Sequence[str],
 ) -> _Made:
     """What torch exported, changed step by step into what the runtime takes best."""
@@ -170,12 +172,11 @@ def _integer_form(
     quantize_edges(graph, edges)
     roundings = finish_layers(graph)
     layers = count_layers(graph)
-    if storage != "int8":
-        pack(graph, NARROWEST[storage])
+    packing = pack(graph, narrowest) if narrowest < 8 else Packing()
     graph.store()
     shorten_names(graph, edges.ranges)
     graph.model.graph.ClearField("value_info")  # shapes that a runtime finds by itself
-    return _Made(graph, twin, edges, roundings, norms - kept, kept, *layers)
+    return _Made(graph, twin, edges, roundings, packing, norms - kept, kept, *layers)
 
 
 def _checked(
@@ -209,6 +210,7 @@ def _checked(
         kept=made.kept,
         edges=made.edges.ranges,
         roundings=made.roundings,
+        packing=made.packing,
         opset=opset,
         dynamic=made.graph.dynamic(),
         milliseconds=times,

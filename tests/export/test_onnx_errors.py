@@ -52,9 +52,10 @@ def test_bad_input_is_refused(quantized, images, tmp_path):
             export_onnx(qmodel, path, images, storage=storage)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="timing='yes' is a str; expected True or False"):
         export_onnx(qmodel, path, images, timing="yes")  # type: ignore[arg-type]
+    two_bits = quantized(Net(), (2, 4))
     for storage, opset in (("int8", 20), ("int2", 21), ("int8", 999), ("int8", "21")):
         with pytest.raises(ArgumentError, match=f"opset={opset!r} is not one"):
-            export_onnx(qmodel, path, images, storage=storage, opset=opset)
+            export_onnx(two_bits, path, images, storage=storage, opset=opset)
     fake_quantized_layers(qmodel)["head"].input_quantizer.frozen_range = None
     with pytest.raises(ArgumentError, match="'head' has no range"):
         export_onnx(qmodel, path, images)
