@@ -3,6 +3,7 @@ for machines."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -31,6 +32,25 @@ def require_folder(folder: Any, call: str) -> Path:
     return Path(folder)
 
 
+def is_nameable(path: str | os.PathLike[str]) -> bool:
+    """Whether a file may have this path: it has no null character and no half of a surrogate
+    pair."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+
+
+def make_folder(folder: Path) -> None:
+    """Make it, and those around it, where it is not there.
+
+    Raises:
+        OSError: it cannot be made, whatever the reason.
+    """
+    _require_nameable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A path to write to, which replaces `path` when the block ends well and is gone when it does
@@ -38,8 +58,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     The file has the mode that `open` would give it: that of the one before, else what the umask
     leaves, however the block writes it.
+
+    Raises:
+        OSError: it cannot be written, whatever the reason.
     """
     target = Path(path)
+    _require_nameable(target)
     temporary = target.with_name(f".{os.getpid()}.{target.name}")
     try:
         temporary.touch()
@@ -57,6 +81,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` by `content`, as `replacing` does."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def _require_nameable(path: Path) -> None:
+    """Python's own error for such a path is no OSError, as all others are."""
+    if not is_nameable(path):
+        raise OSError(errno.EINVAL, "a file's name cannot have such a character", str(path))
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -31,6 +31,19 @@ def random_numbers_stay() -> Iterator[None]:
             numpy.random.set_state(drawn)
 
 
+@contextmanager
+def other_random_numbers(device: torch.device) -> Iterator[None]:
+    """Whatever is drawn inside, on the CPU or on `device`, is other than outside; afterwards the
+    generators are as before."""
+    with random_numbers_stay():
+        random.random()
+        for each in {torch.device("cpu"), device}:
+            torch.rand(1, device=each)
+        if (numpy := sys.modules.get("numpy")) is not None:
+            numpy.random.random()
+        yield
+
+
 def seed_generators() -> tuple[Any, ...]:
     """Start the generators of torch on the CPU, Python and NumPy anew; gives their states."""
     random.seed(0)

@@ -13,7 +13,9 @@ from torch import nn
 
 import ghnqat_sdk as gq
 from ghnqat_sdk.cli.main import main
-from ghnqat_sdk.files import as_json, replacing, write_atomically
+from ghnqat_sdk.files import as_json, make_folder, replacing, write_atomically
+from ghnqat_sdk.search.results import results_file
+from ghnqat_sdk.training.checkpoint import writing
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +81,22 @@ def test_a_block_that_fails_leaves_what_was_there(tmp_path):
         raise OSError("full")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+def test_a_name_that_no_file_can_have_is_an_error_of_the_disk(tmp_path, small, name):
+    folder = tmp_path / name
+    for write in (lambda: write_atomically(folder, b"x"), lambda: make_folder(folder)):
+        with pytest.raises(OSError, match="cannot have such a character"):
+            write()
+    with pytest.raises(gq.CheckpointError, match="Cannot write"):
+        gq.save_quantized(gq.from_float(cnn()), folder)
+    with pytest.raises(gq.CheckpointError, match="Cannot write"):
+        gq.save_pretrained(small, folder)
+    with pytest.raises(gq.CheckpointError, match="cannot be written"), writing(folder):
+        pass
+    with pytest.raises(gq.ArgumentError, match="is no file"):
+        results_file(folder)
 
 
 def test_numbers_that_are_not_finite_are_null_for_machines():

@@ -33,7 +33,7 @@ def rewritten(folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
 def test_images_of_12_bits_ask_for_their_white(folder):
     expected = load_images(folder, "train", size=8, channels=1).images
     rewritten(folder, lambda levels: (levels.astype(np.uint32) * 4095 // 255).astype(np.uint16))
-    with pytest.raises(ArgumentError, match=r"largest value.+Write load_images\(…, white=4096\)"):
+    with pytest.raises(ArgumentError, match=r"largest value.+Write load_images\(…, white=4095\)"):
         load_images(folder, "train", size=8)
     for channels in (1, 3):
         images = load_images(folder, "train", size=8, channels=channels, white=4095).images

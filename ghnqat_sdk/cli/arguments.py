@@ -9,6 +9,7 @@ from argparse import ArgumentTypeError
 from dataclasses import dataclass
 
 from ghnqat_sdk.bits import SUPPORTED_BITS, Bits, parse_bits
+from ghnqat_sdk.files import is_nameable
 from ghnqat_sdk.training.folder import recipe_names
 
 MOST_INPUT_VALUES = 100_000_000
@@ -155,7 +156,7 @@ def _check_architecture(text: str) -> None:
 
 def hypernetwork_name(text: str) -> str:
     """'default', a folder or a Hub repo; whether it is there is asked later."""
-    if not text or "\0" in text:
+    if not text or not is_nameable(text):
         raise ArgumentTypeError(
             f"{_shown(text)} is no hypernetwork. Write default, a folder, or a Hub repo as "
             "owner/name"
@@ -165,7 +166,7 @@ def hypernetwork_name(text: str) -> str:
 
 def revision(text: str) -> str:
     """A branch, tag or commit of a Hub repo."""
-    if not text.strip() or ".." in text or "\0" in text:
+    if not text.strip() or ".." in text or not is_nameable(text):
         raise ArgumentTypeError(
             f"{_shown(text)} is no revision. Write a branch, a tag or a commit, for example main"
         )

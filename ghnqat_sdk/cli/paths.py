@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ghnqat_sdk.errors import ArgumentError
-from ghnqat_sdk.files import is_of_a_program
+from ghnqat_sdk.files import is_nameable, is_of_a_program
 from ghnqat_sdk.hypernetwork.names import CONFIG_FILE, DEFAULT, HUB, REPO_ID, WEIGHTS_FILE
 
 
@@ -21,7 +21,7 @@ class Named:
     suffixes: tuple[str, ...] = ()
 
     def __call__(self, text: str) -> str:
-        if not text.strip() or "\0" in text:
+        if not text.strip() or not is_nameable(text):
             raise ArgumentTypeError(f"{text!r} names no {self.kind}. Write a path")
         if self.suffixes and Path(text).suffix.lower() not in self.suffixes:
             raise ArgumentTypeError(

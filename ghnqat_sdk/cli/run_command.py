@@ -6,15 +6,22 @@ from argparse import Namespace
 from importlib.util import find_spec
 from typing import Any
 
-from ghnqat_sdk.cli.arguments import Whole
+from ghnqat_sdk.cli.arguments import Real, Whole
 from ghnqat_sdk.cli.console import add_command, add_json_flag
 from ghnqat_sdk.cli.paths import EXPORTED, FILE, check_input_file
+from ghnqat_sdk.cli.words import advising
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.files import as_json
 from ghnqat_sdk.progress import working
 
 MOST_CLASSES = 1000
 MOST_THREADS = 1024
+MOST_WHITE = 65535
+_WORDS = {
+    "OnnxClassifier.read(…, white=": "--white ",
+    "), or another": ", or another",
+    "white=": "--white ",
+}
 
 
 def add_run(commands: Any) -> None:
@@ -45,6 +52,12 @@ def add_run(commands: Any) -> None:
     run.add_argument(
         "--time", action="store_true", help="measure the time of one image as well, without reading"
     )
+    run.add_argument(
+        "--white",
+        type=Real(1, MOST_WHITE),
+        help="the value of white in grey files of more than 8 bits, as 4095 of 12 (default: 255 or "
+        "65535, if the largest value of all is above the half of it)",
+    )
     add_json_flag(run)
 
 
@@ -64,9 +77,10 @@ def _run(options: Namespace) -> None:
         from ghnqat_sdk.export.classifier import OnnxClassifier
 
         classifier = OnnxClassifier(options.exported, threads=options.threads)
-    inputs = [classifier.read(image) for image in options.images]
-    found = [classifier.top(x, options.top) for x in inputs]
-    milliseconds = classifier.milliseconds(inputs[0]) if options.time else None
+    with advising(_WORDS):
+        inputs = classifier.read(*options.images, white=options.white)
+    found = [classifier.top(x[None], options.top) for x in inputs]
+    milliseconds = classifier.milliseconds(inputs[:1]) if options.time else None
     if options.json:
         print(as_json(_facts(options, found, milliseconds)))
         return

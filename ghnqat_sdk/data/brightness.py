@@ -44,7 +44,7 @@ def all_as_bytes(
     if not isinstance(white, (int, float)) or not _is_white(white, largest):
         raise ArgumentError(
             f"white={white!r} is less than the largest value of the images, {largest:g}, or no "
-            f"positive number. Write the value of white, such as white={_least_power(largest)}."
+            f"positive number. Write the value of white, such as white={_least_white(largest)}."
         )
     scale = 255 / white
     return [(x.double() * scale).round().clamp_(max=255).to(torch.uint8) for x in images]
@@ -62,13 +62,14 @@ def _white(largest: float, call: str) -> float:
             return white
     raise ArgumentError(
         f"The largest value of the images is {largest:g}, and white may be 1, 255, 65535 or "
-        f"something else. Write {call}(…, white={_least_power(largest)}), or another number."
+        f"something else. Write {call}(…, white={_least_white(largest)}), or another number."
     )
 
 
-def _least_power(largest: float) -> int:
-    """1, 2, 4, …"""
-    return 2 ** math.ceil(math.log2(max(1.0, largest)))
+def _least_white(largest: float) -> int:
+    """1, 2, 4, …, 128, then the largest of so many bits: 255, 511, …"""
+    power = 2 ** math.ceil(math.log2(max(1.0, largest)))
+    return power - 1 if power > 255 else power
 
 
 def statistics_of(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ghnqat_sdk.data.brightness import all_as_bytes
-from ghnqat_sdk.data.pictures import MODES, decode_image, image_suffixes
+from ghnqat_sdk.data.pictures import decode_images, image_suffixes
 from ghnqat_sdk.data.reading import Labelled
 from ghnqat_sdk.errors import DataError, UnfamiliarDataWarning
 from ghnqat_sdk.files import is_of_a_program
@@ -57,18 +56,8 @@ def from_folder(folder: Path, size: int, channels: int, white: float | None = No
 @lru_cache(maxsize=2)  # "train" and "val" are cut from the same images
 def _decoded(files: tuple[_File, ...], size: int, channels: int, white: float | None) -> Tensor:
     """(N, C, H, W) uint8"""
-    images = torch.full((len(files), channels, size, size), 255, dtype=torch.uint8, device="cpu")
-    deep: dict[int, Tensor] = {}
-    for row, (path, *_) in enumerate(files):
-        pixels = decode_image(path, (size, size), MODES[channels])
-        if pixels.dtype == torch.uint8:
-            images[row] = pixels
-        else:
-            deep[row] = pixels
-    colours = images[:, :3]  # not how opaque they are
-    for row, levels in zip(deep, all_as_bytes([*deep.values()], white, "load_images"), strict=True):
-        colours[row] = levels
-    return images
+    paths = [path for path, *_ in files]
+    return decode_images(paths, (size, size), channels, white, "load_images")
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ghnqat_sdk.data.brightness import all_as_bytes
 from ghnqat_sdk.devices import on_cpu_by_default
 from ghnqat_sdk.errors import DataError
 
@@ -48,6 +51,36 @@ def decode_image(path: Path, size: tuple[int, int], mode: str) -> Tensor:
         raise DataError(
             f"{str(path)!r} is not a readable image ({error}). Remove or replace the file."
         ) from error
+
+
+def decode_images(
+    paths: Sequence[Path], size: tuple[int, int], channels: int, white: float | None, call: str
+) -> Tensor:
+    """(N, C, H, W) uint8 of image files, resized to the height and width of `size`.
+
+    Args:
+        paths: Of the files.
+        size: Height and width.
+        channels: Of each image.
+        white: The value of white in grey files of more than 8 bits, if it is given.
+        call: What takes another one.
+
+    Raises:
+        DataError: one is no image.
+        ArgumentError: it is not known what is white.
+    """
+    images = torch.full((len(paths), channels, *size), 255, dtype=torch.uint8, device="cpu")
+    deep: dict[int, Tensor] = {}
+    for row, path in enumerate(paths):
+        pixels = decode_image(path, size, MODES[channels])
+        if pixels.dtype == torch.uint8:
+            images[row] = pixels
+        else:
+            deep[row] = pixels
+    colours = images[:, :3]  # not how opaque they are
+    for row, levels in zip(deep, all_as_bytes([*deep.values()], white, call), strict=True):
+        colours[row] = levels
+    return images
 
 
 def image_suffixes() -> set[str]:

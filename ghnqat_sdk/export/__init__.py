@@ -15,6 +15,7 @@ storage.py        weights of few bits, packed
 sizes.py          which sizes of images it is right for
 runtime.py        what ONNX Runtime makes of a file
 report.py         what was exported, and how outputs compare
+facts.py          what a file says of its images and scores
 classifier.py     an exported file on image files
 pt2e.py           weights and settings for torchao's PT2E flow
 foldable.py       what torchao folds, and where that goes wrong

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.errors import ArgumentError
 from ghnqat_sdk.export.program import Inputs
+from ghnqat_sdk.export.report import SMALLEST
 from ghnqat_sdk.export.runtime import packages
+from ghnqat_sdk.files import is_nameable
 
 Storage = Literal["int8", "int4", "int2"]
-NARROWEST: dict[str, int] = {"int8": 8, "int4": 4, "int2": 2}
-_OPSETS: dict[str, int] = {"int8": 21, "int4": 21, "int2": 25}
-"""The first with the type in it; older ones lack what PyTorch writes."""
+_NARROWEST: dict[str, int] = {"int8": 8, "int4": 4, "int2": 2}
+_LOWEST_OPSET, _OF_TWO_BITS = 21, 25
+"""Older ones lack what PyTorch writes, and integers of two bits."""
 
 
 def checked_path(path: Any) -> Path:
@@ -25,10 +27,10 @@ def checked_path(path: Any) -> Path:
         raise ArgumentError(
             f"path={path!r} does not end in .onnx. Write export_onnx(qmodel, 'model.onnx', batch)."
         )
-    if "\0" in str(path):
+    if not is_nameable(path):
         raise ArgumentError(
-            f"path={path!r} has a null character, which no file's name can have. Write "
-            "export_onnx(qmodel, 'model.onnx', batch)."
+            f"path={path!r} has a null character or half of a surrogate pair, which no file's name "
+            "can have. Write export_onnx(qmodel, 'model.onnx', batch)."
         )
     return Path(path)
 
@@ -47,12 +49,17 @@ def checked_edges(float_edges: Any) -> tuple[str, ...]:
     return tuple(float_edges)
 
 
-def checked_opset(storage: Any, opset: Any) -> int:
-    """The opset to write; the lowest for the storage if None."""
+def checked_opset(storage: Any, opset: Any, layers: Mapping[str, Any]) -> int:
+    """The opset to write; the lowest for the storage of these layers if None."""
     onnx, _ = packages()
-    if not isinstance(storage, str) or storage not in _OPSETS:
+    if not isinstance(storage, str) or storage not in _NARROWEST:
         raise ArgumentError(f"storage={storage!r} is unknown. Write one of 'int8', 'int4', 'int2'.")
-    lowest, highest = _OPSETS[storage], onnx.defs.onnx_opset_version()
+    two_bits = storage == "int2" and any(
+        layer.weight_quantizer.bits == 2 and layer.weight.numel() >= SMALLEST
+        for layer in layers.values()
+    )
+    lowest = _OF_TWO_BITS if two_bits else _LOWEST_OPSET
+    highest = onnx.defs.onnx_opset_version()
     if opset is None:
         return lowest
     if type(opset) is not int or not lowest <= opset <= highest:
@@ -61,6 +68,11 @@ def checked_opset(storage: Any, opset: Any) -> int:
             f"number from {lowest} to {highest}, or leave it out."
         )
     return opset
+
+
+def bits_of_packed(storage: Storage, opset: int) -> int:
+    """The fewest bits that a packed weight can have; 8 where none is packed."""
+    return max(_NARROWEST[storage], 2 if opset >= _OF_TWO_BITS else 4)
 
 
 def arguments_on_cpu(batch: Any) -> Inputs:
@@ -107,7 +119,7 @@ def require_float32(model: nn.Module, inputs: Inputs) -> None:
 
 def require_narrow(storage: Storage, layers: Mapping[str, Any]) -> None:
     """Raise where no layer has a weight of so few bits as are to be stored."""
-    most = NARROWEST[storage]
+    most = _NARROWEST[storage]
     bits = {layer.weight_quantizer.bits for layer in layers.values()}
     if storage != "int8" and min(bits) > most:
         raise ArgumentError(

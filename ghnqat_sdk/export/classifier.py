@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from ghnqat_sdk.data.brightness import as_bytes
-from ghnqat_sdk.data.pictures import MODES, decode_image
+from ghnqat_sdk.data.pictures import decode_images
 from ghnqat_sdk.errors import ArgumentError, ExportError
+from ghnqat_sdk.export.facts import are_probabilities, facts_of, require_facts
 from ghnqat_sdk.export.runtime import new_session, runtime_package
 
 _RUNS = 30
-_DEEP_WHITE = 65535  # of a grey file of 16 bits, since one image alone does not tell
-
-
-class Facts(BaseModel):
-    """What `export_onnx` writes into a file of the images that it takes.
-
-    Raises:
-        ValidationError: facts that do not fit together are missing or of other types.
-    """
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    input_size: tuple[int, int, int]
-    """Channels, height and width."""
-    mean: tuple[float, ...] = Field(min_length=1)
-    std: tuple[float, ...] = Field(min_length=1)
-    """Of each channel, where white is 1."""
-    classes: tuple[str, ...] = Field(min_length=2)
 
 
 class OnnxClassifier:
@@ -49,30 +29,37 @@ class OnnxClassifier:
         facts: What the file says of its images.
 
     Raises:
-        ArgumentError: ONNX Runtime is not installed, there is no such file, or it says nothing of
-            the images that it takes.
+        ArgumentError: ONNX Runtime is not installed, there is no such file, it says nothing of the
+            images that it takes, or takes something else than one image.
         ExportError: ONNX Runtime cannot run the file.
     """
 
     def __init__(self, path: str | Path, *, threads: int = 1) -> None:
         self.path = Path(path)
         self._session = _session(self.path, threads)
-        self._input = self._session.get_inputs()[0].name
-        self.facts = _facts(self.path, self._session.get_modelmeta().custom_metadata_map)
+        written = self._session.get_modelmeta().custom_metadata_map
+        require_facts(self.path, written)
+        given = _input_of_images(self.path, self._session.get_inputs())
+        self._input = given.name
+        self.facts = facts_of(self.path, written, given.shape)
 
-    def read(self, image: str | Path) -> Tensor:
-        """An image file as the input of the model: (1, C, H, W), resized and normalized.
+    def read(self, *images: str | Path, white: float | None = None) -> Tensor:
+        """Image files as inputs of the model: (N, C, H, W), resized and normalized.
+
+        Args:
+            images: The files.
+            white: The value of white in grey files of more than 8 bits, as 4095 of 12; by default
+                as in `load_images`, of all these files.
 
         Raises:
-            DataError: it is no image.
+            DataError: one is no image.
+            ArgumentError: it is not known what is white.
         """
         channels, height, width = self.facts.input_size
-        pixels = decode_image(Path(image), (height, width), MODES[channels])
-        if pixels.dtype != torch.uint8:
-            pixels = as_bytes(pixels, _DEEP_WHITE)
-        pixels = pixels.float() / 255
+        paths = [Path(image) for image in images]
+        pixels = decode_images(paths, (height, width), channels, white, "OnnxClassifier.read")
         mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (self.facts.mean, self.facts.std))
-        return ((pixels - mean) / std)[None]
+        return (pixels.float() / 255 - mean) / std
 
     def probabilities(self, x: Tensor) -> Tensor:
         """(K,) of the classes, for one input (1, C, H, W).
@@ -82,15 +69,18 @@ class OnnxClassifier:
         """
         try:
             output = self._session.run(None, {self._input: x.numpy()})[0]
+            scores = torch.as_tensor(output).float()
         except Exception as error:
             raise ExportError(f"ONNX Runtime cannot run {str(self.path)!r}: {error}") from error
-        scores = torch.as_tensor(output).float()
         if scores.shape != (1, len(self.facts.classes)):
             raise ExportError(
                 f"{str(self.path)!r} gives an output of shape {tuple(scores.shape)}; expected a "
                 f"score for each of its {len(self.facts.classes)} classes."
             )
-        return scores[0].softmax(0)
+        as_is = self.facts.scores == "probabilities"
+        if self.facts.scores is None:
+            as_is = are_probabilities(scores)
+        return scores[0] if as_is else scores[0].softmax(0)
 
     def top(self, x: Tensor, count: int) -> list[tuple[str, float]]:
         """The `count` likeliest classes of one input, each with its probability."""
@@ -121,24 +111,22 @@ def _session(path: Path, threads: int) -> Any:
         ) from error
 
 
-def _facts(path: Path, written: dict[str, str]) -> Facts:
-    try:
-        known = {name: json.loads(written[name]) for name in Facts.model_fields if name in written}
-        facts = Facts.model_validate(known)
-    except (ValueError, ValidationError) as error:
+def _input_of_images(path: Path, inputs: list[Any]) -> Any:
+    """The only input of a file that takes one image at a time.
+
+    Raises:
+        ArgumentError: it takes something else.
+    """
+    first = inputs[0] if len(inputs) == 1 else None
+    if first is None or first.type != "tensor(float)" or len(first.shape) != 4:
+        found = " and ".join(f"{each.type} {each.shape}" for each in inputs) or "nothing"
         raise ArgumentError(
-            f"{str(path)!r} does not say what images it takes ({_missing(written)}). Export it "
-            "with export_onnx(qmodel, 'model.onnx', batch, images=images)."
-        ) from error
-    lengths: Sequence[int] = (facts.input_size[0], len(facts.mean), len(facts.std))
-    if len({*lengths}) > 1 or lengths[0] not in MODES:
-        raise ArgumentError(
-            f"{str(path)!r} takes {lengths[0]} channels, with {lengths[1]} means and {lengths[2]} "
-            f"deviations; images have {', '.join(map(str, MODES))}. Run it in ONNX Runtime itself."
+            f"{str(path)!r} takes {found}; expected images alone, floats (N, C, H, W). Run it in "
+            "ONNX Runtime itself."
         )
-    return facts
-
-
-def _missing(written: dict[str, str]) -> str:
-    missing = [name for name in Facts.model_fields if name not in written]
-    return f"no {', '.join(missing)} in its metadata" if missing else "its metadata is damaged"
+    if isinstance(first.shape[0], int) and first.shape[0] != 1:
+        raise ArgumentError(
+            f"{str(path)!r} takes {first.shape[0]} images at once; expected one, or any number. "
+            "Run it in ONNX Runtime itself."
+        )
+    return first

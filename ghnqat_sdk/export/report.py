@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ghnqat_sdk.errors import ExportError
 
+SMALLEST = 512
+"""Values of a weight that is packed: the nodes that undo it take some hundred bytes."""
 _DIFFERENT = 0.1  # of the output's mean square; rounding differently now and then stays far below
 
 
@@ -29,6 +31,19 @@ class Roundings:
     channels: int = 0
     rounded: int = 0
     largest: float = 0.0
+
+
+@dataclass
+class Packing:
+    """What became of weights that were to be packed.
+
+    Attributes:
+        weights: In signed bytes before.
+        packed: Those of them that lie several to a byte now.
+    """
+
+    weights: int = 0
+    packed: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,6 +126,7 @@ class OnnxReport:
         edges: Values that are 8-bit integers at run time, name to (low, high) range; `float_edges`
             takes such names.
         roundings: What it cost to store 8-bit weights in signed bytes.
+        packing: How many weights lie several to a byte, where that was asked for.
         opset: Of ONNX.
         dynamic: What may vary from run to run, of "batch", "height" and "width".
         milliseconds: Median time of one row of the batch with one thread, (in float, as written),
@@ -129,6 +145,7 @@ class OnnxReport:
     kept: int
     edges: dict[str, tuple[float, float]]
     roundings: Roundings
+    packing: Packing
     opset: int
     dynamic: tuple[str, ...]
     milliseconds: tuple[float, float] | None = None
@@ -152,6 +169,11 @@ class OnnxReport:
                 f"  8-bit weights of {self.roundings.rounded} of {self.roundings.channels} "
                 "channels rounded again, by "
                 f"at most {100 * self.roundings.largest:.2g} % of the channel's largest"
+            )
+        if self.packing.weights:
+            lines.append(
+                f"  packed: {self.packing.packed} of {self.packing.weights} weights (others have "
+                f"fewer than {SMALLEST} values, or too many levels)"
             )
         lines += [f"  batch norms: {self.folded} folded, {self.kept} kept", f"  {self.agreement}"]
         if self.milliseconds is not None:

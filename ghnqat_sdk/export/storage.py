@@ -10,26 +10,29 @@ import torch
 from torch import Tensor
 
 from ghnqat_sdk.export.onnx_graph import Graph
+from ghnqat_sdk.export.report import SMALLEST, Packing
 from ghnqat_sdk.export.weights import channel_axis
 
-_SMALLEST = 512
-"""Weights that are worth packing: the nodes that undo it take some hundred bytes."""
 
-
-def pack(graph: Graph, narrowest: int) -> None:
+def pack(graph: Graph, narrowest: int) -> Packing:
     """Weights whose levels fit into 4 bits, or into 2 where `narrowest` is 2, as such, with a Cast
     to signed bytes.
 
     Runtimes have kernels for signed bytes. A Cast of a constant is done once, when the file is
     loaded.
     """
+    packing = Packing()
     nodes: list[Any] = []
     for node in graph.nodes:
-        stored = node.op_type == "DequantizeLinear" and node.input[0] in graph.constants
-        if stored and graph.constants[node.input[0]].data_type == 3:  # INT8
-            nodes += _packed(graph, node, narrowest)
+        levels = graph.constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if levels is not None and levels.data_type == 3 and len(levels.dims) > 1:  # INT8
+            undoing = _packed(graph, node, narrowest)
+            packing.weights += 1
+            packing.packed += bool(undoing)
+            nodes += undoing
         nodes.append(node)
     graph.nodes = nodes
+    return packing
 
 
 def _packed(graph: Graph, node: Any, narrowest: int) -> list[Any]:
@@ -37,13 +40,13 @@ def _packed(graph: Graph, node: Any, narrowest: int) -> list[Any]:
     from onnx import TensorProto, helper
 
     name = node.input[0]
-    if math.prod(graph.constants[name].dims) < _SMALLEST:
+    if math.prod(graph.constants[name].dims) < SMALLEST:
         return []
     levels = graph.read(name).int()
     others = [each for each in range(levels.ndim) if each != channel_axis(node)]
     lowest = levels.amin(others, keepdim=True)
     width = 2 if narrowest == 2 and (levels - lowest).max() < 4 else 4
-    if (levels - lowest).max() >= 2**width or levels.ndim < 2:
+    if (levels - lowest).max() >= 2**width:
         return []
     signed = levels.min() >= -8 and levels.max() < 8 and width == 4
     kind = {True: TensorProto.INT4, False: TensorProto.UINT4}[bool(signed)]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ghnqat_sdk.choices import require_switches
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
-from ghnqat_sdk.files import digest, require_folder, write_atomically
+from ghnqat_sdk.files import digest, make_folder, require_folder, write_atomically
 from ghnqat_sdk.hypernetwork.card import model_card, read_evaluations
 from ghnqat_sdk.hypernetwork.config_file import read_config
 from ghnqat_sdk.hypernetwork.ghn import GraphHypernetwork, HypernetworkConfig
@@ -51,7 +51,7 @@ def save_pretrained(
     folder = require_folder(folder, "save_pretrained(hypernetwork, 'my-ghn')")
     files = _contents(hypernetwork, dtype)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for name, content in files.items():
             write_atomically(folder / name, content)
     except (OSError, ValueError) as error:

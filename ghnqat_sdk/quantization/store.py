@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ghnqat_sdk.copying import copy_module
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, problems
-from ghnqat_sdk.files import digest, replacing, require_folder, write_atomically
+from ghnqat_sdk.files import digest, make_folder, replacing, require_folder, write_atomically
 from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.graph.refusals import refuse_wrapped
 from ghnqat_sdk.quantization.convert import fix_learned_steps, to_fake_quantized
@@ -49,7 +49,7 @@ def save_quantized(qmodel: nn.Module, folder: str | Path) -> Path:
     tensors = {names[0]: _stored(names[0], tensor) for names, tensor in _tensors(qmodel)}
     settings = _settings(qmodel)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with replacing(folder / WEIGHTS_FILE) as temporary:
             save_file(tensors, str(temporary), metadata={"format": "pt"})
             settings = settings.model_copy(update={"sha256": digest(load_file(temporary))})

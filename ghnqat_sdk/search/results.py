@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ghnqat_sdk.errors import ArgumentError
+from ghnqat_sdk.files import is_nameable
 from ghnqat_sdk.search.measuring import Line
 
 _BEGINS = '{"study": '
@@ -19,7 +20,8 @@ def results_file(path: Any) -> Path:
     Raises:
         ArgumentError: no path, or one in a folder that is not there.
     """
-    if not isinstance(path, (str, Path)) or not Path(path).parent.is_dir():
+    named = isinstance(path, (str, Path)) and is_nameable(path)
+    if not named or not Path(path).parent.is_dir():
         raise ArgumentError(
             f"results={str(path)!r} is no file in a folder that is there. Write the name of one, "
             "which may be a new file, such as 'ranking.jsonl'."

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ghnqat_sdk.errors import ArgumentError, CheckpointError, first_few
-from ghnqat_sdk.files import digest, write_atomically
+from ghnqat_sdk.files import digest, make_folder, write_atomically
 from ghnqat_sdk.training.folder import CHECKPOINT_FILE, LOCK_FILE
 
 _MOST_NAMED = 3
@@ -115,7 +115,7 @@ def writing(folder: Path) -> Iterator[None]:
         CheckpointError: a file cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         yield
     except OSError as error:
         raise CheckpointError(

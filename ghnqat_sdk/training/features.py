@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ghnqat_sdk.data import ImageSet, Moves, take_cells
 from ghnqat_sdk.errors import CheckpointError
-from ghnqat_sdk.files import write_atomically
+from ghnqat_sdk.files import make_folder, write_atomically
 from ghnqat_sdk.training.teacher import BATCH, Teacher, evaluating, teacher_digest
 
 FORMAT = 1
@@ -108,12 +108,12 @@ class FeatureCache:
         files = _stage_files(folder, teacher, images)
         finished = Path(folder) / FEATURES_FILE
         try:
-            finished.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(finished.parent)
             _remove([finished, *files])
             _write_features(list(files), teacher, images, report or (lambda *_: None))
             write_atomically(finished, _facts(teacher, images))
         except OSError as error:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):  # of a path that no file can have
                 _remove([finished, *files])
             size = sum(2e-6 * math.prod(shape) for shape in files.values())
             raise CheckpointError(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ghnqat_sdk.configs import Seed
 from ghnqat_sdk.data import DataConfig, ImageSet, draw_moves, move_images
 from ghnqat_sdk.errors import ArgumentError, CheckpointError
-from ghnqat_sdk.files import digest, write_atomically
+from ghnqat_sdk.files import digest, make_folder, write_atomically
 from ghnqat_sdk.training.compute import has_bfloat16
 
 FORMAT = 1
@@ -172,7 +172,7 @@ def save_teacher(teacher: Teacher, path: str | Path, *, accuracy: float, data: s
     }
     content = save(tensors, {"teacher": json.dumps(facts), "sha256": digest(tensors)})
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_atomically(path, content)
     except OSError as error:
         raise CheckpointError(

@@ -13,7 +13,7 @@ from ghnqat_sdk.cli import arguments, main, paths, train
 
 SCRIPTS = {"ghnqat": main, "ghnqat-train": train}
 LONG = "9" * 5000
-NO_TEXT = ["", " ", "a\0b"]
+NO_TEXT = ["", " ", "a\0b", "a\ud800b"]
 NO_NUMBER = ["", "x", "1.5.2", "nan", "inf", "1,2", LONG, "²"]
 NO_BITS = ["", "4", "4,4,4", "1,4", "4,9", "x,y", "4,", "4.0,4", "4,4;", LONG]
 NO_FOLDER = [*NO_TEXT, "file", "no/such/folder", "/proc/none/x"]

@@ -97,6 +97,9 @@ def test_weights_are_stored_with_the_bits_of_the_storage(quantized, images, tmp_
         path = tmp_path / f"{storage}.onnx"
         report = export_onnx(qmodel, path, images, storage=storage)
         assert report.size == path.stat().st_size
+        # of few bits and enough values is "hidden" alone
+        assert report.packing.packed == (storage != "int8")
+        assert ("packed: 1 of " in str(report)) == (storage != "int8")
         # two layers, and the batch norm that follows none of them
         assert report.integer_convolutions == 3
         kinds[storage] = {
@@ -107,6 +110,17 @@ def test_weights_are_stored_with_the_bits_of_the_storage(quantized, images, tmp_
     assert {kinds[storage][8, 3, 3, 3] for storage in kinds} == {"INT8"}
     assert {storage: kinds[storage][80, 8] for storage in kinds} == wanted
     assert all(torch.equal(outputs["int8"], output) for output in outputs.values())
+
+
+@pytest.mark.parametrize("storage", ["int4", "int2"])
+def test_weights_too_small_to_pack_are_told_and_need_no_newer_opset(
+    storage, quantized, images, tmp_path
+):
+    report = export_onnx(
+        quantized(Pointwise(), (2, 8)), tmp_path / "m.onnx", images, storage=storage
+    )
+    assert (report.packing.packed, report.packing.weights, report.opset) == (0, 1, 21)
+    assert "packed: 0 of 1 weights (others have fewer than 512 values" in str(report)
 
 
 def test_levels_of_up_to_7_bits_are_stored_as_they_are(quantized, images, tmp_path):
@@ -163,6 +177,7 @@ def test_the_file_says_what_images_it_takes_and_nothing_of_where_it_was_made(
         "mean": [0.5, 0.4, 0.3],
         "std": [0.2, 0.2, 0.2],
         "classes": ["cat", "dog", "cow", "hen"],
+        "scores": "logits",
     }
     assert b"test_onnx" not in (tmp_path / "m.onnx").read_bytes()
 

@@ -1,6 +1,8 @@
 import copy
+import random
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -42,16 +44,18 @@ def test_bad_input_is_refused(quantized, images, tmp_path):
         export_onnx(qmodel, path, images[:, :2])
     with pytest.raises(ArgumentError, match=r"compiled.+model\._orig_mod"):
         export_onnx(torch.compile(qmodel), path, images)
-    with pytest.raises(ArgumentError, match="null character"):
-        export_onnx(qmodel, "m\0.onnx", images)
+    for character in ("\0", "\ud800"):
+        with pytest.raises(ArgumentError, match="no file's name can have"):
+            export_onnx(qmodel, f"m{character}.onnx", images)
     for storage in ("int3", ["int4"]):
         with pytest.raises(ArgumentError, match=r"storage=.+ is unknown"):
             export_onnx(qmodel, path, images, storage=storage)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="timing='yes' is a str; expected True or False"):
         export_onnx(qmodel, path, images, timing="yes")  # type: ignore[arg-type]
+    two_bits = quantized(Net(), (2, 4))
     for storage, opset in (("int8", 20), ("int2", 21), ("int8", 999), ("int8", "21")):
         with pytest.raises(ArgumentError, match=f"opset={opset!r} is not one"):
-            export_onnx(qmodel, path, images, storage=storage, opset=opset)
+            export_onnx(two_bits, path, images, storage=storage, opset=opset)
     fake_quantized_layers(qmodel)["head"].input_quantizer.frozen_range = None
     with pytest.raises(ArgumentError, match="'head' has no range"):
         export_onnx(qmodel, path, images)
@@ -176,10 +180,31 @@ def test_storage_for_bits_that_no_layer_has_is_refused(quantized, images, tmp_pa
         export_onnx(qmodel, tmp_path / "m.onnx", images, storage="int2")
 
 
-def test_a_random_model_is_told_to_be(quantized, images, tmp_path):
-    class Dropping(Pointwise):
+@pytest.mark.parametrize(
+    "noise",
+    [
+        lambda x: F.dropout(x, 0.3),
+        lambda x: x + 1e-3 * torch.rand_like(x),
+        lambda x: x + 1e-3 * random.random(),
+        lambda x: x + 1e-3 * np.random.random(),
+    ],
+)
+def test_a_model_that_is_random_however_little_is_told_to_be(noise, quantized, images, tmp_path):
+    class Random(Pointwise):
         def forward(self, x):
-            return F.dropout(super().forward(x), 0.3)
+            return noise(super().forward(x))
 
     with pytest.raises(ExportError, match="other outputs each time"):
-        export_onnx(quantized(Dropping()), tmp_path / "m.onnx", images)
+        export_onnx(quantized(Random()), tmp_path / "m.onnx", images)
+
+
+def test_kernels_that_add_in_another_order_are_not_random(quantized, images, tmp_path, monkeypatch):
+    qmodel = quantized(Pointwise())
+    exact = export._outputs_of
+
+    def on_a_gpu(model, inputs):
+        noise = 1e-7 * torch.rand(()) if model is qmodel else 0
+        return [output + noise for output in exact(model, inputs)]
+
+    monkeypatch.setattr(export, "_outputs_of", on_a_gpu)
+    export_onnx(qmodel, tmp_path / "m.onnx", images)
