@@ -32,11 +32,14 @@ class Edges:
 
     Attributes:
         ranges: Value to range; values of one group have the same.
+        own: Output of what reads a value that is float, or wider for others, to the range with
+            which it does.
         nodes: Outputs of the operations that read and give integers.
         dropped: Output of an activation to its input: saturation does its work.
     """
 
     ranges: dict[str, Range]
+    own: dict[str, Range]
     nodes: set[str]
     dropped: dict[str, str]
 
@@ -48,7 +51,8 @@ def plan_edges(
     range.
 
     Layers say with which range they read a value. Sums, products and the like, which training
-    leaves in float, get the smallest and the largest value on the inputs.
+    leaves in float, get the smallest and the largest value on the inputs; a layer that clips what
+    these read in full does so for itself.
 
     Raises:
         ArgumentError: a pattern in `float_edges` that no value has.
@@ -59,7 +63,7 @@ def plan_edges(
     edges = _edges_of(graph, integer, given, float_edges)
     activations = {n.output[0]: n for n in graph.nodes if n.op_type in ACTIVATIONS}
     before = {n.input[0] for name, n in activations.items() if name in edges}
-    seen = observed_ranges(graph, inputs, sorted(edges | before))
+    seen = observed_ranges(given.before, inputs, sorted(edges | before))
     groups = _groups(graph, edges, integer)
     ranges: dict[str, Range] = {}
     for group in groups:
@@ -70,7 +74,22 @@ def plan_edges(
         made_of_integers = maker is not None and maker.output[0] in integer
         if name in ranges and name not in dropped and made_of_integers:
             ranges.setdefault(node.input[0], seen[node.input[0]])
-    return Edges(ranges, integer, dropped)
+    own = {
+        node.output[0]: given.ranges[node.output[0]]
+        for node in graph.nodes
+        if node.output[0] in given.ranges and node.op_type != "QuantizeLinear"
+        if _needs_own(given.ranges[node.output[0]], node.input[0], ranges, seen)
+    }
+    return Edges(ranges, own, integer, dropped)
+
+
+def _needs_own(own: Range, name: str, ranges: dict[str, Range], seen: dict[str, Range]) -> bool:
+    """Whether a layer's range clips a value by a level that the range of this value has."""
+    if name not in ranges:
+        return True
+    low, high = ranges[name]
+    half = (high - low) / 255 / 2
+    return max(low, seen[name][0]) < own[0] - half or min(high, seen[name][1]) > own[1] + half
 
 
 def _require_known(graph: Graph, given: Given, float_edges: Sequence[str]) -> None:
@@ -147,11 +166,13 @@ def _range_of(
         return 0.0, 1.0
     needed: list[Range] = []
     for name in group:
-        moves = [n.op_type in MOVES and n.output[0] in integer for n in readers.get(name, [])]
-        if name in given.ranges:
-            needed += given.ranges[name]
-        elif not moves or not all(moves):
-            needed.append(_useful(seen[name], readers.get(name, [])))
+        after = {node.output[0]: node for node in readers.get(name, [])}
+        own = [given.ranges[output] for output in after if output in given.ranges]
+        moves = {n for n, node in after.items() if node.op_type in MOVES and n in integer}
+        in_float = [node for n, node in after.items() if n not in moves and n not in given.ranges]
+        needed += own
+        if in_float or not after or name in graph.outputs:
+            needed.append(_useful(seen[name], in_float))
     low, high = min(low for low, _ in needed), max(high for _, high in needed)
     moved = {name for name in group if name in integer and makers[name].op_type in MOVES}
     made = [makers.get(name) for name in group if name not in moved]

@@ -31,11 +31,11 @@ from ghnqat_sdk.export.edges import Edges, plan_edges
 from ghnqat_sdk.export.integer import (
     expand,
     finish_layers,
-    norms_as_convolutions,
     quantize_edges,
 )
 from ghnqat_sdk.export.integer_nodes import take_out_quantizers
 from ghnqat_sdk.export.layers import require_exportable_layers
+from ghnqat_sdk.export.norms import norms_as_convolutions
 from ghnqat_sdk.export.onnx_graph import (
     Graph,
     float_twin,
@@ -91,7 +91,8 @@ def export_onnx(
         storage: "int8"; "int4" packs weights of up to 4 bits two to a byte, and "int2" those of 2
             bits four to a byte (opset 25). The runtime makes signed bytes of them when it loads the
             file.
-        float_edges: Values that shall stay float, by name or pattern; `report.edges` has the names.
+        float_edges: Values that shall stay float but for layers, which round and clip what they
+            read, by name or pattern; `report.edges` has the names.
         images: Images like those that the model is for: their size, statistics and classes are
             written into the file.
         opset: Of ONNX; by default the lowest that holds the model.
@@ -169,7 +170,7 @@ def _integer_form(
     edges = plan_edges(graph, given, values, float_edges)
     norms_as_convolutions(graph, edges)
     quantize_edges(graph, edges)
-    roundings = finish_layers(graph)
+    roundings = finish_layers(graph, given.coarse)
     layers = count_layers(graph)
     if storage != "int8":
         pack(graph, NARROWEST[storage])
