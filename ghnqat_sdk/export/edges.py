@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,6 +21,7 @@ from ghnqat_sdk.export.integer_nodes import (
     is_kept,
     uneven_joins,
 )
+from ghnqat_sdk.export.norms import norms_in_float
 from ghnqat_sdk.export.observe import Range, observed_ranges
 from ghnqat_sdk.export.onnx_graph import Graph, attributes
 
@@ -58,8 +60,9 @@ def plan_edges(
         ArgumentError: a pattern in `float_edges` that no value has.
     """
     _require_known(graph, given, float_edges)
-    uneven = uneven_joins(graph, given, inputs, float_edges)
-    integer = integer_nodes(graph, given, float_edges, uneven)
+    in_float = norms_in_float(graph, given, inputs, float_edges)
+    in_float |= uneven_joins(graph, given, inputs, float_edges)
+    integer = integer_nodes(graph, given, float_edges, in_float)
     edges = _edges_of(graph, integer, given, float_edges)
     activations = {n.output[0]: n for n in graph.nodes if n.op_type in ACTIVATIONS}
     before = {n.input[0] for name, n in activations.items() if name in edges}
@@ -182,9 +185,18 @@ def _range_of(
 
 def _is_never_negative(graph: Graph, node: Any) -> bool:
     """Whether an activation gives nothing below 0, whatever the images."""
-    if node.op_type == "Clip":
-        return bool(node.input[1]) and graph.read(node.input[1]).item() >= 0
-    return node.op_type == "Relu" or node.op_type in UNIT
+    return node.op_type in UNIT or (node.op_type in ACTIVATIONS and _bounds(graph, node)[0] >= 0)
+
+
+def _bounds(graph: Graph, node: Any) -> Range:
+    """What a ReLU or a Clip lets through; NaN for an end that no constant says."""
+    if node.op_type == "Relu":
+        return 0.0, math.inf
+    ends = {1: -math.inf, 2: math.inf}
+    for place, name in enumerate(node.input):
+        if place and name:
+            ends[place] = graph.read(name).item() if name in graph.constants else math.nan
+    return ends[1], ends[2]
 
 
 def _useful(range_: Range, readers: list[Any]) -> Range:
@@ -211,9 +223,7 @@ def _dropped(graph: Graph, ranges: dict[str, Range], activations: dict[str, Any]
         if name not in ranges or node.input[0] in ranges:
             continue
         low, high = ranges[name]
-        bounds = [0.0, float("inf")]
-        if node.op_type == "Clip":
-            bounds = [graph.read(end).item() for end in node.input[1:3]]
+        bounds = _bounds(graph, node)
         if bounds[0] <= low and high <= bounds[1] * _NEARLY:
             dropped[name] = node.input[0]
     return dropped

@@ -8,6 +8,7 @@ import torch
 
 from ghnqat_sdk.export.edges import Edges
 from ghnqat_sdk.export.integer_nodes import LAYERS
+from ghnqat_sdk.export.norms import CONVOLUTION
 from ghnqat_sdk.export.observe import Range
 from ghnqat_sdk.export.onnx_graph import Graph, attributes
 from ghnqat_sdk.export.report import Roundings
@@ -124,13 +125,13 @@ def _affines(graph: Graph, edges: Edges) -> dict[Range, Affine]:
     for range_ in (*edges.ranges.values(), *edges.own.values()):
         if range_ not in known:
             scale, zero_point = scale_and_zero_point(*range_, 8)
-            name = graph.write(f"scale_{len(known)}", scale)
+            name = graph.write(f"scale.{len(known)}", scale)
             known[range_] = Affine(name, _byte(graph, int(zero_point)))
     return known
 
 
 def _byte(graph: Graph, value: int) -> str:
-    return graph.write(f"zero_point_{value}", torch.tensor(value, dtype=torch.uint8))
+    return graph.write(f"byte.{value}", torch.tensor(value, dtype=torch.uint8))
 
 
 def _pair(source: str, target: str, affine: Affine) -> list[Any]:
@@ -152,10 +153,10 @@ def _hard_gate(graph: Graph, node: Any) -> list[Any]:
     settings = {"alpha": 0.2, "beta": 0.5} | attributes(node)
     alpha, shift = settings["alpha"], settings["beta"] / settings["alpha"]
     zero, top, output = _byte(graph, 0), _byte(graph, 255), node.output[0]
-    step = graph.write(f"gate_step_{alpha:.6g}", torch.tensor(1 / alpha / 255))
-    shift_step = graph.write(f"gate_shift_{shift:.6g}", torch.tensor(shift / 255))
-    unit = graph.write("gate_unit", torch.tensor(1 / 255))
-    parts = [f"{output}.{part}" for part in ("shift", "sum", "levels")]
+    step = graph.write(f"gate.step.{alpha:.6g}", torch.tensor(1 / alpha / 255))
+    shift_step = graph.write(f"gate.shift.{shift:.6g}", torch.tensor(shift / 255))
+    unit = graph.write("gate.unit", torch.tensor(1 / 255))
+    parts = [f"{output}.{part}" for part in ("shift", "shifted", "levels")]
     return [
         helper.make_node("DequantizeLinear", [top, shift_step, zero], [parts[0]]),
         helper.make_node("Add", [node.input[0], parts[0]], [parts[1]]),
@@ -178,7 +179,8 @@ def finish_layers(graph: Graph, coarse: set[str]) -> Roundings:
             continue
         step, bias = _step_of_input(graph, node, makers, coarse), _stored_bias(graph, node)
         if weight.output[0] not in finished:
-            to_signed_bytes(graph, weight, rooms[weight.output[0]], roundings)
+            cost = Roundings() if node.name.startswith(CONVOLUTION) else roundings
+            to_signed_bytes(graph, weight, rooms[weight.output[0]], cost)
             finished.add(weight.output[0])
         if step is None:
             apart = bias is not None and node.op_type in LAYERS
@@ -222,7 +224,7 @@ def _held_in_float(graph: Graph, node: Any) -> list[Any]:
     from onnx import helper
 
     output = node.output[0]
-    lowest = graph.write("lowest_float", torch.tensor(torch.finfo(torch.float32).min))
+    lowest = graph.write("lowest.float", torch.tensor(torch.finfo(torch.float32).min))
     node.output[0] = f"{output}.in_float"
     return [node, helper.make_node("Max", [node.output[0], lowest], [output])]
 

@@ -27,9 +27,9 @@ ARITHMETIC = {
 UNIT = {"HardSigmoid", "Sigmoid"}
 """Operations whose outputs lie between 0 and 1, whatever the images."""
 
-_UNEVEN = 16
-"""How many times wider than one of its inputs a concatenation may be to be made on its levels: half
-of the 8 bits are left for that input."""
+UNEVEN = 16
+"""How many times wider than one of its parts a value may be to be on levels for all: half of the 8
+bits are left for that part."""
 
 
 @dataclass
@@ -125,10 +125,15 @@ def uneven_joins(
     )
 
     def uneven(names: list[str]) -> bool:
-        widths = [max(0.0, seen[name][1]) - min(0.0, seen[name][0]) for name in names]
-        return max(widths) > _UNEVEN * min((w for w in widths if w > 0), default=1.0)
+        widths = [width(seen[name]) for name in names]
+        return max(widths) > UNEVEN * min((w for w in widths if w > 0), default=1.0)
 
     return {output for output, names in joins.items() if uneven(names)}
+
+
+def width(range_: Range) -> float:
+    """Of a range with 0 in it, as all levels have."""
+    return max(0.0, range_[1]) - min(0.0, range_[0])
 
 
 def _read_by_layers(graph: Graph, name: str, given: Given) -> bool:
@@ -171,11 +176,17 @@ def integer_nodes(
 
 
 def _has_integer_form(graph: Graph, node: Any) -> bool:
-    if node.op_type == "BatchNormalization":  # of fixed statistics: others are a batch's
-        return all(name in graph.constants for name in node.input[1:5])
+    if node.op_type == "BatchNormalization":
+        return has_statistics(graph, node)
     if node.op_type == "Pad":
         return _moves_by_padding(graph, node)
     return node.op_type in MOVES | ARITHMETIC | ACTIVATIONS
+
+
+def has_statistics(graph: Graph, node: Any) -> bool:
+    """Whether a node is a batch norm of fixed statistics: others are a batch's."""
+    fixed = all(name in graph.constants for name in node.input[1:5])
+    return node.op_type == "BatchNormalization" and fixed
 
 
 def _connected(candidates: dict[str, Any], start: set[str]) -> set[str]:

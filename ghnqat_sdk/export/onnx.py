@@ -35,7 +35,7 @@ from ghnqat_sdk.export.integer import (
 )
 from ghnqat_sdk.export.integer_nodes import take_out_quantizers
 from ghnqat_sdk.export.layers import require_exportable_layers
-from ghnqat_sdk.export.norms import norms_as_convolutions
+from ghnqat_sdk.export.norms import CONVOLUTION, norms_as_convolutions
 from ghnqat_sdk.export.onnx_graph import (
     Graph,
     float_twin,
@@ -143,6 +143,7 @@ class _Made:
     roundings: Roundings
     folded: int
     kept: int
+    convolutions: int
     stored: int
     in_float: int
 
@@ -168,16 +169,16 @@ def _integer_form(
     transpose_stored_weights(graph)
     given = take_out_quantizers(graph)
     edges = plan_edges(graph, given, values, float_edges)
-    norms_as_convolutions(graph, edges)
+    convolutions, layers = graph.count("Conv"), count_layers(graph)
+    norms_as_convolutions(graph, edges.nodes)
     quantize_edges(graph, edges)
     roundings = finish_layers(graph, given.coarse)
-    layers = count_layers(graph)
     if storage != "int8":
         pack(graph, NARROWEST[storage])
     graph.store()
     shorten_names(graph, edges.ranges)
     graph.model.graph.ClearField("value_info")  # shapes that a runtime finds by itself
-    return _Made(graph, twin, edges, roundings, norms - kept, kept, *layers)
+    return _Made(graph, twin, edges, roundings, norms - kept, kept, convolutions, *layers)
 
 
 def _checked(
@@ -197,13 +198,13 @@ def _checked(
     content = made.content
     agreement = Agreement.of(runner(content)(values), expected)
     times = _times(made, values) if timing else None
-    convolutions, products = integer_layers(content)
+    convolutions, products = integer_layers(content, CONVOLUTION)
     report = OnnxReport(
         path=path,
         size=len(content),
         float_size=len(made.float_content),
         agreement=agreement,
-        convolutions=made.graph.count("Conv"),
+        convolutions=made.convolutions,
         integer_convolutions=convolutions,
         simulated=max(0, made.stored - convolutions - products),
         in_float=made.in_float,

@@ -1,4 +1,4 @@
-"""Layers that clip what they read: so they do in ONNX Runtime, and for themselves alone."""
+"""Clips between layers, and layers that clip what they read, for themselves alone."""
 
 import pytest
 import torch
@@ -96,3 +96,18 @@ def test_ranges_of_sums_are_those_of_what_layers_make_of_clipped_values(images, 
         qmodel(images)
     ends = made[0].min().item(), made[0].max().item()
     assert report.edges["conv.conv"] == pytest.approx(ends, rel=0.02)
+
+
+@pytest.mark.parametrize("ends", [{"max": 0.3}, {"min": 0.0}, {"min": -0.1, "max": 0.3}])
+def test_clamps_between_layers_have_one_end_or_two(ends, quantized, images, tmp_path):
+    class Clamped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.conv = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(self.stem(x).clamp(**ends))
+
+    report = export_onnx(quantized(Clamped()), tmp_path / "m.onnx", images)
+    assert report.integer_convolutions == report.convolutions == 2
+    assert report.agreement.relative_error < 1e-3
