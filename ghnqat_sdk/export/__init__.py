@@ -10,6 +10,7 @@ integer_nodes.py  which operations can compute with integers
 edges.py          which values are integers at run time
 observe.py        the ranges of these, seen on images
 integer.py        the form that runs in integers
+norms.py          batch norms that follow no layer
 weights.py        stored weights the way round in which they are read, in signed bytes
 storage.py        weights of few bits, packed
 sizes.py          which sizes of images it is right for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,6 +21,7 @@ from ghnqat_sdk.export.integer_nodes import (
     is_kept,
     uneven_joins,
 )
+from ghnqat_sdk.export.norms import norms_in_float
 from ghnqat_sdk.export.observe import Range, observed_ranges
 from ghnqat_sdk.export.onnx_graph import Graph, attributes
 
@@ -32,11 +34,14 @@ class Edges:
 
     Attributes:
         ranges: Value to range; values of one group have the same.
+        own: Output of what reads a value that is float, or wider for others, to the range with
+            which it does.
         nodes: Outputs of the operations that read and give integers.
         dropped: Output of an activation to its input: saturation does its work.
     """
 
     ranges: dict[str, Range]
+    own: dict[str, Range]
     nodes: set[str]
     dropped: dict[str, str]
 
@@ -48,18 +53,20 @@ def plan_edges(
     range.
 
     Layers say with which range they read a value. Sums, products and the like, which training
-    leaves in float, get the smallest and the largest value on the inputs.
+    leaves in float, get the smallest and the largest value on the inputs; a layer that clips what
+    these read in full does so for itself.
 
     Raises:
         ArgumentError: a pattern in `float_edges` that no value has.
     """
     _require_known(graph, given, float_edges)
-    uneven = uneven_joins(graph, given, inputs, float_edges)
-    integer = integer_nodes(graph, given, float_edges, uneven)
+    in_float = norms_in_float(graph, given, inputs, float_edges)
+    in_float |= uneven_joins(graph, given, inputs, float_edges)
+    integer = integer_nodes(graph, given, float_edges, in_float)
     edges = _edges_of(graph, integer, given, float_edges)
     activations = {n.output[0]: n for n in graph.nodes if n.op_type in ACTIVATIONS}
     before = {n.input[0] for name, n in activations.items() if name in edges}
-    seen = observed_ranges(graph, inputs, sorted(edges | before))
+    seen = observed_ranges(given.before, inputs, sorted(edges | before))
     groups = _groups(graph, edges, integer)
     ranges: dict[str, Range] = {}
     for group in groups:
@@ -70,7 +77,22 @@ def plan_edges(
         made_of_integers = maker is not None and maker.output[0] in integer
         if name in ranges and name not in dropped and made_of_integers:
             ranges.setdefault(node.input[0], seen[node.input[0]])
-    return Edges(ranges, integer, dropped)
+    own = {
+        node.output[0]: given.ranges[node.output[0]]
+        for node in graph.nodes
+        if node.output[0] in given.ranges and node.op_type != "QuantizeLinear"
+        if _needs_own(given.ranges[node.output[0]], node.input[0], ranges, seen)
+    }
+    return Edges(ranges, own, integer, dropped)
+
+
+def _needs_own(own: Range, name: str, ranges: dict[str, Range], seen: dict[str, Range]) -> bool:
+    """Whether a layer's range clips a value by a level that the range of this value has."""
+    if name not in ranges:
+        return True
+    low, high = ranges[name]
+    half = (high - low) / 255 / 2
+    return max(low, seen[name][0]) < own[0] - half or min(high, seen[name][1]) > own[1] + half
 
 
 def _require_known(graph: Graph, given: Given, float_edges: Sequence[str]) -> None:
@@ -147,11 +169,13 @@ def _range_of(
         return 0.0, 1.0
     needed: list[Range] = []
     for name in group:
-        moves = [n.op_type in MOVES and n.output[0] in integer for n in readers.get(name, [])]
-        if name in given.ranges:
-            needed += given.ranges[name]
-        elif not moves or not all(moves):
-            needed.append(_useful(seen[name], readers.get(name, [])))
+        after = {node.output[0]: node for node in readers.get(name, [])}
+        own = [given.ranges[output] for output in after if output in given.ranges]
+        moves = {n for n, node in after.items() if node.op_type in MOVES and n in integer}
+        in_float = [node for n, node in after.items() if n not in moves and n not in given.ranges]
+        needed += own
+        if in_float or not after or name in graph.outputs:
+            needed.append(_useful(seen[name], in_float))
     low, high = min(low for low, _ in needed), max(high for _, high in needed)
     moved = {name for name in group if name in integer and makers[name].op_type in MOVES}
     made = [makers.get(name) for name in group if name not in moved]
@@ -161,9 +185,18 @@ def _range_of(
 
 def _is_never_negative(graph: Graph, node: Any) -> bool:
     """Whether an activation gives nothing below 0, whatever the images."""
-    if node.op_type == "Clip":
-        return bool(node.input[1]) and graph.read(node.input[1]).item() >= 0
-    return node.op_type == "Relu" or node.op_type in UNIT
+    return node.op_type in UNIT or (node.op_type in ACTIVATIONS and _bounds(graph, node)[0] >= 0)
+
+
+def _bounds(graph: Graph, node: Any) -> Range:
+    """What a ReLU or a Clip lets through; NaN for an end that no constant says."""
+    if node.op_type == "Relu":
+        return 0.0, math.inf
+    ends = {1: -math.inf, 2: math.inf}
+    for place, name in enumerate(node.input):
+        if place and name:
+            ends[place] = graph.read(name).item() if name in graph.constants else math.nan
+    return ends[1], ends[2]
 
 
 def _useful(range_: Range, readers: list[Any]) -> Range:
@@ -190,9 +223,7 @@ def _dropped(graph: Graph, ranges: dict[str, Range], activations: dict[str, Any]
         if name not in ranges or node.input[0] in ranges:
             continue
         low, high = ranges[name]
-        bounds = [0.0, float("inf")]
-        if node.op_type == "Clip":
-            bounds = [graph.read(end).item() for end in node.input[1:3]]
+        bounds = _bounds(graph, node)
         if bounds[0] <= low and high <= bounds[1] * _NEARLY:
             dropped[name] = node.input[0]
     return dropped

@@ -8,8 +8,9 @@ import torch
 
 from ghnqat_sdk.export.edges import Edges
 from ghnqat_sdk.export.integer_nodes import LAYERS
+from ghnqat_sdk.export.norms import CONVOLUTION
 from ghnqat_sdk.export.observe import Range
-from ghnqat_sdk.export.onnx_graph import Graph, attributes, norm_factor
+from ghnqat_sdk.export.onnx_graph import Graph, attributes
 from ghnqat_sdk.export.report import Roundings
 from ghnqat_sdk.export.weights import to_signed_bytes
 from ghnqat_sdk.quantization.functional import scale_and_zero_point
@@ -59,36 +60,6 @@ def _global_mean(graph: Graph, node: Any) -> list[Any]:
     ]
 
 
-def norms_as_convolutions(graph: Graph, edges: Edges) -> None:
-    """Batch norms between integers as convolutions with one weight for each channel, whose scale is
-    the factor."""
-    from onnx import helper
-
-    ranks = graph.ranks()
-    nodes: list[Any] = []
-    for node in graph.nodes:
-        nodes.append(node)
-        if node.op_type != "BatchNormalization" or node.output[0] not in edges.nodes:
-            continue
-        factor, shift = norm_factor(graph, node)
-        output, space = node.output[0], [1] * (ranks[node.input[0]] - 2)
-        weight = f"{output}.weight"
-        scale = factor.abs() / 127
-        usable = scale >= torch.finfo(torch.float32).tiny
-        levels = (127 * factor.sign() * usable).to(torch.int16).view(-1, 1, *space)
-        stored = [
-            graph.write(f"{weight}.levels", levels),
-            graph.write(f"{weight}.scale", torch.where(usable, scale, 1.0).float()),
-        ]
-        bias = graph.write(f"{output}.bias", shift.float())
-        inputs, groups = [node.input[0], weight, bias], len(factor)
-        nodes[-1:] = [
-            helper.make_node("DequantizeLinear", stored, [weight], axis=0),
-            helper.make_node("Conv", inputs, [output], group=groups, kernel_shape=space),
-        ]
-    graph.nodes = nodes
-
-
 class Affine(NamedTuple):
     """Names of the scale and zero point of a value."""
 
@@ -97,18 +68,20 @@ class Affine(NamedTuple):
 
 
 def quantize_edges(graph: Graph, edges: Edges) -> None:
-    """Put QuantizeLinear and DequantizeLinear after whatever makes an edge; activations that these
-    replace go."""
-    affines = _affines(graph, edges.ranges)
+    """Put QuantizeLinear and DequantizeLinear after whatever makes an edge, and before what reads
+    with a range of its own; activations that these replace go."""
+    affines = _affines(graph, edges)
     source = {before: after for after, before in edges.dropped.items()}
     nodes: list[Any] = []
     for name in graph.inputs:
-        if name in affines:
-            nodes += _pair(name, f"{name}.quantized", affines[name])
-    taken = {name: f"{name}.quantized" for name in graph.inputs if name in affines}
+        if name in edges.ranges:
+            nodes += _pair(name, f"{name}.quantized", affines[edges.ranges[name]])
+    taken = {name: f"{name}.quantized" for name in graph.inputs if name in edges.ranges}
     for node in graph.nodes:
         if node.output[0] in edges.dropped:
             continue
+        if node.output[0] in edges.own:
+            nodes += _own_input(graph, node, edges, affines)
         for place, name in enumerate(node.input):
             node.input[place] = taken.get(name, name)
         if node.op_type == "HardSigmoid" and node.output[0] in edges.nodes:
@@ -117,26 +90,48 @@ def quantize_edges(graph: Graph, edges: Edges) -> None:
         nodes.append(node)
         for place, made in enumerate(node.output):
             name = source.get(made, made)
-            if name in affines:
+            if name in edges.ranges:
                 node.output[place] = f"{name}.float"
-                nodes += _pair(node.output[place], name, affines[name])
+                nodes += _pair(node.output[place], name, affines[edges.ranges[name]])
     graph.nodes = nodes
 
 
-def _affines(graph: Graph, ranges: dict[str, Range]) -> dict[str, Affine]:
-    """Constants for the ranges; equal ones are shared."""
+def _own_input(graph: Graph, node: Any, edges: Edges, affines: dict[Range, Affine]) -> list[Any]:
+    """What clips the first input for `node` alone.
+
+    A kernel that gives integers gives them with one range: their levels get a Clip. Images and what
+    stays float are put on levels of the reader's own.
+    """
+    from onnx import helper
+
+    name, range_, own = node.input[0], edges.own[node.output[0]], f"{node.output[0]}.input"
+    node.input[0] = own
+    if name not in edges.ranges or name in graph.inputs:
+        return _pair(name, own, affines[range_])
+    scale, zero_point = scale_and_zero_point(*edges.ranges[name], 8)
+    levels = (torch.tensor(range_) / scale + zero_point).round().clamp(0, 255)
+    ends = [_byte(graph, int(level)) for level in levels]
+    return [
+        helper.make_node("Clip", [f"{name}.levels", *ends], [f"{own}.levels"]),
+        helper.make_node(
+            "DequantizeLinear", [f"{own}.levels", *affines[edges.ranges[name]]], [own]
+        ),
+    ]
+
+
+def _affines(graph: Graph, edges: Edges) -> dict[Range, Affine]:
+    """Constants for each range."""
     known: dict[Range, Affine] = {}
-    for range_ in ranges.values():
-        if range_ in known:
-            continue
-        scale, zero_point = scale_and_zero_point(*range_, 8)
-        name = graph.write(f"scale_{len(known)}", scale)
-        known[range_] = Affine(name, _zero_point(graph, int(zero_point)))
-    return {name: known[range_] for name, range_ in ranges.items()}
+    for range_ in (*edges.ranges.values(), *edges.own.values()):
+        if range_ not in known:
+            scale, zero_point = scale_and_zero_point(*range_, 8)
+            name = graph.write(f"scale.{len(known)}", scale)
+            known[range_] = Affine(name, _byte(graph, int(zero_point)))
+    return known
 
 
-def _zero_point(graph: Graph, value: int) -> str:
-    return graph.write(f"zero_point_{value}", torch.tensor(value, dtype=torch.uint8))
+def _byte(graph: Graph, value: int) -> str:
+    return graph.write(f"byte.{value}", torch.tensor(value, dtype=torch.uint8))
 
 
 def _pair(source: str, target: str, affine: Affine) -> list[Any]:
@@ -157,11 +152,11 @@ def _hard_gate(graph: Graph, node: Any) -> list[Any]:
 
     settings = {"alpha": 0.2, "beta": 0.5} | attributes(node)
     alpha, shift = settings["alpha"], settings["beta"] / settings["alpha"]
-    zero, top, output = _zero_point(graph, 0), _zero_point(graph, 255), node.output[0]
-    step = graph.write(f"gate_step_{alpha:.6g}", torch.tensor(1 / alpha / 255))
-    shift_step = graph.write(f"gate_shift_{shift:.6g}", torch.tensor(shift / 255))
-    unit = graph.write("gate_unit", torch.tensor(1 / 255))
-    parts = [f"{output}.{part}" for part in ("shift", "sum", "levels")]
+    zero, top, output = _byte(graph, 0), _byte(graph, 255), node.output[0]
+    step = graph.write(f"gate.step.{alpha:.6g}", torch.tensor(1 / alpha / 255))
+    shift_step = graph.write(f"gate.shift.{shift:.6g}", torch.tensor(shift / 255))
+    unit = graph.write("gate.unit", torch.tensor(1 / 255))
+    parts = [f"{output}.{part}" for part in ("shift", "shifted", "levels")]
     return [
         helper.make_node("DequantizeLinear", [top, shift_step, zero], [parts[0]]),
         helper.make_node("Add", [node.input[0], parts[0]], [parts[1]]),
@@ -170,20 +165,22 @@ def _hard_gate(graph: Graph, node: Any) -> list[Any]:
     ]
 
 
-def finish_layers(graph: Graph) -> Roundings:
+def finish_layers(graph: Graph, coarse: set[str]) -> Roundings:
     """Weights as signed bytes, and biases as 32-bit integers in layers that compute in integers,
-    apart in others; returns what the weights' roundings cost."""
+    apart in others, as in those that read values of fewer bits, `coarse`; returns what the weights'
+    roundings cost."""
     makers, roundings, nodes = graph.makers(), Roundings(), []
-    rooms = _rooms(graph, makers)
+    rooms = _rooms(graph, makers, coarse)
     finished: set[str] = set()
     for node in graph.nodes:
         weight = graph.stored_weight(node, makers)
         if weight is None:
             nodes += _held_in_float(graph, node) if _reads_levels(graph, node, makers) else [node]
             continue
-        step, bias = _step_of_input(graph, node, makers), _stored_bias(graph, node)
+        step, bias = _step_of_input(graph, node, makers, coarse), _stored_bias(graph, node)
         if weight.output[0] not in finished:
-            to_signed_bytes(graph, weight, rooms[weight.output[0]], roundings)
+            cost = Roundings() if node.name.startswith(CONVOLUTION) else roundings
+            to_signed_bytes(graph, weight, rooms[weight.output[0]], cost)
             finished.add(weight.output[0])
         if step is None:
             apart = bias is not None and node.op_type in LAYERS
@@ -198,7 +195,7 @@ def _stored_bias(graph: Graph, node: Any) -> str | None:
     return node.input[2] if len(node.input) > 2 and node.input[2] in graph.constants else None
 
 
-def _rooms(graph: Graph, makers: dict[str, Any]) -> dict[str, torch.Tensor]:
+def _rooms(graph: Graph, makers: dict[str, Any], coarse: set[str]) -> dict[str, torch.Tensor]:
     """The smallest scales of each stored weight with which the biases of all layers that read it
     are integers of 32 bits."""
     rooms: dict[str, torch.Tensor] = {}
@@ -206,7 +203,7 @@ def _rooms(graph: Graph, makers: dict[str, Any]) -> dict[str, torch.Tensor]:
         weight = graph.stored_weight(node, makers)
         if weight is None:
             continue
-        step, bias = _step_of_input(graph, node, makers), _stored_bias(graph, node)
+        step, bias = _step_of_input(graph, node, makers, coarse), _stored_bias(graph, node)
         least = graph.read(bias).abs() / (step * _BIAS_LEVELS) if bias and step else torch.zeros(())
         name = weight.output[0]
         rooms[name] = torch.maximum(rooms.get(name, least), least)
@@ -227,18 +224,19 @@ def _held_in_float(graph: Graph, node: Any) -> list[Any]:
     from onnx import helper
 
     output = node.output[0]
-    lowest = graph.write("lowest_float", torch.tensor(torch.finfo(torch.float32).min))
+    lowest = graph.write("lowest.float", torch.tensor(torch.finfo(torch.float32).min))
     node.output[0] = f"{output}.in_float"
     return [node, helper.make_node("Max", [node.output[0], lowest], [output])]
 
 
-def _step_of_input(graph: Graph, node: Any, makers: dict[str, Any]) -> float | None:
+def _step_of_input(
+    graph: Graph, node: Any, makers: dict[str, Any], coarse: set[str]
+) -> float | None:
     """The scale of the levels that a layer reads, if it computes in integers."""
     reads = makers.get(node.input[0])
     if node.op_type not in LAYERS or reads is None or reads.op_type != "DequantizeLinear":
         return None
-    levels = makers.get(reads.input[0])
-    if levels is None or levels.op_type != "QuantizeLinear":
+    if reads.input[0] in graph.constants or node.input[0] in coarse:
         return None
     return graph.read(reads.input[1]).item()
 

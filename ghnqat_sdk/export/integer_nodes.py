@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -26,9 +27,9 @@ ARITHMETIC = {
 UNIT = {"HardSigmoid", "Sigmoid"}
 """Operations whose outputs lie between 0 and 1, whatever the images."""
 
-_UNEVEN = 16
-"""How many times wider than one of its inputs a concatenation may be to be made on its levels: half
-of the 8 bits are left for that input."""
+UNEVEN = 16
+"""How many times wider than one of its parts a value may be to be on levels for all: half of the 8
+bits are left for that part."""
 
 
 @dataclass
@@ -36,43 +37,49 @@ class Given:
     """What a graph with layers' quantizers says of them, once they are taken out.
 
     Attributes:
-        ranges: Value to the ranges with which 8-bit layers read it.
+        before: The graph with them.
+        ranges: Output of what reads a value with 8 bits (a layer, its padding, a quantizer that
+            stays) to the range with which it does.
         layers: Outputs of the layers that compute in integers.
-        coarse: Values that are read with fewer bits than 8.
+        coarse: What layers read with fewer bits than 8, as their quantizers give it.
+        kept: Values that stay float, as those that are read with fewer bits than 8.
     """
 
-    ranges: dict[str, list[Range]] = field(default_factory=dict)
+    before: Graph
+    ranges: dict[str, Range] = field(default_factory=dict)
     layers: set[str] = field(default_factory=set)
     coarse: set[str] = field(default_factory=set)
+    kept: set[str] = field(default_factory=set)
 
 
 def take_out_quantizers(graph: Graph) -> Given:
     """8-bit layers that have an integer form read float values again; what was taken out is
     returned."""
-    makers, given = graph.makers(), Given()
-    source: dict[str, str] = {}
+    graph.store()
+    makers, given = graph.makers(), Given(Graph(copy.deepcopy(graph.model)))
+    read: dict[str, tuple[str, Range]] = {}
     for node in graph.nodes:
         if node.op_type != "DequantizeLinear" or node.input[0] in graph.constants:
             continue
         levels = makers[node.input[0]]
         if levels.op_type == "QuantizeLinear":
             scale, zero_point = (graph.read(name).double().item() for name in levels.input[1:3])
-            source[node.output[0]] = levels.input[0]
             range_ = -zero_point * scale, (255 - zero_point) * scale
-            given.ranges.setdefault(levels.input[0], []).append(range_)
+            read[node.output[0]] = levels.input[0], range_
+            given.ranges[levels.output[0]] = range_
         else:
-            given.coarse.add(makers[levels.input[0]].input[0])
+            given.coarse.add(node.output[0])
+            given.kept.add(makers[levels.input[0]].input[0])
     for node in graph.nodes:
         if node.op_type not in LAYERS or graph.stored_weight(node, makers) is None:
             continue
         pad = makers.get(node.input[0])
         # A convolution with another padding than zeros pads what it has quantized.
         reader = pad if pad is not None and _moves_by_padding(graph, pad) else node
-        if reader.input[0] in source:
+        if reader.input[0] in read:
             given.layers.add(node.output[0])
-            reader.input[0] = source[reader.input[0]]
-            if reader is pad:
-                given.ranges.setdefault(pad.output[0], []).extend(given.ranges[pad.input[0]])
+            reader.input[0], range_ = read[reader.input[0]]
+            given.ranges |= {reader.output[0]: range_, node.output[0]: range_}
     graph.drop_unread()
     return given
 
@@ -89,7 +96,7 @@ def _moves_by_padding(graph: Graph, node: Any) -> bool:
 
 def is_kept(name: str, given: Given, float_edges: Sequence[str]) -> bool:
     """Whether a value stays float."""
-    return name in given.coarse or any(fnmatchcase(name, pattern) for pattern in float_edges)
+    return name in given.kept or any(fnmatchcase(name, pattern) for pattern in float_edges)
 
 
 def data_inputs(node: Any) -> list[str]:
@@ -113,13 +120,20 @@ def uneven_joins(
         if node.op_type == "Concat" and node.output[0] in integer
         if not _read_by_layers(graph, node.output[0], given)
     }
-    seen = observed_ranges(graph, inputs, sorted({n for names in joins.values() for n in names}))
+    seen = observed_ranges(
+        given.before, inputs, sorted({n for names in joins.values() for n in names})
+    )
 
     def uneven(names: list[str]) -> bool:
-        widths = [max(0.0, seen[name][1]) - min(0.0, seen[name][0]) for name in names]
-        return max(widths) > _UNEVEN * min((w for w in widths if w > 0), default=1.0)
+        widths = [width(seen[name]) for name in names]
+        return max(widths) > UNEVEN * min((w for w in widths if w > 0), default=1.0)
 
     return {output for output, names in joins.items() if uneven(names)}
+
+
+def width(range_: Range) -> float:
+    """Of a range with 0 in it, as all levels have."""
+    return max(0.0, range_[1]) - min(0.0, range_[0])
 
 
 def _read_by_layers(graph: Graph, name: str, given: Given) -> bool:
@@ -162,11 +176,17 @@ def integer_nodes(
 
 
 def _has_integer_form(graph: Graph, node: Any) -> bool:
-    if node.op_type == "BatchNormalization":  # of fixed statistics: others are a batch's
-        return all(name in graph.constants for name in node.input[1:5])
+    if node.op_type == "BatchNormalization":
+        return has_statistics(graph, node)
     if node.op_type == "Pad":
         return _moves_by_padding(graph, node)
     return node.op_type in MOVES | ARITHMETIC | ACTIVATIONS
+
+
+def has_statistics(graph: Graph, node: Any) -> bool:
+    """Whether a node is a batch norm of fixed statistics: others are a batch's."""
+    fixed = all(name in graph.constants for name in node.input[1:5])
+    return node.op_type == "BatchNormalization" and fixed
 
 
 def _connected(candidates: dict[str, Any], start: set[str]) -> set[str]:

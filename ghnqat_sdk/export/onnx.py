@@ -31,11 +31,11 @@ from ghnqat_sdk.export.facts import write_facts
 from ghnqat_sdk.export.integer import (
     expand,
     finish_layers,
-    norms_as_convolutions,
     quantize_edges,
 )
 from ghnqat_sdk.export.integer_nodes import take_out_quantizers
 from ghnqat_sdk.export.layers import require_exportable_layers
+from ghnqat_sdk.export.norms import CONVOLUTION, norms_as_convolutions
 from ghnqat_sdk.export.onnx_graph import (
     Graph,
     float_twin,
@@ -93,7 +93,8 @@ def export_onnx(
         storage: "int8"; "int4" packs weights of up to 4 bits two to a byte, and "int2" those of 2
             bits four to a byte (opset 25), if they have 512 values at least. The runtime makes
             signed bytes of them when it loads the file.
-        float_edges: Values that shall stay float, by name or pattern; `report.edges` has the names.
+        float_edges: Values that shall stay float but for layers, which round and clip what they
+            read, by name or pattern; `report.edges` has the names.
         images: Images like those that the model is for: their size, statistics and classes are
             written into the file.
         opset: Of ONNX; by default the lowest that holds the model.
@@ -143,6 +144,7 @@ class _Made:
     packing: Packing
     folded: int
     kept: int
+    convolutions: int
     stored: int
     in_float: int
 
@@ -168,15 +170,15 @@ def _integer_form(
     transpose_stored_weights(graph)
     given = take_out_quantizers(graph)
     edges = plan_edges(graph, given, values, float_edges)
-    norms_as_convolutions(graph, edges)
+    convolutions, layers = graph.count("Conv"), count_layers(graph)
+    norms_as_convolutions(graph, edges.nodes)
     quantize_edges(graph, edges)
-    roundings = finish_layers(graph)
-    layers = count_layers(graph)
+    roundings = finish_layers(graph, given.coarse)
     packing = pack(graph, narrowest) if narrowest < 8 else Packing()
     graph.store()
     shorten_names(graph, edges.ranges)
     graph.model.graph.ClearField("value_info")  # shapes that a runtime finds by itself
-    return _Made(graph, twin, edges, roundings, packing, norms - kept, kept, *layers)
+    return _Made(graph, twin, edges, roundings, packing, norms - kept, kept, convolutions, *layers)
 
 
 def _checked(
@@ -196,13 +198,13 @@ def _checked(
     content = made.content
     agreement = Agreement.of(runner(content)(values), expected)
     times = _times(made, values) if timing else None
-    convolutions, products = integer_layers(content)
+    convolutions, products = integer_layers(content, CONVOLUTION)
     report = OnnxReport(
         path=path,
         size=len(content),
         float_size=len(made.float_content),
         agreement=agreement,
-        convolutions=made.graph.count("Conv"),
+        convolutions=made.convolutions,
         integer_convolutions=convolutions,
         simulated=max(0, made.stored - convolutions - products),
         in_float=made.in_float,

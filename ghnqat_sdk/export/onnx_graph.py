@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import itertools
 from collections import Counter
 from collections.abc import Collection
 from typing import Any
@@ -130,7 +131,9 @@ def rename_values(graph: Graph) -> None:
     made."""
     count: Counter[str] = Counter()
     kept = {*graph.inputs, *graph.outputs}
-    names: dict[str, str] = {}
+    # Constants get names that no operation or argument has: those of parameters are the user's.
+    names = {name: f"constant.{i}" for i, name in enumerate(graph.constants) if name not in kept}
+    _rename_constants(graph, names)
     for node in graph.nodes:
         facts = {each.key: each.value for each in node.metadata_props}
         scopes = ast.literal_eval(facts.get("pkg.torch.onnx.name_scopes", "[]"))
@@ -155,6 +158,12 @@ def rename_values(graph: Graph) -> None:
         *graph.model.graph.value_info,
     ):
         info.ClearField("metadata_props")
+
+
+def _rename_constants(graph: Graph, names: dict[str, str]) -> None:
+    for name, tensor in graph.constants.items():
+        tensor.name = names.get(name, name)
+    graph.constants = {tensor.name: tensor for tensor in graph.constants.values()}
 
 
 def _next_name(plain: str, count: Counter[str], taken: Collection[str]) -> str:
@@ -280,12 +289,11 @@ def shorten_names(graph: Graph, kept: Collection[str]) -> None:
     """Numbers for the names of all values but inputs, outputs and `kept`: names can take more bytes
     than scales."""
     stays = {*graph.inputs, *graph.outputs, *kept, ""}
+    numbers = (f"_{i}" for i in itertools.count() if f"_{i}" not in stays)
     names: dict[str, str] = {}
     for node in graph.nodes:
         for values in (node.input, node.output):
             for place, name in enumerate(values):
                 if name not in stays:
-                    values[place] = names.setdefault(name, f"_{len(names)}")
-    for name, tensor in graph.constants.items():
-        tensor.name = names.get(name, name)
-    graph.constants = {tensor.name: tensor for tensor in graph.constants.values()}
+                    names[name] = values[place] = names.get(name) or next(numbers)
+    _rename_constants(graph, names)

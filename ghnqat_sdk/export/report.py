@@ -116,7 +116,7 @@ class OnnxReport:
         size: Of the file, in bytes.
         float_size: Of the same model in float, in bytes.
         agreement: ONNX Runtime's outputs beside the model's, on the batch.
-        convolutions: In the file.
+        convolutions: In the model.
         integer_convolutions: Those that ONNX Runtime computes in integers, by the graph that it
             runs.
         simulated: Layers with quantized weights that it computes in float.

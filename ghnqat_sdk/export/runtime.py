@@ -143,14 +143,15 @@ def runner(model: Any) -> Callable[[Sequence[Tensor]], list[Tensor]]:
     return run
 
 
-def integer_layers(content: bytes) -> tuple[int, int]:
+def integer_layers(content: bytes, others: str) -> tuple[int, int]:
     """How many convolutions ONNX Runtime runs in integers, and how many linear layers, read from
-    the graph that it optimizes."""
+    the graph that it optimizes; nodes whose names begin with `others` do not count."""
     onnx, _ = packages()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
         session_of(content, optimized=path)
-        kinds = Counter(node.op_type for node in onnx.load(path).graph.node)
+        nodes = onnx.load(path).graph.node
+        kinds = Counter(n.op_type for n in nodes if not n.name.startswith(others))
     convolutions, products = (
         sum(kinds[each] for each in group) for group in (_CONVOLUTIONS, _PRODUCTS)
     )

@@ -98,13 +98,13 @@ def test_large_tensors_lie_on_large_pages(monkeypatch):
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
     before = new_pages(A_LARGE_TENSOR, "")
     ours = "from ghnqat_sdk.training.process import take_huge_pages as take; take()"
-    spared = [new_pages(AS_MUCH_ON_LARGE_PAGES, "")]
-    # What the system has to spare changes while others run.
-    after = min(new_pages(A_LARGE_TENSOR, ours) for _ in range(3))
-    spared.append(new_pages(AS_MUCH_ON_LARGE_PAGES, ""))
+    after, spared = [], [new_pages(AS_MUCH_ON_LARGE_PAGES, "")]
+    for _ in range(3):  # what the system has to spare changes while others run
+        after.append(new_pages(A_LARGE_TENSOR, ours))
+        spared.append(new_pages(AS_MUCH_ON_LARGE_PAGES, ""))
     if before < 40_000 or max(spared) > before / 10:
         pytest.skip("this system always has large pages, or none to spare for those who ask")
-    assert after < before / 10
+    assert min(after) < before / 10
 
 
 @pytest.mark.parametrize(("given", "kept"), [(None, "1"), ("0", "0")])
