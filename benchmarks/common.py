@@ -10,11 +10,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
 from itertools import islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torchvision.transforms.v2.functional import resize
+
+from ghnqat_sdk.data import ImageSet
 from ghnqat_sdk.files import write_atomically
 from ghnqat_sdk.hypernetwork import pretrained
 from ghnqat_sdk.training.process import keep_freed_memory
@@ -74,6 +78,11 @@ def head(columns: Sequence[str], texts: int = 1) -> str:
     """The head of a table: the first columns hold texts, the others numbers."""
     lines = ["---"] * texts + ["---:"] * (len(columns) - texts)
     return f"{row(columns)}\n{row(lines)}"
+
+
+def at_size(images: ImageSet, side: int) -> ImageSet:
+    """Resized after decoding: decoding all of a folder at another size takes minutes."""
+    return replace(images, images=resize(images.images, [side, side]))
 
 
 def median_ms(call: Callable[[], Any], repeats: int) -> float:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from common import at_size
 from torch import Tensor
-from torchvision.transforms.v2.functional import resize
 
 from ghnqat_sdk.data import ImageSet, load_images
 
@@ -82,8 +82,7 @@ def photographs(root: str, name: str, size: int) -> Images:
     def part(split: str, count: int) -> ImageSet:
         images = load_images(root, split, 32).sample(count, seed=0)
         return dataclasses.replace(
-            images,
-            images=images.images if size == 32 else resize(images.images, [size, size]),
+            at_size(images, size),
             labels=torch.tensor(labels)[images.labels],
             classes=classes,
         )

@@ -14,7 +14,6 @@ in percent: mean ± standard error over networks; the least.
 from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from functools import cache, partial
 from math import inf
 from multiprocessing import get_context
@@ -27,7 +26,6 @@ import torch
 from common import prepare
 from networks import SPACES, cheap, named, table
 from table1 import BITS, hypernetwork
-from torchvision.transforms.v2.functional import resize
 
 from ghnqat_sdk.bits import Bits
 from ghnqat_sdk.data import ImageSet, load_images
@@ -41,8 +39,7 @@ SPLIT = "val"
 
 @cache
 def images_of(data: str, count: int, size: int) -> ImageSet:
-    found = load_images(data, SPLIT).sample(count, seed=0)
-    return replace(found, images=resize(found.images, [size, size]))
+    return common.at_size(load_images(data, SPLIT).sample(count, seed=0), size)
 
 
 def measure(

@@ -164,7 +164,7 @@ def _measure(
     from ghnqat_sdk.quantization.lookup import bits_of, fake_quantized_layers
     from ghnqat_sdk.quantization.report import quantization_report
 
-    qmodel = predicted(options, model, hypernetwork=hypernetwork)
+    qmodel = predicted(options, model, hypernetwork)
     bits = bits_of(fake_quantized_layers(qmodel))
     if options.data is not None:
         batch, words = _calibrated_on(options, qmodel, hypernetwork.config.images)

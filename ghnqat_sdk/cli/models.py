@@ -117,6 +117,7 @@ def build_model(
         name: As on the command line.
         classes: That it should tell apart; None for a callable's own, else `otherwise`.
         asked: Whether that is the user's wish, which a callable must not leave unheard.
+        otherwise: Classes of what does not say how many it has.
 
     Raises:
         ArgumentError: there is none of that name, or the user's callable does not give one, or does
@@ -218,26 +219,20 @@ def loaded_hypernetwork(options: Namespace) -> GraphHypernetwork:
 
 
 def predicted(
-    options: Namespace,
-    model: nn.Module,
-    head: Any = "auto",
-    hypernetwork: GraphHypernetwork | None = None,
+    options: Namespace, model: nn.Module, hypernetwork: GraphHypernetwork, head: Any = "auto"
 ) -> nn.Module:
-    """The model itself, with parameters predicted by a hypernetwork, that of the options if none is
-    given.
+    """The model itself, with parameters predicted by the hypernetwork.
 
     Raises:
-        ArgumentError: patterns of bits that fit no layer, or a Hub repo or revision that is not
-            there.
+        ArgumentError: patterns of bits that fit no layer.
     """
     from ghnqat_sdk.predict import predict_quantized_params
 
-    with working("loading the hypernetwork and predicting"), hub_names(), advising(OF_BITS):
+    with working("predicting"), advising(OF_BITS):
         return predict_quantized_params(
             model,
             options.bits,
-            hypernetwork=hypernetwork or options.hypernetwork,
-            revision=None if hypernetwork else options.revision,
+            hypernetwork=hypernetwork,
             example_inputs=example_of(options.input),
             head=head,
             first_last_bits=options.first_last_bits,

@@ -123,7 +123,7 @@ def _predict(options: Namespace) -> None:
     model = build_model(options.model, _classes(options), asked=asked, otherwise=otherwise)
     if options.input is not None:
         traced(model, options.input)  # whose errors speak of a command line
-    qmodel = predicted(options, model, options.head if images is None else "keep", hypernetwork)
+    qmodel = predicted(options, model, hypernetwork, options.head if images is None else "keep")
     heads = None if images is None else fit_head_to_images(qmodel, images)
     if options.output is not None:
         _save(qmodel, options.output)

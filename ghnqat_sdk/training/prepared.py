@@ -16,10 +16,11 @@ from ghnqat_sdk.graph.layers import quantizable_layers
 from ghnqat_sdk.graph.trace import trace
 from ghnqat_sdk.training.plan import ForwardPlan
 from ghnqat_sdk.training.sampler import Draw
+from ghnqat_sdk.training.spaces.cost import IMAGE
 from ghnqat_sdk.training.spaces.protocol import Architecture
 from ghnqat_sdk.training.spaces.resized import Resized
 
-KNOWN_SIZE = 32
+KNOWN_SIZE = IMAGE.height
 """Side in pixels of the images that spaces are made for, and costs are of."""
 _IMAGES = 2  # that a network is traced with
 
@@ -125,20 +126,21 @@ class PreparedNetworks:
         if architecture not in self.kept:
             if len(self.kept) >= self.most:
                 self.kept.pop(next(iter(self.kept)))
-            size = architecture.side if isinstance(architecture, Resized) else self.size
-            self.kept[architecture] = network_for(architecture, self.num_classes, size)
+            self.kept[architecture] = network_for(architecture, self.num_classes, self.size)
         return self.kept[architecture]
 
 
 def network_for(architecture: Architecture, num_classes: int, size: int) -> PreparedNetwork | None:
-    """As `prepare_network`, None where a network that runs at the size of its space, 32 pixels,
-    does not at this one: its classifier reads so many pixels, or its branches meet no more.
+    """As `prepare_network`, at the size of its own that a network may have. None where one that
+    runs at the size of its space, 32 pixels, does not at this one: its classifier reads so many
+    pixels, or its branches meet no more.
 
     Raises:
         ArgumentError, TraceError: as `prepare_network` at 32 pixels.
     """
     try:
-        return prepare_network(architecture, num_classes, size)
+        own = architecture.side if isinstance(architecture, Resized) else size
+        return prepare_network(architecture, num_classes, own)
     except TraceError:
         prepare_network(architecture, num_classes)
         return None
